@@ -1,0 +1,163 @@
+//! Every way in which the gateway says no: one variant each, and one place that says what the client is told, what the
+//! log and the metrics call it, and when to come back.
+
+use std::borrow::Cow;
+
+/// A request that the gateway answers itself. The client is told little; the log has [`Refusal::code`] and the details.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The request could be read in two ways, or breaks HTTP (design, decision 1).
+    AmbiguousRequest(&'static str),
+    /// Both federation headers at once (`hive-contract`, "Federation JWT").
+    TwoFederationCredentials,
+    /// A federation JWT longer than 8192 bytes.
+    FederationTokenTooLong,
+    /// Request line and header fields beyond `limits.request_header`.
+    HeaderTooLarge,
+    /// `Host` is not the name that the TLS handshake asked for, or no route serves it (decision 2).
+    MisdirectedRequest,
+    /// No route has this path.
+    NotFound,
+    /// A route has this path, with other methods.
+    MethodNotAllowed {
+        /// Value of `Allow` (RFC 9110, section 10.2.1).
+        allow: String,
+    },
+    /// The route exists, not for this peer.
+    PeerNotAllowed,
+    /// The client's certificate expired while its connection lived.
+    CertificateExpired,
+    /// Neither a `Content-Length` nor a coding that ends the body.
+    LengthRequired,
+    /// The body is longer than `body.limit`.
+    BodyTooLarge,
+    /// The body did not arrive within `timeouts.request_body`.
+    BodyTimeout,
+    /// Waiting bodies take all of `server.body_memory`.
+    BodyMemoryExhausted,
+    /// An `Expect` other than `100-continue` (RFC 9110, section 10.1.1).
+    ExpectationFailed,
+    /// A JSON-RPC route takes JSON only.
+    UnsupportedMediaType,
+    /// Not well-formed JSON.
+    JsonInvalid(Cow<'static, str>),
+    /// JSON, but not a JSON-RPC 2.0 request.
+    JsonRpcInvalid(Cow<'static, str>),
+    /// A JSON-RPC method that the route does not let through.
+    JsonRpcMethodNotAllowed,
+    /// No node of the upstream is healthy.
+    NoHealthyUpstream,
+    /// No node took the connection.
+    UpstreamConnectFailed,
+    /// No node took the connection in time.
+    UpstreamConnectTimeout,
+    /// The node broke the connection, or its answer is not HTTP.
+    UpstreamFailed,
+    /// No first byte within `timeouts.response`.
+    UpstreamTimeout,
+    /// The process is ending.
+    ShuttingDown,
+    /// A defect of the gateway's own.
+    Internal,
+}
+
+impl Refusal {
+    /// The HTTP status.
+    pub fn status(&self) -> u16 {
+        self.row().0
+    }
+
+    /// Stable snake_case name: `error` in the small JSON body, `refusal` in the log, `reason` in the metrics.
+    pub fn code(&self) -> &'static str {
+        self.row().1
+    }
+
+    /// Code of the JSON-RPC error object, on JSON-RPC routes.
+    pub fn json_rpc_code(&self) -> i32 {
+        self.row().2
+    }
+
+    /// What the client is told.
+    pub fn message(&self) -> Cow<'_, str> {
+        match self {
+            Refusal::JsonInvalid(why) | Refusal::JsonRpcInvalid(why) => Cow::Borrowed(why),
+            _ => Cow::Borrowed(self.row().3),
+        }
+    }
+
+    /// More for the log than the client is told.
+    pub fn detail(&self) -> Option<&str> {
+        match self {
+            Refusal::AmbiguousRequest(why) => Some(why),
+            Refusal::JsonInvalid(why) | Refusal::JsonRpcInvalid(why) => Some(why),
+            _ => None,
+        }
+    }
+
+    /// Seconds for `Retry-After`, where coming back makes sense.
+    pub fn retry_after_seconds(&self) -> Option<u32> {
+        match self {
+            Refusal::NoHealthyUpstream | Refusal::BodyMemoryExhausted | Refusal::ShuttingDown => Some(1),
+            _ => None,
+        }
+    }
+
+    /// Whether the connection can't be used again: the rest of the request is unread or its end unknown.
+    pub fn closes_connection(&self) -> bool {
+        matches!(
+            self,
+            Refusal::AmbiguousRequest(_)
+                | Refusal::HeaderTooLarge
+                | Refusal::LengthRequired
+                | Refusal::BodyTooLarge
+                | Refusal::BodyTimeout
+                | Refusal::BodyMemoryExhausted
+                | Refusal::CertificateExpired
+                | Refusal::MisdirectedRequest
+                | Refusal::ShuttingDown
+        )
+    }
+
+    /// Status, code, JSON-RPC code and message of each variant. JSON-RPC codes: -32700 parse error and -32600 invalid
+    /// request, -32601 method not found (JSON-RPC 2.0, section 5.1); -32005 is Hive's for "too many"; the rest are
+    /// -32603, internal error, or from the range that the specification leaves to servers.
+    fn row(&self) -> (u16, &'static str, i32, &'static str) {
+        match self {
+            Refusal::AmbiguousRequest(_) => (400, "bad_request", -32600, "The request is malformed or ambiguous."),
+            Refusal::TwoFederationCredentials => {
+                (400, "two_federation_credentials", -32600, "Send a federation JWT or a federation secret, not both.")
+            }
+            Refusal::FederationTokenTooLong => {
+                (400, "federation_token_too_long", -32600, "The federation JWT is longer than 8192 bytes.")
+            }
+            Refusal::HeaderTooLarge => (431, "header_too_large", -32600, "The request header is too large."),
+            Refusal::MisdirectedRequest => {
+                (421, "misdirected_request", -32600, "This connection does not serve the requested host.")
+            }
+            Refusal::NotFound => (404, "not_found", -32601, "Not found."),
+            Refusal::MethodNotAllowed { .. } => (405, "method_not_allowed", -32600, "HTTP method not allowed."),
+            Refusal::PeerNotAllowed => (403, "peer_not_allowed", -32600, "This certificate may not use this route."),
+            Refusal::CertificateExpired => (401, "certificate_expired", -32600, "The client certificate has expired."),
+            Refusal::LengthRequired => (411, "length_required", -32600, "Send a Content-Length."),
+            Refusal::BodyTooLarge => (413, "payload_too_large", -32700, "The request body is too large."),
+            Refusal::BodyTimeout => (408, "body_timeout", -32700, "The request body took too long."),
+            Refusal::BodyMemoryExhausted => (503, "overloaded", -32603, "The gateway is overloaded. Try again."),
+            Refusal::ExpectationFailed => (417, "expectation_failed", -32600, "Only Expect: 100-continue is supported."),
+            Refusal::UnsupportedMediaType => {
+                (415, "unsupported_media_type", -32700, "Send application/json without a content coding.")
+            }
+            Refusal::JsonInvalid(_) => (400, "invalid_json", -32700, "The body is not valid JSON."),
+            Refusal::JsonRpcInvalid(_) => (400, "invalid_json_rpc", -32600, "The body is not a JSON-RPC request."),
+            Refusal::JsonRpcMethodNotAllowed => (403, "json_rpc_method_not_allowed", -32601, "Method not allowed."),
+            Refusal::NoHealthyUpstream => (503, "no_healthy_upstream", -32603, "No Hive node is available."),
+            Refusal::UpstreamConnectFailed => (502, "upstream_connect_failed", -32603, "No Hive node could be reached."),
+            Refusal::UpstreamConnectTimeout => {
+                (504, "upstream_connect_timeout", -32603, "No Hive node could be reached in time.")
+            }
+            Refusal::UpstreamFailed => (502, "upstream_failed", -32603, "The Hive node did not answer properly."),
+            Refusal::UpstreamTimeout => (504, "upstream_timeout", -32603, "The Hive node did not answer in time."),
+            Refusal::ShuttingDown => (503, "shutting_down", -32603, "The gateway is restarting. Try again."),
+            Refusal::Internal => (500, "internal_error", -32603, "Internal error."),
+        }
+    }
+}
