@@ -1,0 +1,2 @@
+//! config
+pub mod file;
