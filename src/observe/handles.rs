@@ -87,48 +87,53 @@ impl Drop for RequestInFlight {
 
 /// Counters of one listener.
 pub struct ListenerMetrics {
-    families: Arc<ListenerFamilies>,
-    name: Box<str>,
     connections: IntGauge,
     accepted: IntCounter,
     refused: Vec<IntCounter>,
     closed: Vec<IntCounter>,
-    handshake_ok: IntCounter,
+    /// In the order of [`HandshakeResult::ALL`], which is that of declaration.
+    handshakes: Vec<IntCounter>,
     handshake_duration: Histogram,
 }
 
 impl ListenerMetrics {
-    pub(super) fn new(families: &Arc<ListenerFamilies>, name: &str) -> Self {
+    pub(super) fn new(families: &ListenerFamilies, name: &str) -> Self {
         let refused = ConnectionRefusal::ALL.iter().map(|r| families.refused.with_label_values(&[name, r.as_str()]));
         let closed = CloseReason::ALL.iter().map(|r| families.closed.with_label_values(&[name, r.as_str()]));
+        let handshakes = HandshakeResult::ALL.iter();
+        let handshakes = handshakes.map(|r| families.handshakes.with_label_values(&[name, r.as_str()]));
         Self {
             connections: families.connections.with_label_values(&[name]),
             accepted: families.accepted.with_label_values(&[name]),
             refused: refused.collect(),
             closed: closed.collect(),
-            handshake_ok: families.handshakes.with_label_values(&[name, HandshakeResult::Ok.as_str()]),
+            handshakes: handshakes.collect(),
             handshake_duration: families.handshake_duration.with_label_values(&[name]),
-            families: families.clone(),
-            name: name.into(),
         }
     }
 
-    /// A connection came in; it is then either [`Self::refused`] or [`Self::opened`].
+    /// A connection was let in; its handshake follows.
     pub fn accepted(&self) {
         self.accepted.inc();
     }
 
-    /// The connection was closed at admission.
-    pub fn refused(&self, reason: ConnectionRefusal) {
-        self.refused[reason.index()].inc();
+    /// A connection was turned away.
+    pub fn refused(&self, reason: impl Into<ConnectionRefusal>) {
+        self.refused[reason.into().index()].inc();
     }
 
-    /// The connection was admitted; [`Self::closed`] follows once.
+    /// A TLS handshake ended.
+    pub fn handshake(&self, result: HandshakeResult, duration: Duration) {
+        self.handshakes[result as usize].inc();
+        self.handshake_duration.observe(duration.as_secs_f64());
+    }
+
+    /// A connection is ready for requests; [`Self::closed`] follows once.
     pub fn opened(&self) {
         self.connections.inc();
     }
 
-    /// An admitted connection ended.
+    /// A connection that was [`Self::opened`] ended.
     pub fn closed(&self, reason: CloseReason) {
         self.connections.dec();
         self.closed[reason.index()].inc();
@@ -137,16 +142,6 @@ impl ListenerMetrics {
     /// Connections that are open now.
     pub fn open_connections(&self) -> i64 {
         self.connections.get()
-    }
-
-    /// A TLS handshake ended. A failed one looks its label up: that is little beside the handshake.
-    pub fn handshake(&self, result: HandshakeResult, duration: Duration) {
-        if result == HandshakeResult::Ok {
-            self.handshake_ok.inc();
-        } else {
-            self.families.handshakes.with_label_values(&[&*self.name, result.as_str()]).inc();
-        }
-        self.handshake_duration.observe(duration.as_secs_f64());
     }
 }
 
@@ -240,3 +235,7 @@ impl Drop for NodeMetrics {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "handles_tests.rs"]
+mod tests;

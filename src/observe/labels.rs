@@ -74,36 +74,32 @@ impl From<&Method> for MethodLabel {
 }
 
 label!(
-    /// Why a connection was closed before its TLS handshake, at admission.
+    /// Why a connection was turned away before a byte of it was read.
     ConnectionRefusal {
         /// `limits.connections` is reached.
-        TooMany => "too_many",
+        Total => "total",
         /// `limits.connections_per_address` is reached.
-        TooManyFromAddress => "too_many_from_address",
+        PerAddress => "per_address",
         /// Faster than `limits.new_connections_per_address`.
-        TooFastFromAddress => "too_fast_from_address",
-        /// The process is ending.
-        ShuttingDown => "shutting_down",
+        Rate => "rate",
     }
 );
 
 label!(
-    /// Why an admitted connection ended. Each admitted connection ends for exactly one of them.
+    /// Why a connection ended that had its TLS handshake behind it. Each ends for exactly one of them.
     CloseReason {
-        /// The client closed it between two requests, or after its last.
-        Client => "client",
-        /// The client broke it: reset, or closed within a request.
-        ClientAborted => "client_aborted",
-        /// No TLS: `hive_gateway_tls_handshakes_total` says why.
-        Handshake => "handshake",
+        /// In good order: by the client, or after an answer with `Connection: close`.
+        Normal => "normal",
         /// No request for `timeouts.idle`.
         Idle => "idle",
         /// A request's header, an HTTP/2 preface or frame took longer than `timeouts.request_header`.
         HeaderTimeout => "header_timeout",
-        /// A header beyond `limits.request_header`.
-        HeaderTooLarge => "header_too_large",
+        /// A request's body took longer than `timeouts.request_body`.
+        BodyTimeout => "body_timeout",
         /// The client left an answer unread for `timeouts.write`.
         WriteTimeout => "write_timeout",
+        /// A header beyond `limits.request_header`.
+        HeaderTooLarge => "header_too_large",
         /// Older than `timeouts.connection_age`.
         Age => "age",
         /// `limits.requests_per_connection` requests were served.
@@ -112,6 +108,8 @@ label!(
         ProtocolError => "protocol_error",
         /// A refusal after which the connection can't be used again.
         Refused => "refused",
+        /// The client broke it: reset, or closed within a request.
+        Aborted => "aborted",
         /// The node broke an answer off, so the client's connection had to end too.
         UpstreamAborted => "upstream_aborted",
         /// The process is ending.

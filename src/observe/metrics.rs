@@ -75,13 +75,13 @@ definitions! {
     REFUSALS: Kind::Counter, "refusals_total", ["reason"],
         "Requests that the gateway answered itself, by reason.";
     CONNECTIONS: Kind::Gauge, "connections", ["listener"],
-        "Open client connections.";
+        "Open client connections, handshake done.";
     CONNECTIONS_ACCEPTED: Kind::Counter, "connections_accepted_total", ["listener"],
-        "Client connections that came in, refused ones too.";
+        "Client connections that were let in.";
     CONNECTIONS_REFUSED: Kind::Counter, "connections_refused_total", ["listener", "reason"],
-        "Client connections closed before TLS, by reason.";
+        "Client connections turned away before a byte was read, by reason.";
     CONNECTIONS_CLOSED: Kind::Counter, "connections_closed_total", ["listener", "reason"],
-        "Client connections that ended, by reason.";
+        "Client connections that ended after their handshake, by reason.";
     TLS_HANDSHAKES: Kind::Counter, "tls_handshakes_total", ["listener", "result"],
         "TLS handshakes with clients, by result.";
     TLS_HANDSHAKE_DURATION: Kind::Histogram(HANDSHAKE_BUCKETS), "tls_handshake_duration_seconds", ["listener"],
@@ -188,7 +188,7 @@ pub struct Metrics {
     requests_in_flight: IntGauge,
     refusals: IntCounterVec,
     refusals_by_code: RefusalTable,
-    listeners: Arc<ListenerFamilies>,
+    listeners: ListenerFamilies,
     certificates: IntGaugeVec,
     certificates_shown: Mutex<HashMap<String, Vec<String>>>,
     upstream_first_byte: HistogramVec,
@@ -216,14 +216,14 @@ impl Metrics {
             requests_in_flight: gauge(&r, &REQUESTS_IN_FLIGHT),
             refusals: counters(&r, &REFUSALS),
             refusals_by_code: RefusalTable::new(),
-            listeners: Arc::new(ListenerFamilies {
+            listeners: ListenerFamilies {
                 connections: gauges(&r, &CONNECTIONS),
                 accepted: counters(&r, &CONNECTIONS_ACCEPTED),
                 refused: counters(&r, &CONNECTIONS_REFUSED),
                 closed: counters(&r, &CONNECTIONS_CLOSED),
                 handshakes: counters(&r, &TLS_HANDSHAKES),
                 handshake_duration: histograms(&r, &TLS_HANDSHAKE_DURATION),
-            }),
+            },
             certificates: gauges(&r, &CERTIFICATE_NOT_AFTER),
             certificates_shown: Mutex::default(),
             upstream_first_byte: histograms(&r, &UPSTREAM_FIRST_BYTE),
@@ -342,5 +342,104 @@ impl RefusalTable {
             }
         }
         family.with_label_values(&[code]).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::{CloseReason, HandshakeResult, MethodLabel, UpstreamResult};
+    use std::time::Duration;
+
+    /// Every metric with a sample.
+    fn full() -> (Arc<Metrics>, Vec<Arc<NodeMetrics>>) {
+        let metrics = Metrics::new();
+        metrics.route("a2a", "/api/a2a/jsonrpc").record(MethodLabel::Post, 200, Duration::from_millis(3));
+        metrics.refusal("not_found");
+        let listener = metrics.listener("federation");
+        listener.opened();
+        listener.closed(CloseReason::Idle);
+        listener.handshake(HandshakeResult::Ok, Duration::from_millis(1));
+        metrics.set_certificates("federation", &[("CN=gateway".into(), 1_800_000_000)]);
+        metrics.upstream("hive").first_byte(Duration::from_millis(2));
+        let node = metrics.upstream_node("hive", "10.0.0.1:3000");
+        node.set_up(true);
+        node.record(UpstreamResult::Ok);
+        (metrics, vec![node])
+    }
+
+    #[test]
+    fn every_definition_is_written_out_once_with_its_kind() {
+        let (metrics, _nodes) = full();
+        let text = metrics.encode();
+        for d in DEFINITIONS {
+            let kind = match d.kind {
+                Kind::Counter => "counter",
+                Kind::Gauge => "gauge",
+                Kind::Histogram(_) => "histogram",
+            };
+            assert_eq!(text.matches(&format!("# TYPE {} {kind}\n", d.name)).count(), 1, "{}", d.name);
+        }
+        assert_eq!(text.matches("# TYPE ").count(), DEFINITIONS.len());
+    }
+
+    /// The rules of `promtool check metrics`, as far as names, kinds and helps go.
+    #[test]
+    fn names_keep_the_rules_of_promtool() {
+        for d in DEFINITIONS {
+            assert!(!d.help.is_empty() && d.help.ends_with('.'), "{}", d.name);
+            assert_eq!(d.name.ends_with("_total"), d.kind == Kind::Counter, "{}", d.name);
+            assert!(d.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{}", d.name);
+            assert!(!["_count", "_sum", "_bucket"].iter().any(|s| d.name.ends_with(s)), "{}", d.name);
+            let words = ["ms", "us", "milliseconds", "minutes", "kilobytes", "counter", "gauge", "histogram"];
+            assert!(!d.name.split('_').any(|w| words.contains(&w)), "{}", d.name);
+            if let Kind::Histogram(buckets) = d.kind {
+                assert!(d.name.ends_with("_seconds") && buckets.is_sorted(), "{}", d.name);
+            }
+        }
+    }
+
+    #[test]
+    fn durations_are_told_apart_from_100_microseconds_to_300_seconds() {
+        assert_eq!((DURATION_BUCKETS.first(), DURATION_BUCKETS.last()), (Some(&0.0001), Some(&300.0)));
+    }
+
+    #[test]
+    fn the_metric_of_the_older_gateway_keeps_its_name_and_labels() {
+        let (metrics, _nodes) = full();
+        assert!(
+            metrics.encode().contains(
+                "hive_gateway_http_requests_total{code=\"200\",method=\"POST\",path=\"/api/a2a/jsonrpc\"} 1\n"
+            )
+        );
+    }
+
+    #[test]
+    fn refusals_of_one_code_are_one_counter_wherever_its_text_stands() {
+        let metrics = Metrics::new();
+        let copy: &'static str = Box::leak(String::from("not_found").into_boxed_str());
+        for code in ["not_found", copy, "overloaded"] {
+            metrics.refusal(code);
+        }
+        let text = metrics.encode();
+        assert!(text.contains("hive_gateway_refusals_total{reason=\"not_found\"} 2\n"), "{text}");
+        assert!(text.contains("hive_gateway_refusals_total{reason=\"overloaded\"} 1\n"), "{text}");
+    }
+
+    #[test]
+    fn a_certificate_that_is_no_longer_used_is_no_longer_shown() {
+        let metrics = Metrics::new();
+        metrics.set_certificates("l", &[("CN=old".into(), 1), ("CN=both".into(), 2)]);
+        metrics.set_certificates("other", &[("CN=old".into(), 5)]);
+        metrics.set_certificates("l", &[("CN=both".into(), 3), ("CN=new".into(), 4)]);
+        let text = metrics.encode();
+        let shown: Vec<&str> = text.lines().filter(|l| l.starts_with("hive_gateway_certificate")).collect();
+        let line = |listener, subject, value| {
+            format!(
+                "hive_gateway_certificate_not_after_seconds{{listener=\"{listener}\",subject=\"{subject}\"}} {value}"
+            )
+        };
+        let expected = [line("l", "CN=both", 3), line("l", "CN=new", 4), line("other", "CN=old", 5)];
+        assert_eq!(shown, expected);
     }
 }
