@@ -10,9 +10,12 @@
 //! more reason in [`Node::is_usable`], and discovery builds a new [`Upstream`] from a `previous` one.
 
 mod balance;
+#[cfg(test)]
+mod fakes;
 mod health;
 mod node;
 mod peer;
+mod random;
 mod settings;
 
 use std::sync::Arc;
@@ -55,12 +58,12 @@ impl Upstream {
             .map(|(index, node)| {
                 let kept =
                     previous.and_then(|p| p.nodes.iter().find(|n| *n.url == *node.url && n.address == node.address));
-                let state = node::State::new(observe(node), settings.health_check.enabled, kept.map(|n| &n.state));
-                Arc::new(Node::new(index, node, &settings, state))
+                let state = kept.map_or_else(|| node::State::new(observe(node)), |n| n.state.clone());
+                Node::new(index, node, &settings, state).map(Arc::new)
             })
-            .collect();
-        let balancer = Balancer::new(settings.balance, seed.unwrap_or_else(fresh_seed));
-        balancer.rebuild(&nodes);
+            .collect::<Result<_, _>>()?;
+        let balancer = Balancer::new(settings.balance, seed.unwrap_or_else(random::fresh_seed));
+        balancer.refresh(&nodes);
         Ok(Arc::new(Self { name: settings.name, nodes, balancer, health_check: settings.health_check }))
     }
 
@@ -97,15 +100,9 @@ impl Upstream {
     }
 
     /// Must follow every change of a node's usability.
-    fn usability_changed(&self) {
-        self.balancer.rebuild(&self.nodes);
+    fn refresh(&self) {
+        self.balancer.refresh(&self.nodes);
     }
-}
-
-fn fresh_seed() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    // The standard library's hasher is seeded by the system for each instance.
-    std::hash::RandomState::new().build_hasher().finish()
 }
 
 /// A node taken for one request. It counts as in flight until this is dropped.
@@ -116,8 +113,8 @@ pub struct Picked {
 impl Picked {
     fn new(node: Arc<Node>) -> Self {
         node.state.requests.fetch_add(1, Ordering::Relaxed);
-        let before = node.state.in_flight.fetch_add(1, Ordering::Relaxed);
-        node.state.observer().in_flight(before + 1);
+        node.state.in_flight.fetch_add(1, Ordering::Relaxed);
+        node.state.observer().request_started();
         Self { node }
     }
 
@@ -129,7 +126,7 @@ impl Picked {
 
 impl Drop for Picked {
     fn drop(&mut self) {
-        let before = self.node.state.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.node.state.observer().in_flight(before - 1);
+        self.node.state.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.node.state.observer().request_ended();
     }
 }

@@ -3,14 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use parking_lot::Mutex;
 use pingora::upstreams::peer::HttpPeer;
 
 use super::peer;
-use super::settings::{NodeSettings, Settings};
+use super::settings::{NodeSettings, Settings, SettingsError};
 
 /// What the probes say of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,12 +44,12 @@ impl Health {
 
 /// Is told what happens to a node: the metrics.
 pub trait Observer: Send + Sync {
-    /// The node's health changed.
-    fn health(&self, health: Health);
-    /// So many requests are under way.
-    fn in_flight(&self, count: u32);
-    /// A connection could not be made.
-    fn connect_failed(&self);
+    /// Whether requests may go to the node.
+    fn set_up(&self, up: bool);
+    /// A request was given to the node; [`Self::request_ended`] follows once.
+    fn request_started(&self);
+    /// A request has left the node.
+    fn request_ended(&self);
 }
 
 /// A node of an upstream, as one configuration has it. What is learned of it is in its state, which outlives a reload.
@@ -58,25 +58,40 @@ pub struct Node {
     pub(super) index: u16,
     pub(super) url: Arc<str>,
     pub(super) address: SocketAddr,
-    pub(super) host: String,
+    /// `Host` of a probe.
+    pub(super) host: HeaderValue,
     pub(super) weight: u16,
     pub(super) peer: HttpPeer,
-    pub(super) idle: Duration,
+    idle: Duration,
+    /// Off: the node counts as up, whatever its state says from a time when it was on.
+    checked: bool,
     pub(super) state: Arc<State>,
 }
 
 impl Node {
-    pub(super) fn new(index: u16, node: &NodeSettings, settings: &Settings, state: Arc<State>) -> Self {
-        Self {
+    /// # Errors
+    /// A `Host` that can't be sent.
+    pub(super) fn new(
+        index: u16,
+        node: &NodeSettings,
+        settings: &Settings,
+        state: Arc<State>,
+    ) -> Result<Self, SettingsError> {
+        let host = HeaderValue::from_str(&node.host)
+            .map_err(|_| SettingsError::Probe(format!("{:?} can't be sent as Host", node.host)))?;
+        let node = Self {
             index,
             url: node.url.as_str().into(),
             address: node.address,
-            host: node.host.clone(),
+            host,
             weight: node.weight,
             peer: peer::template(node, settings),
             idle: settings.timeouts.idle.0,
+            checked: settings.health_check.enabled,
             state,
-        }
+        };
+        node.state.observer().set_up(node.is_usable());
+        Ok(node)
     }
 
     /// Its place in [`super::Upstream::nodes`]; what [`super::Upstream::pick`] takes as `tried`.
@@ -94,9 +109,9 @@ impl Node {
         self.address
     }
 
-    /// What the probes say.
+    /// What the probes say; up if there are none.
     pub fn health(&self) -> Health {
-        Health::from_u8(self.state.health.load(Ordering::Acquire))
+        if self.checked { self.state.health() } else { Health::Up }
     }
 
     /// Whether a request may go there.
@@ -109,10 +124,9 @@ impl Node {
         self.state.in_flight.load(Ordering::Relaxed)
     }
 
-    /// To be called when no connection could be made: counted, and told to the metrics.
+    /// To be called when no connection could be made: counted for [`NodeStatus`].
     pub fn connect_failed(&self) {
         self.state.connect_failures.fetch_add(1, Ordering::Relaxed);
-        self.state.observer().connect_failed();
     }
 
     /// To be called with each answer's headers: learns how long the node keeps an idle connection
@@ -155,9 +169,16 @@ impl Node {
     }
 
     /// Takes a probe's result. Returns the change of health that it brought, if any.
-    pub(super) fn probed(&self, result: Result<(), String>, limits: &Thresholds, now: SystemTime) -> Option<Health> {
+    pub(super) fn probed(
+        &self,
+        result: Result<(), String>,
+        limits: &Thresholds,
+        now: Instant,
+        wall: SystemTime,
+    ) -> Option<Health> {
         let mut track = self.state.track.lock();
-        let before = self.health();
+        track.last_probe = Some(now);
+        let before = self.state.health();
         let after = track.next(before, result.is_ok(), limits);
         track.last_error = match result {
             // The reason why a node is down stays readable while it is down.
@@ -168,11 +189,21 @@ impl Node {
         if after == before {
             return None;
         }
-        track.last_change = Some(now);
+        track.last_change = Some(wall);
         // Stored under the lock, so that two loops (before and after a reload) can't overtake each other.
         self.state.health.store(after as u8, Ordering::Release);
-        self.state.observer().health(after);
+        self.state.observer().set_up(after != Health::Down);
         Some(after)
+    }
+
+    /// When the last probe ended.
+    pub(super) fn last_probe(&self) -> Option<Instant> {
+        self.state.track.lock().last_probe
+    }
+
+    /// Whether any probe was ever good.
+    pub(super) fn was_ever_up(&self) -> bool {
+        self.state.track.lock().ever_up
     }
 }
 
@@ -227,6 +258,7 @@ struct Track {
     against: u32,
     /// Whether any probe was ever good.
     ever_up: bool,
+    last_probe: Option<Instant>,
     last_change: Option<SystemTime>,
     last_error: Option<String>,
 }
@@ -235,16 +267,16 @@ impl Track {
     /// The health that follows from a probe. A node that was never up is believed at its first word, good or bad:
     /// nothing is known that a single probe would have to outweigh.
     fn next(&mut self, health: Health, good: bool, limits: &Thresholds) -> Health {
-        let (holds, turn, needed) = match (health, good) {
-            (Health::Unknown, true) | (Health::Down, true) if !self.ever_up => (false, Health::Up, 1),
-            (Health::Unknown, false) => (false, Health::Down, 1),
-            (Health::Up, false) => (false, Health::Down, limits.unhealthy_after),
-            (Health::Down | Health::Unknown, true) => (false, Health::Up, limits.healthy_after),
-            (Health::Up, true) | (Health::Down, false) => (true, health, 0),
+        let (turn, needed) = match (health, good) {
+            (Health::Up, true) | (Health::Down, false) => (health, 0),
+            (Health::Unknown, false) => (Health::Down, 1),
+            (Health::Unknown | Health::Down, true) if !self.ever_up => (Health::Up, 1),
+            (Health::Unknown | Health::Down, true) => (Health::Up, limits.healthy_after),
+            (Health::Up, false) => (Health::Down, limits.unhealthy_after),
         };
         self.ever_up |= good;
-        self.against = if holds { 0 } else { self.against + 1 };
-        if holds || self.against < needed {
+        self.against = if turn == health { 0 } else { self.against + 1 };
+        if self.against < needed {
             return health;
         }
         self.against = 0;
@@ -253,25 +285,21 @@ impl Track {
 }
 
 impl State {
-    /// A new node's state, or a kept one with its health check switched on or off.
-    pub(super) fn new(observer: Arc<dyn Observer>, checked: bool, kept: Option<&Arc<State>>) -> Arc<Self> {
-        let state = kept.cloned().unwrap_or_else(|| {
-            Arc::new(Self {
-                health: AtomicU8::new(Health::Unknown as u8),
-                in_flight: AtomicU32::new(0),
-                requests: AtomicU64::new(0),
-                connect_failures: AtomicU64::new(0),
-                keep_alive_ms: AtomicU32::new(u32::MAX),
-                track: Mutex::new(Track::default()),
-                observer,
-            })
-        });
-        if !checked {
-            // Nothing will ever confirm it, nor take it out.
-            state.health.store(Health::Up as u8, Ordering::Release);
-        }
-        state.observer.health(Health::from_u8(state.health.load(Ordering::Acquire)));
-        state
+    /// A new node's state.
+    pub(super) fn new(observer: Arc<dyn Observer>) -> Arc<Self> {
+        Arc::new(Self {
+            health: AtomicU8::new(Health::Unknown as u8),
+            in_flight: AtomicU32::new(0),
+            requests: AtomicU64::new(0),
+            connect_failures: AtomicU64::new(0),
+            keep_alive_ms: AtomicU32::new(u32::MAX),
+            track: Mutex::new(Track::default()),
+            observer,
+        })
+    }
+
+    fn health(&self) -> Health {
+        Health::from_u8(self.health.load(Ordering::Acquire))
     }
 
     pub(super) fn observer(&self) -> &dyn Observer {

@@ -87,4 +87,12 @@ impl Node {
         peer.options.write_timeout = Some(response);
         peer
     }
+
+    /// The peer for a probe. Its time limit is that of the probe as a whole, kept by the caller.
+    pub(super) fn peer_for_probe(&self) -> HttpPeer {
+        let mut peer = self.peer.clone();
+        // With more, Pingora would keep the HTTP/2 connection for the next probe (`connectors/http/v2.rs`).
+        peer.options.max_h2_streams = 1;
+        peer
+    }
 }

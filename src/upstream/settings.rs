@@ -99,6 +99,10 @@ impl Settings {
         if let Some(n) = self.nodes.iter().find(|n| !(1..=100).contains(&n.weight)) {
             return Err(SettingsError::Weight { url: n.url.clone(), weight: n.weight });
         }
+        let path = &self.health_check.path;
+        if !path.starts_with('/') || path.bytes().any(|b| !b.is_ascii_graphic()) {
+            return Err(SettingsError::Probe(format!("{path:?} is no path that can be sent")));
+        }
         if let Some(n) = self.nodes.iter().find(|n| n.tls && self.tls.is_none()) {
             return Err(SettingsError::NoTlsMaterial(n.url.clone()));
         }
