@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::{NodeSettings, Observer, Settings, Upstream};
@@ -32,10 +32,12 @@ pub(super) const OK: Does = Does::Answer("HTTP/1.1 200 OK\r\nContent-Length: 11\
 /// A node on a free port of the loopback address.
 pub(super) struct FakeNode {
     pub(super) address: SocketAddr,
-    does: watch::Sender<Does>,
     /// The head of the last request.
     pub(super) last: watch::Receiver<String>,
+    /// Connections taken so far.
     pub(super) connections: Arc<AtomicUsize>,
+    /// Connections that are open.
+    pub(super) open: Arc<AtomicUsize>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -50,15 +52,23 @@ impl FakeNode {
         socket.bind(address).unwrap();
         let listener = socket.listen(64).unwrap();
         let address = listener.local_addr().unwrap();
-        let (does, told) = watch::channel(does);
         let (seen, last) = watch::channel(String::new());
         let connections = Arc::new(AtomicUsize::new(0));
-        let task = tokio::spawn(accept(listener, told, seen, connections.clone()));
-        Self { address, does, last, connections, task }
-    }
-
-    pub(super) fn now(&self, does: Does) {
-        self.does.send_replace(does);
+        let open = Arc::new(AtomicUsize::new(0));
+        let counts = (connections.clone(), open.clone());
+        let task = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                counts.0.fetch_add(1, Ordering::SeqCst);
+                counts.1.fetch_add(1, Ordering::SeqCst);
+                let (seen, open) = (seen.clone(), counts.1.clone());
+                tokio::spawn(async move {
+                    serve(stream, does, seen).await;
+                    open.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        Self { address, last, connections, open, task }
     }
 
     /// Stops listening; connections that are open stay.
@@ -69,27 +79,13 @@ impl FakeNode {
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    told: watch::Receiver<Does>,
-    seen: watch::Sender<String>,
-    connections: Arc<AtomicUsize>,
-) {
-    loop {
-        let (stream, _) = listener.accept().await.unwrap();
-        connections.fetch_add(1, Ordering::SeqCst);
-        tokio::spawn(serve(stream, told.clone(), seen.clone()));
-    }
-}
-
-async fn serve(mut stream: TcpStream, told: watch::Receiver<Does>, seen: watch::Sender<String>) {
+async fn serve(mut stream: TcpStream, does: Does, seen: watch::Sender<String>) {
     let mut head = Vec::new();
     while let Ok(byte) = stream.read_u8().await {
         head.push(byte);
         if !head.ends_with(b"\r\n\r\n") {
             continue;
         }
-        let does = *told.borrow();
         seen.send_replace(String::from_utf8(std::mem::take(&mut head)).unwrap());
         match does {
             Does::Answer(text) => stream.write_all(text.as_bytes()).await.unwrap_or_default(),

@@ -96,3 +96,6 @@ impl Node {
         peer
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,12 +11,14 @@ const BUSY: Does = Does::Answer("HTTP/1.1 429 Too Many Requests\r\nContent-Lengt
 const SICK: Does = Does::Answer("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 12\r\n\r\n{\"ok\":false}");
 
 /// Probes run until this is dropped.
-struct Probing(tokio::sync::watch::Sender<bool>);
+struct Probing {
+    _stop: tokio::sync::watch::Sender<bool>,
+}
 
 fn probing(upstream: &Arc<Upstream>) -> Probing {
     let (stop, stopped) = tokio::sync::watch::channel(false);
     tokio::spawn(run_health_checks(upstream.clone(), Clock::System, stopped));
-    Probing(stop)
+    Probing { _stop: stop }
 }
 
 async fn becomes(upstream: &Upstream, health: Health) {
@@ -180,7 +182,7 @@ fn health_changes_after_as_many_probes_in_a_row_as_configured() {
     let node = &upstream.nodes()[0];
     let limits = Thresholds { healthy_after: 2, unhealthy_after: 3 };
     let (now, wall) = (Instant::now(), std::time::SystemTime::UNIX_EPOCH);
-    let mut probe = |good: bool| {
+    let probe = |good: bool| {
         let result = if good { Ok(()) } else { Err("bad".to_owned()) };
         node.probed(result, &limits, now, wall)
     };
