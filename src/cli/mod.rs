@@ -1,1 +1,58 @@
-//! cli
+//! The commands of `hive-gateway`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub mod demo;
+mod demo_files;
+mod node;
+
+/// Perimeter proxy for Hive: mutual TLS in, Hive nodes behind, default deny.
+#[derive(Debug, Parser)]
+#[command(name = "hive-gateway", version, about, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the gateway; SIGTERM drains it.
+    Run(RunArgs),
+    /// Starts two small Hive nodes and a gateway in front, and prints what to try.
+    Demo(demo::DemoArgs),
+    /// Prints the version of the gateway and of its TLS library.
+    Version,
+}
+
+/// Options of `run`.
+#[derive(Debug, clap::Args)]
+struct RunArgs {
+    /// The configuration file.
+    #[arg(long, short, value_name = "FILE")]
+    config: PathBuf,
+}
+
+/// Runs the command and says how the process ends: 0 done, 1 failed, 2 (clap's) not understood.
+pub fn run(cli: Cli) -> ExitCode {
+    match cli.command {
+        Command::Run(args) => ended(crate::server::run(&args.config)),
+        Command::Demo(args) => ended(demo::run(&args)),
+        Command::Version => {
+            println!("hive-gateway {} ({})", env!("CARGO_PKG_VERSION"), openssl::version::version());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn ended<E: std::fmt::Display>(result: Result<(), E>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
