@@ -1,5 +1,7 @@
 //! Puts the Pingora server together: listeners, health checks, admin, and an orderly end.
 
+mod status;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +16,7 @@ use pingora::apps::HttpServerOptions;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::admin::{self, AdminState, Readiness};
+use crate::admin;
 use crate::clock::Clock;
 use crate::config::{self, ConfigError, Loaded};
 use crate::observe::{AccessLog, AccessLogTarget, Metrics};
@@ -27,6 +29,8 @@ use crate::upstream;
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// Idle connections to nodes that are kept, for all threads together.
 const POOL_SIZE: usize = 1024;
+/// How long the last log lines may take.
+const LOG_WAIT: Duration = Duration::from_secs(2);
 /// HTTP/2 streams of one client connection at once.
 const H2_STREAMS_MAX: u32 = 128;
 /// What a client may send on an HTTP/2 stream before it is read: the window is what a waiting body may take.
@@ -56,9 +60,13 @@ pub fn run(file: &Path) -> Result<(), RunError> {
     }
     let clock = Clock::System;
     let metrics = Metrics::new();
-    let target = AccessLogTarget::from(&config.access_log);
-    let log = AccessLog::open(&target, &metrics)
-        .map_err(|e| RunError::Start(format!("access_log: cannot open {target:?}: {e}")))?;
+    let target = match &config.access_log {
+        config::file::AccessLog::Stdout => AccessLogTarget::Stdout,
+        config::file::AccessLog::Off => AccessLogTarget::Off,
+        config::file::AccessLog::File(path) => AccessLogTarget::File(path.into()),
+    };
+    let log = AccessLog::open(&target, clock.clone(), &metrics)
+        .map_err(|e| RunError::Start(e.to_string()))?;
     for (what, address) in config
         .listeners
         .iter()
@@ -70,7 +78,7 @@ pub fn run(file: &Path) -> Result<(), RunError> {
     let snapshot = Snapshot::build(config, 1, &metrics, None, clock.unix_seconds()).map_err(RunError::Start)?;
     let shared = Shared::new(snapshot, clock, metrics, log);
     serve(&shared);
-    shared.log.flush();
+    shared.log.close(LOG_WAIT);
     match shared.failure() {
         Some(why) => Err(RunError::Start(why)),
         None => Ok(()),
@@ -94,8 +102,8 @@ fn serve(shared: &Arc<Shared>) {
     let conf = server.configuration.clone();
     let (stop, stopped) = watch::channel(false);
 
-    let idle = |listener: usize| snapshot.listeners.get(listener).map(|l| l.timeouts.idle.0);
-    let header = |listener: usize| snapshot.listeners.get(listener).map_or(32 << 10, |l| l.header_bytes);
+    let idle = |listener: usize| snapshot.listeners.get(listener).map(|l| l.deadlines.idle);
+    let header = |listener: usize| snapshot.listeners.get(listener).map_or(32 << 10, |l| l.deadlines.header_bytes);
     let proxy = |listener: &Arc<crate::proxy::connection::ListenerShared>| {
         let mut proxy = HttpProxy::new(Gateway::new(shared.clone()), conf.clone());
         let mut options = HttpServerOptions::default();
@@ -115,7 +123,9 @@ fn serve(shared: &Arc<Shared>) {
     };
     server.add_service(ListenerService::new(shared.clone(), proxy, stopped));
     server.add_service(background_service("health", HealthChecks(shared.clone())));
-    server.add_service(admin::service(admin_state(shared), snapshot.config.admin.address));
+    let admin = &snapshot.config.admin;
+    let state = Arc::new(status::admin_state(shared));
+    server.add_service(admin::service(state, admin.address, admin.bearer.as_ref()));
     drop(snapshot);
     server.run(RunArgs { shutdown_signal: Box::new(Signals { shared: shared.clone(), stop }) });
 }
@@ -133,62 +143,6 @@ impl BackgroundService for HealthChecks {
         }
         checks.join_all().await;
     }
-}
-
-fn admin_state(shared: &Arc<Shared>) -> AdminState {
-    let (ready, status) = (shared.clone(), shared.clone());
-    let snapshot = shared.snapshot();
-    AdminState {
-        metrics: shared.metrics.clone(),
-        bearer: snapshot.config.admin.bearer.clone(),
-        ready: Box::new(move || {
-            let snapshot = ready.snapshot();
-            let down = snapshot.upstreams.iter().filter(|u| !u.upstream.is_ready());
-            Readiness {
-                draining: ready.draining(),
-                upstreams_down: down.map(|u| u.upstream.name().as_str().to_owned()).collect(),
-            }
-        }),
-        status: Box::new(move || status_of(&status)),
-    }
-}
-
-fn status_of(shared: &Shared) -> serde_json::Value {
-    let snapshot = shared.snapshot();
-    let upstreams = snapshot.upstreams.iter().map(|u| {
-        let nodes = u.upstream.status().into_iter().map(|n| {
-            serde_json::json!({
-                "url": &*n.url, "address": n.address.to_string(), "weight": n.weight, "health": n.health.as_str(),
-                "in_flight": n.in_flight, "requests": n.requests, "connect_failures": n.connect_failures,
-                "last_error": n.last_error,
-            })
-        });
-        serde_json::json!({ "name": u.upstream.name().as_str(), "nodes": nodes.collect::<Vec<_>>() })
-    });
-    let config = &snapshot.config;
-    let now = shared.clock.unix_seconds();
-    let listeners = config.listeners.iter().zip(&snapshot.listeners).map(|(l, built)| {
-        let certificates = built.tls.iter().flat_map(|t| t.certificates()).map(|c| {
-            serde_json::json!({
-                "subject": c.subject, "not_after": c.not_after, "days_left": (c.not_after - now) / 86_400,
-            })
-        });
-        serde_json::json!({
-            "name": l.name.as_str(), "address": l.address.to_string(),
-            "certificates": certificates.collect::<Vec<_>>(),
-        })
-    });
-    let routes = config.routes.iter().map(|r| serde_json::json!({ "name": r.name.as_str(), "paths": r.paths }));
-    serde_json::json!({
-        "generation": snapshot.generation,
-        "config": { "file": config.source.display().to_string(), "sha256": config.hash },
-        "draining": shared.draining(),
-        "requests_in_flight": shared.requests(),
-        "body_memory_bytes": shared.bodies.used(),
-        "listeners": listeners.collect::<Vec<_>>(),
-        "routes": routes.collect::<Vec<_>>(),
-        "upstreams": upstreams.collect::<Vec<_>>(),
-    })
 }
 
 /// Waits for the signal to end. On SIGTERM no connection is accepted any more, idle ones are closed, and the process

@@ -17,7 +17,7 @@ use crate::policy::peers::{Peer, PeerMatcher, Peers};
 use crate::request::TrustedProxies;
 use crate::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
 use crate::tls::{self, ServerContext};
-use crate::upstream::{NodeSettings, Settings, Upstream};
+use crate::upstream::{NodeSettings, Observer, Settings, Upstream};
 
 /// A configuration, built.
 pub struct Snapshot {
@@ -49,12 +49,29 @@ pub struct ListenerSnapshot {
     pub admission: admission::Limits,
     /// Whose `X-Forwarded-For` is believed.
     pub trusted: TrustedProxies,
-    /// Time limits.
-    pub timeouts: config::file::ListenerTimeouts,
-    /// Longest request header, in bytes.
-    pub header_bytes: usize,
+    /// Longest TLS handshake.
+    pub handshake: Duration,
+    /// Longest life that takes new requests.
+    pub connection_age: Duration,
+    /// Limits of time and size while HTTP is spoken.
+    pub deadlines: Deadlines,
     /// Requests after which a connection ends.
     pub requests_per_connection: u32,
+}
+
+/// How long a connection may take over each step, and how much.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadlines {
+    /// Between requests.
+    pub idle: Duration,
+    /// For a header, the HTTP/2 preface and a frame.
+    pub request_header: Duration,
+    /// For a whole body; on HTTP/2 for a DATA frame too.
+    pub request_body: Duration,
+    /// For an answer that the client does not read.
+    pub write: Duration,
+    /// Longest header, in bytes.
+    pub header_bytes: usize,
 }
 
 /// An upstream with its counters.
@@ -135,7 +152,7 @@ impl Snapshot {
         let upstreams: Vec<_> = config
             .upstreams
             .iter()
-            .map(|u| upstream(u, metrics, previous).map(Arc::new))
+            .map(|u| upstream(u, metrics, previous, now_unix).map(Arc::new))
             .collect::<Result<_, _>>()?;
         let gateway_auth = config.hive.gateway_auth.as_ref().map(|secret| {
             let mut value = HeaderValue::from_str(&format!("Bearer {}", secret.expose()))
@@ -217,7 +234,7 @@ fn listener(config: &config::Listener, now_unix: i64) -> Result<ListenerSnapshot
             format!("listener {}: {}", config.name, all.join("; "))
         })
     });
-    let limits = &config.limits;
+    let (limits, timeouts) = (&config.limits, &config.timeouts);
     Ok(ListenerSnapshot {
         tls: tls.transpose()?,
         admission: admission::Limits {
@@ -226,8 +243,15 @@ fn listener(config: &config::Listener, now_unix: i64) -> Result<ListenerSnapshot
             new_per_address: limits.new_connections_per_address,
         },
         trusted: TrustedProxies::new(config.trusted_proxies.clone()),
-        timeouts: config.timeouts.clone(),
-        header_bytes: usize::try_from(limits.request_header.0).unwrap_or(usize::MAX),
+        handshake: timeouts.handshake.0,
+        connection_age: timeouts.connection_age.0,
+        deadlines: Deadlines {
+            idle: timeouts.idle.0,
+            request_header: timeouts.request_header.0,
+            request_body: timeouts.request_body.0,
+            write: timeouts.write.0,
+            header_bytes: usize::try_from(limits.request_header.0).unwrap_or(usize::MAX),
+        },
         requests_per_connection: limits.requests_per_connection,
     })
 }
@@ -236,9 +260,10 @@ fn upstream(
     config: &config::Upstream,
     metrics: &Arc<Metrics>,
     previous: Option<&Snapshot>,
+    now_unix: i64,
 ) -> Result<UpstreamSnapshot, String> {
     let tls = config.tls.as_ref().map(|t| {
-        tls::build_upstream(t, std::path::Path::new("/"))
+        tls::build_upstream(t, std::path::Path::new("/"), now_unix)
             .map_err(|faults| faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect::<Vec<_>>().join("; "))
     });
     let nodes = config.endpoints.iter().map(|e| NodeSettings {
@@ -260,7 +285,7 @@ fn upstream(
     let name = config.name.as_str();
     let before = previous.and_then(|p| p.upstreams.iter().find(|u| *u.upstream.name() == config.name));
     let nodes: Vec<_> = settings.nodes.iter().map(|n| metrics.upstream_node(name, &n.url)).collect();
-    let observe = |node: &NodeSettings| metrics.upstream_node(name, &node.url);
+    let observe = |node: &NodeSettings| -> Arc<dyn Observer> { metrics.upstream_node(name, &node.url) };
     let upstream = Upstream::new(settings, &observe, before.map(|b| &*b.upstream), None)
         .map_err(|e| format!("upstream {name}: {e}"))?;
     Ok(UpstreamSnapshot { upstream, metrics: metrics.upstream(name), nodes })

@@ -68,7 +68,7 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     check_route(session, ctx, &connection, &snapshot)?;
 
     let Some(route) = ctx.route.clone() else { return Err(Refusal::NotFound.into()) };
-    let within = listener.timeouts.request_body.0;
+    let within = listener.deadlines.request_body;
     let body = body::read(shared, session, ctx, route.body_limit, within, started).await?;
     if let Some(json_rpc) = &route.json_rpc {
         check_media_type(&session.req_header().headers)?;
@@ -85,7 +85,7 @@ pub fn connection_of(session: &Session) -> Option<Arc<Connection>> {
 /// Sets what Pingora needs told on every request, and lets a connection end that has lived long enough.
 fn begin(shared: &Shared, session: &mut Session, connection: &Connection, listener: &ListenerSnapshot) {
     let served = connection.begin_request();
-    let old = shared.clock.now().saturating_duration_since(connection.accepted) >= listener.timeouts.connection_age.0;
+    let old = shared.clock.now().saturating_duration_since(connection.accepted) >= listener.connection_age;
     let ends = old || served >= listener.requests_per_connection || shared.draining();
     if connection.http2 {
         if ends {
@@ -124,7 +124,7 @@ fn check_header(
     let header = session.req_header();
     let raw = session.as_downstream().as_http1().map(|h1| h1.get_headers_raw_bytes());
     let size = raw.as_ref().map_or_else(|| h2_header_size(&header.headers), |raw| raw.len());
-    if size > listener.header_bytes {
+    if size > listener.deadlines.header_bytes {
         return Err(Refusal::HeaderTooLarge);
     }
     if connection.take_odd_request_line() {

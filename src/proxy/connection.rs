@@ -10,13 +10,13 @@ use tokio::sync::watch;
 
 use crate::identity::PeerIdentity;
 use crate::names::ListenerName;
-use crate::observe::ListenerMetrics;
+use crate::observe::{CloseReason, ListenerMetrics};
+use crate::policy::admission::Permit;
 use crate::policy::peers::Peer;
 use crate::snapshot::Snapshot;
-use crate::tls::TlsFacts;
+use crate::tls::{Alpn, ConnectionFacts};
 
 /// What every connection of one listener shares, for as long as the process lives.
-#[derive(Debug)]
 pub struct ListenerShared {
     /// From the configuration.
     pub name: ListenerName,
@@ -24,6 +24,34 @@ pub struct ListenerShared {
     pub index: usize,
     /// Counters with this listener's label.
     pub metrics: Arc<ListenerMetrics>,
+}
+
+/// A connection that got in, from the end of its handshake to its close: its place, and the reason of its end.
+pub struct Admitted {
+    listener: Arc<ListenerShared>,
+    reason: CloseReason,
+    _permit: Permit,
+}
+
+impl Admitted {
+    /// Counts the connection as open.
+    pub fn new(listener: Arc<ListenerShared>, permit: Permit) -> Self {
+        listener.metrics.opened();
+        Self { listener, reason: CloseReason::Normal, _permit: permit }
+    }
+
+    /// Why it will be said to have ended; the first reason counts.
+    pub fn ends_for(&mut self, reason: CloseReason) {
+        if self.reason == CloseReason::Normal {
+            self.reason = reason;
+        }
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.listener.metrics.closed(self.reason);
+    }
 }
 
 /// Where an HTTP/1.1 connection is between two requests. HTTP/2 connections stay `Busy`; frames tell there.
@@ -41,14 +69,13 @@ pub enum Phase {
 }
 
 /// One client connection. Shared by its I/O and its requests.
-#[derive(Debug)]
 pub struct Connection {
     /// Which listener accepted it.
     pub listener: Arc<ListenerShared>,
     /// Who is at the other end of the socket.
     pub remote: SocketAddr,
     /// What the handshake agreed on; none on a plain listener.
-    pub tls: Option<TlsFacts>,
+    pub tls: Option<ConnectionFacts>,
     /// The client's certificate; none on a plain listener.
     pub identity: Option<Arc<PeerIdentity>>,
     /// HTTP/2 by ALPN.
@@ -71,12 +98,12 @@ impl Connection {
     pub fn new(
         listener: Arc<ListenerShared>,
         remote: SocketAddr,
-        tls: Option<TlsFacts>,
+        tls: Option<ConnectionFacts>,
         identity: Option<Arc<PeerIdentity>>,
         accepted: Instant,
         retire: watch::Sender<bool>,
     ) -> Self {
-        let http2 = tls.as_ref().is_some_and(|t| t.http2);
+        let http2 = tls.as_ref().is_some_and(|t| t.alpn == Alpn::Http2);
         Self {
             listener,
             remote,

@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use http::StatusCode;
@@ -26,28 +26,13 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tokio_openssl::SslStream;
 
-use super::connection::{Connection, Phase};
+use super::connection::{Admitted, Connection, Phase};
 use super::frames::Frames;
 use crate::observe::CloseReason;
-use crate::policy::admission::Permit;
+use crate::snapshot::Deadlines;
 
 /// Writes are gathered up to this size: one TLS record.
 const GATHER_MAX: usize = 16 << 10;
-
-/// How long this connection may take. From `listeners[].timeouts` at the time of its accept.
-#[derive(Debug, Clone, Copy)]
-pub struct Deadlines {
-    /// Between requests.
-    pub idle: Duration,
-    /// For a header, the HTTP/2 preface and a frame.
-    pub request_header: Duration,
-    /// For a DATA frame.
-    pub request_body: Duration,
-    /// For an answer that the client does not read.
-    pub write: Duration,
-    /// Longest header, in bytes.
-    pub header_bytes: usize,
-}
 
 /// TLS or not.
 #[derive(Debug)]
@@ -132,13 +117,12 @@ pub struct Downstream {
     frames: Option<Frames>,
     /// The parser's own answer was replaced; what else it writes is dropped.
     replaced: bool,
-    closed_for: Option<CloseReason>,
-    _permit: Permit,
+    admitted: Admitted,
 }
 
 impl fmt::Debug for Downstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Downstream").field("connection", &self.connection).finish_non_exhaustive()
+        f.debug_struct("Downstream").field("remote", &self.connection.remote).finish_non_exhaustive()
     }
 }
 
@@ -152,7 +136,7 @@ impl Downstream {
         connection: Arc<Connection>,
         deadlines: Deadlines,
         unparsed: Arc<dyn Unparsed>,
-        permit: Permit,
+        admitted: Admitted,
         now: Instant,
     ) -> pingora::Result<Self> {
         let header = Box::new(ResponseHeader::build(StatusCode::OK, Some(0))?);
@@ -175,8 +159,7 @@ impl Downstream {
             stuck_since: None,
             frames,
             replaced: false,
-            closed_for: None,
-            _permit: permit,
+            admitted,
         })
     }
 
@@ -212,7 +195,7 @@ impl Downstream {
             }
             ready!(timer.as_mut().poll(cx));
             if timer.deadline() >= deadline {
-                self.closed_for = Some(reason);
+                self.admitted.ends_for(reason);
                 return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, reason.as_str()));
             }
             timer.as_mut().reset(deadline);
@@ -274,6 +257,7 @@ impl Downstream {
     fn replace_answer(&mut self, answer: &'static [u8], status: u16, code: &'static str) {
         if !self.replaced {
             self.replaced = true;
+            self.admitted.ends_for(CloseReason::ProtocolError);
             self.gathered.extend_from_slice(answer);
             self.unparsed.refused(&self.connection, status, code);
         }
@@ -284,8 +268,8 @@ impl AsyncRead for Downstream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.connection.phase() == Phase::Head && this.head_bytes > this.deadlines.header_bytes {
+            this.admitted.ends_for(CloseReason::HeaderTooLarge);
             this.replace_answer(HEADER_TOO_LARGE, 431, "header_too_large");
-            this.closed_for = Some(CloseReason::HeaderTooLarge);
             ready!(this.poll_send_gathered(cx))?;
             ready!(this.transport.poll_flush(cx))?;
             return Poll::Ready(Ok(()));
@@ -293,8 +277,7 @@ impl AsyncRead for Downstream {
         let before = buf.filled().len();
         match this.transport.poll_read(cx, buf) {
             Poll::Ready(Ok(())) => {
-                if let read @ 1.. = buf.filled().len() - before {
-                    let _ = read;
+                if buf.filled().len() > before {
                     this.after_read(&buf.filled()[before..]);
                 }
                 Poll::Ready(Ok(()))
@@ -362,13 +345,6 @@ impl AsyncWrite for Downstream {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.as_mut().poll_flush(cx))?;
         self.transport.poll_shutdown(cx)
-    }
-}
-
-impl Drop for Downstream {
-    fn drop(&mut self) {
-        let reason = self.closed_for.unwrap_or(CloseReason::Client);
-        self.connection.listener.metrics.closed(reason);
     }
 }
 

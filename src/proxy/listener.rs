@@ -15,17 +15,18 @@ use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::proxy::HttpProxy;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
+use pingora::tls::ssl::NameType;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_openssl::SslStream;
 
-use super::connection::{Connection, ListenerShared};
-use super::downstream::{Deadlines, Downstream, Transport};
+use super::connection::{Admitted, Connection, ListenerShared};
+use super::downstream::{Downstream, Transport};
 use super::{Gateway, Shared};
-use crate::observe::HandshakeResult;
-use crate::policy::admission::{Admission, Limits, Permit};
+use crate::observe::{ConnectionRefusal, HandshakeRecord, HandshakeResult};
+use crate::policy::admission::{Admission, Denied, Permit};
 use crate::snapshot::{ListenerSnapshot, Snapshot};
 use crate::tls;
 
@@ -170,13 +171,16 @@ impl Listener {
     fn accepted(self: &Arc<Self>, tcp: TcpStream, remote: SocketAddr, stop: &watch::Receiver<bool>) {
         let snapshot = self.shared.snapshot();
         let Some(settings) = snapshot.listeners.get(self.listener.index) else { return };
-        let limits: Limits = settings.admission;
-        match self.admission.admit(remote.ip(), &limits, self.shared.clock.now()) {
+        self.listener.metrics.accepted();
+        match self.admission.admit(remote.ip(), &settings.admission, self.shared.clock.now()) {
             Ok(permit) => {
-                self.listener.metrics.accepted();
                 tokio::spawn(self.clone().serve(tcp, remote, permit, snapshot.clone(), stop.clone()));
             }
-            Err(denied) => self.listener.metrics.refused(denied),
+            Err(denied) => self.listener.metrics.refused(match denied {
+                Denied::Total => ConnectionRefusal::Total,
+                Denied::PerAddress => ConnectionRefusal::PerAddress,
+                Denied::Rate => ConnectionRefusal::Rate,
+            }),
         }
     }
 
@@ -194,10 +198,8 @@ impl Listener {
         let Some(settings) = snapshot.listeners.get(self.listener.index) else { return };
         let deadlines = settings.deadlines;
         let age = settings.connection_age;
-        let transport = match self.handshake(tcp, remote, settings).await {
-            Some(transport) => transport,
-            None => return,
-        };
+        let Some(transport) = self.handshake(tcp, remote, settings).await else { return };
+        let admitted = Admitted::new(self.listener.clone(), permit);
         // A connection holds no configuration while it rests.
         drop(snapshot);
         let (tls, identity) = match &transport {
@@ -211,7 +213,7 @@ impl Listener {
             Arc::new(Connection::new(self.listener.clone(), remote, tls, identity, accepted, retire));
         let now = self.shared.clock.now();
         let unparsed = self.shared.clone();
-        match Downstream::new(transport, connection.clone(), deadlines, unparsed, permit, now) {
+        match Downstream::new(transport, connection.clone(), deadlines, unparsed, admitted, now) {
             Ok(downstream) => self.speak_http(downstream, connection, retired, stop, age).await,
             Err(e) => log::error!("listener {}: {e}", self.listener.name),
         }
@@ -229,26 +231,28 @@ impl Listener {
                 return None;
             }
         };
-        match timeout(settings.handshake, Pin::new(&mut stream).accept()).await {
+        let outcome = timeout(settings.handshake, Pin::new(&mut stream).accept()).await;
+        let took = self.shared.clock.now().saturating_duration_since(started);
+        let failure = match outcome {
             Ok(Ok(())) => {
-                let took = self.shared.clock.now().saturating_duration_since(started);
                 self.listener.metrics.handshake(HandshakeResult::Ok, took);
                 return Some(Transport::Tls(stream));
             }
-            Ok(Err(error)) => {
-                let failure = tls::classify(&error, stream.ssl());
-                self.shared.handshake_failed(&self.listener, remote, stream.ssl(), &failure);
-            }
-            Err(_) => {
-                let failure = tls::HandshakeFailure {
-                    result: HandshakeResult::Timeout,
-                    detail: format!("not done within {:?}", settings.handshake),
-                    subject: None,
-                    issuer: None,
-                };
-                self.shared.handshake_failed(&self.listener, remote, stream.ssl(), &failure);
-            }
-        }
+            Ok(Err(error)) => tls::classify(&error, stream.ssl()),
+            Err(_) => tls::timed_out(stream.ssl()),
+        };
+        self.listener.metrics.handshake(failure.result, took);
+        self.shared.log.record_handshake(&HandshakeRecord {
+            time: self.shared.clock.wall(),
+            listener: self.listener.name.as_str(),
+            client: remote.ip().to_canonical(),
+            result: failure.result,
+            detail: Some(&failure.detail),
+            sni: stream.ssl().servername(NameType::HOST_NAME),
+            subject: failure.subject.as_deref(),
+            issuer: failure.issuer.as_deref(),
+            duration: took,
+        });
         None
     }
 
@@ -260,7 +264,6 @@ impl Listener {
         mut stop: watch::Receiver<bool>,
         age: Duration,
     ) {
-        self.listener.metrics.opened();
         let http = self.proxy.process_new(Box::new(downstream), &retired);
         if connection.http2 {
             tokio::pin!(http);

@@ -1,20 +1,17 @@
 //! What all connections share: the snapshot of the moment, the clock, the counters, the log.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use pingora::tls::ssl::{NameType, SslRef};
 
-use super::connection::{Connection, ListenerShared};
+use super::connection::Connection;
 use super::downstream::Unparsed;
 use crate::clock::Clock;
 use crate::observe::{AccessLog, AccessRecord, Metrics};
 use crate::policy::body_memory::BodyMemory;
 use crate::snapshot::Snapshot;
-use crate::tls::HandshakeFailure;
 
 /// One per process.
 pub struct Shared {
@@ -87,27 +84,6 @@ impl Shared {
     /// Why the process must end, if it must.
     pub fn failure(&self) -> Option<String> {
         self.failure.lock().clone()
-    }
-
-    /// Counts and logs a handshake that came to nothing.
-    pub(super) fn handshake_failed(
-        &self,
-        listener: &ListenerShared,
-        remote: SocketAddr,
-        ssl: &SslRef,
-        failure: &HandshakeFailure,
-    ) {
-        let sni = ssl.servername(NameType::HOST_NAME).unwrap_or("-");
-        log::warn!(
-            target: "hive_gateway::handshake",
-            "listener={} client={} sni={sni:?} result={} subject={:?} issuer={:?}: {}",
-            listener.name,
-            remote,
-            failure.result.as_str(),
-            failure.subject.as_deref().unwrap_or("-"),
-            failure.issuer.as_deref().unwrap_or("-"),
-            failure.detail,
-        );
     }
 }
 
