@@ -2,3 +2,5 @@
 
 pub mod admission;
 pub mod body_memory;
+pub mod peers;
+mod uri_trie;
