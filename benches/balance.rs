@@ -1,5 +1,6 @@
 //! What it costs to pick a node and to make its peer, for one request.
 
+#![allow(clippy::expect_used)] // A bench that can't be set up has nothing to measure.
 use std::hint::black_box;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,17 +9,10 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use hive_gateway::config::file::{Balance, HealthCheck, UpstreamProtocol, UpstreamTimeouts};
 use hive_gateway::names::UpstreamName;
-use hive_gateway::upstream::{NodeSettings, Observer, Settings, TlsMaterial, Upstream};
+use hive_gateway::observe::Metrics;
+use hive_gateway::upstream::{NodeSettings, Settings, TlsMaterial, Upstream};
 use pingora::lb::LoadBalancer;
 use pingora::lb::selection::RoundRobin;
-
-struct Unobserved;
-
-impl Observer for Unobserved {
-    fn set_up(&self, _: bool) {}
-    fn request_started(&self) {}
-    fn request_ended(&self) {}
-}
 
 fn addresses(count: u32) -> impl Iterator<Item = SocketAddr> {
     (0..count).map(|i| SocketAddr::from(((0x0a00_0001 + i).to_be_bytes(), 3000)))
@@ -41,7 +35,7 @@ fn upstream(balance: Balance, count: u32, tls: bool) -> Arc<Upstream> {
         timeouts: UpstreamTimeouts::default(),
         tls: tls.then(|| TlsMaterial { ca: None, server_name: "hive.internal".into(), client: None, generation: 1 }),
     };
-    Upstream::new(settings, &|_| Arc::new(Unobserved), None, Some(1)).expect("fine settings")
+    Upstream::new(settings, &Metrics::new(), None, Some(1)).expect("fine settings")
 }
 
 fn picks(c: &mut Criterion) {

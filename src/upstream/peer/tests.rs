@@ -97,7 +97,7 @@ fn a_peer_carries_the_limits_and_nothing_that_weakens_it() {
 
 #[test]
 fn tls_without_the_means_to_verify_is_refused() {
-    let refused = |settings| Upstream::new(settings, &|_| Arc::new(super::super::fakes::Unobserved), None, None).err();
+    let refused = |settings| Upstream::new(settings, &crate::observe::Metrics::new(), None, None).err();
     assert!(matches!(refused(https(ANYWHERE, None)), Some(SettingsError::NoTlsMaterial(_))));
     let nameless = TlsMaterial { server_name: String::new(), ..material(1) };
     assert_eq!(refused(https(ANYWHERE, Some(nameless))), Some(SettingsError::EmptyServerName));
