@@ -1,6 +1,7 @@
 //! What it costs to pick a node and to make its peer, for one request.
 
 #![allow(clippy::expect_used)] // A bench that can't be set up has nothing to measure.
+
 use std::hint::black_box;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,9 +11,21 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use hive_gateway::config::file::{Balance, HealthCheck, UpstreamProtocol, UpstreamTimeouts};
 use hive_gateway::names::UpstreamName;
 use hive_gateway::observe::Metrics;
-use hive_gateway::upstream::{NodeSettings, Settings, TlsMaterial, Upstream};
+use hive_gateway::tls::UpstreamTlsMaterial;
+use hive_gateway::upstream::{NodeSettings, Settings, Upstream};
 use pingora::lb::LoadBalancer;
 use pingora::lb::selection::RoundRobin;
+
+fn material() -> UpstreamTlsMaterial {
+    UpstreamTlsMaterial {
+        ca: Arc::new(Box::new([])),
+        server_name: "hive.internal".into(),
+        client: None,
+        generation: 1,
+        client_facts: None,
+        warnings: Vec::new(),
+    }
+}
 
 fn addresses(count: u32) -> impl Iterator<Item = SocketAddr> {
     (0..count).map(|i| SocketAddr::from(((0x0a00_0001 + i).to_be_bytes(), 3000)))
@@ -33,7 +46,7 @@ fn upstream(balance: Balance, count: u32, tls: bool) -> Arc<Upstream> {
         protocol: UpstreamProtocol::Http1,
         health_check: HealthCheck::default(),
         timeouts: UpstreamTimeouts::default(),
-        tls: tls.then(|| TlsMaterial { ca: None, server_name: "hive.internal".into(), client: None, generation: 1 }),
+        tls: tls.then(material),
     };
     Upstream::new(settings, &Metrics::new(), None, Some(1)).expect("fine settings")
 }

@@ -23,7 +23,7 @@ use std::sync::atomic::Ordering;
 
 pub use health::run_health_checks;
 pub use node::{Health, Node, NodeStatus};
-pub use settings::{NodeSettings, Settings, SettingsError, TlsMaterial};
+pub use settings::{NodeSettings, Settings, SettingsError};
 
 use balance::Balancer;
 
