@@ -1,5 +1,7 @@
 //! What it costs to pick a node and to make its peer, for one request.
 
+#![allow(clippy::expect_used)] // A bench that can't be set up has nothing to measure.
+
 use std::hint::black_box;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,16 +10,21 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use hive_gateway::config::file::{Balance, HealthCheck, UpstreamProtocol, UpstreamTimeouts};
 use hive_gateway::names::UpstreamName;
-use hive_gateway::upstream::{NodeSettings, Observer, Settings, TlsMaterial, Upstream};
+use hive_gateway::observe::Metrics;
+use hive_gateway::tls::UpstreamTlsMaterial;
+use hive_gateway::upstream::{NodeSettings, Settings, Upstream};
 use pingora::lb::LoadBalancer;
 use pingora::lb::selection::RoundRobin;
 
-struct Unobserved;
-
-impl Observer for Unobserved {
-    fn set_up(&self, _: bool) {}
-    fn request_started(&self) {}
-    fn request_ended(&self) {}
+fn material() -> UpstreamTlsMaterial {
+    UpstreamTlsMaterial {
+        ca: Arc::new(Box::new([])),
+        server_name: "hive.internal".into(),
+        client: None,
+        generation: 1,
+        client_facts: None,
+        warnings: Vec::new(),
+    }
 }
 
 fn addresses(count: u32) -> impl Iterator<Item = SocketAddr> {
@@ -39,9 +46,9 @@ fn upstream(balance: Balance, count: u32, tls: bool) -> Arc<Upstream> {
         protocol: UpstreamProtocol::Http1,
         health_check: HealthCheck::default(),
         timeouts: UpstreamTimeouts::default(),
-        tls: tls.then(|| TlsMaterial { ca: None, server_name: "hive.internal".into(), client: None, generation: 1 }),
+        tls: tls.then(material),
     };
-    Upstream::new(settings, &|_| Arc::new(Unobserved), None, Some(1)).expect("fine settings")
+    Upstream::new(settings, &Metrics::new(), None, Some(1)).expect("fine settings")
 }
 
 fn picks(c: &mut Criterion) {

@@ -9,9 +9,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use super::{NodeSettings, Observer, Settings, Upstream};
+use super::{NodeSettings, Settings, Upstream};
 use crate::config::file::{Balance, HealthCheck, UpstreamProtocol, UpstreamTimeouts};
 use crate::names::UpstreamName;
+use crate::observe::Metrics;
 use crate::units::Span;
 
 /// What a fake node does with a request.
@@ -96,15 +97,6 @@ async fn serve(mut stream: TcpStream, does: Does, seen: watch::Sender<String>) {
     }
 }
 
-/// A node's metrics, for no one.
-pub(super) struct Unobserved;
-
-impl Observer for Unobserved {
-    fn set_up(&self, _: bool) {}
-    fn request_started(&self) {}
-    fn request_ended(&self) {}
-}
-
 pub(super) fn node(address: SocketAddr, weight: u16) -> NodeSettings {
     NodeSettings { url: format!("http://{address}"), address, host: address.to_string(), tls: false, weight }
 }
@@ -131,7 +123,7 @@ pub(super) fn build(settings: Settings) -> Arc<Upstream> {
 }
 
 pub(super) fn rebuild(settings: Settings, previous: Option<&Upstream>) -> Arc<Upstream> {
-    Upstream::new(settings, &|_| Arc::new(Unobserved), previous, Some(7)).unwrap()
+    Upstream::new(settings, &Metrics::new(), previous, Some(7)).unwrap()
 }
 
 /// An upstream of nodes that are nowhere, of these weights, without probes.

@@ -22,13 +22,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 pub use health::run_health_checks;
-pub use node::{Health, Node, NodeStatus, Observer};
-pub use settings::{NodeSettings, Settings, SettingsError, TlsMaterial};
+pub use node::{Health, Node, NodeStatus};
+pub use settings::{NodeSettings, Settings, SettingsError};
 
 use balance::Balancer;
 
 use crate::config::file;
 use crate::names::UpstreamName;
+use crate::observe::Metrics;
 
 /// A group of Hive nodes that serve the same routes: `upstreams[]`.
 pub struct Upstream {
@@ -48,7 +49,7 @@ impl Upstream {
     /// See [`SettingsError`]: what would make a node unreachable, or reachable without proof of who it is.
     pub fn new(
         settings: Settings,
-        observe: &dyn Fn(&NodeSettings) -> Arc<dyn Observer>,
+        metrics: &Metrics,
         previous: Option<&Upstream>,
         seed: Option<u64>,
     ) -> Result<Arc<Self>, SettingsError> {
@@ -58,7 +59,10 @@ impl Upstream {
             .map(|(index, node)| {
                 let kept =
                     previous.and_then(|p| p.nodes.iter().find(|n| *n.url == *node.url && n.address == node.address));
-                let state = kept.map_or_else(|| node::State::new(observe(node)), |n| n.state.clone());
+                let state = kept.map_or_else(
+                    || node::State::new(metrics.upstream_node(settings.name.as_str(), &node.url)),
+                    |n| n.state.clone(),
+                );
                 Node::new(index, node, &settings, state).map(Arc::new)
             })
             .collect::<Result<_, _>>()?;
@@ -114,7 +118,7 @@ impl Picked {
     fn new(node: Arc<Node>) -> Self {
         node.state.requests.fetch_add(1, Ordering::Relaxed);
         node.state.in_flight.fetch_add(1, Ordering::Relaxed);
-        node.state.observer().request_started();
+        node.metrics().request_started();
         Self { node }
     }
 
@@ -127,6 +131,6 @@ impl Picked {
 impl Drop for Picked {
     fn drop(&mut self) {
         self.node.state.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.node.state.observer().request_ended();
+        self.node.metrics().request_ended();
     }
 }

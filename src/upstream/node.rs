@@ -11,6 +11,7 @@ use pingora::upstreams::peer::HttpPeer;
 
 use super::peer;
 use super::settings::{NodeSettings, Settings, SettingsError};
+use crate::observe::NodeMetrics;
 
 /// What the probes say of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,16 +41,6 @@ impl Health {
             _ => Health::Unknown,
         }
     }
-}
-
-/// Is told what happens to a node: the metrics.
-pub trait Observer: Send + Sync {
-    /// Whether requests may go to the node.
-    fn set_up(&self, up: bool);
-    /// A request was given to the node; [`Self::request_ended`] follows once.
-    fn request_started(&self);
-    /// A request has left the node.
-    fn request_ended(&self);
 }
 
 /// A node of an upstream, as one configuration has it. What is learned of it is in its state, which outlives a reload.
@@ -90,7 +81,7 @@ impl Node {
             checked: settings.health_check.enabled,
             state,
         };
-        node.state.observer().set_up(node.is_usable());
+        node.state.metrics.set_up(node.is_usable());
         Ok(node)
     }
 
@@ -122,6 +113,11 @@ impl Node {
     /// Requests under way, those of an older configuration included.
     pub fn in_flight(&self) -> u32 {
         self.state.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// The node's metrics: what comes of each try is recorded there.
+    pub fn metrics(&self) -> &NodeMetrics {
+        &self.state.metrics
     }
 
     /// To be called when no connection could be made: counted for [`NodeStatus`].
@@ -192,7 +188,7 @@ impl Node {
         track.last_change = Some(wall);
         // Stored under the lock, so that two loops (before and after a reload) can't overtake each other.
         self.state.health.store(after as u8, Ordering::Release);
-        self.state.observer().set_up(after != Health::Down);
+        self.state.metrics.set_up(after != Health::Down);
         Some(after)
     }
 
@@ -248,7 +244,7 @@ pub(super) struct State {
     /// The shortest [`keep_alive_limit`] seen; `u32::MAX` before the first.
     keep_alive_ms: AtomicU32,
     track: Mutex<Track>,
-    observer: Arc<dyn Observer>,
+    metrics: Arc<NodeMetrics>,
 }
 
 /// The probes' history.
@@ -286,7 +282,7 @@ impl Track {
 
 impl State {
     /// A new node's state.
-    pub(super) fn new(observer: Arc<dyn Observer>) -> Arc<Self> {
+    pub(super) fn new(metrics: Arc<NodeMetrics>) -> Arc<Self> {
         Arc::new(Self {
             health: AtomicU8::new(Health::Unknown as u8),
             in_flight: AtomicU32::new(0),
@@ -294,16 +290,12 @@ impl State {
             connect_failures: AtomicU64::new(0),
             keep_alive_ms: AtomicU32::new(u32::MAX),
             track: Mutex::new(Track::default()),
-            observer,
+            metrics,
         })
     }
 
     fn health(&self) -> Health {
         Health::from_u8(self.health.load(Ordering::Acquire))
-    }
-
-    pub(super) fn observer(&self) -> &dyn Observer {
-        &*self.observer
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) fn template(node: &NodeSettings, settings: &Settings) -> HttpPeer {
     let sni = settings.tls.as_ref().filter(|_| node.tls).map_or_else(String::new, |tls| tls.server_name.clone());
     let mut peer = HttpPeer::new(node.address, node.tls, sni);
     if let Some(tls) = settings.tls.as_ref().filter(|_| node.tls) {
-        peer.options.ca = tls.ca.clone();
+        peer.options.ca = Some(tls.ca.clone());
         peer.client_cert_key = tls.client.clone();
     }
     peer.options.verify_cert = true;

@@ -1,13 +1,10 @@
 //! An upstream's settings with every name resolved and every file read.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-
-use pingora::protocols::tls::CaType;
-use pingora::utils::tls::CertKey;
 
 use crate::config::file;
 use crate::names::UpstreamName;
+use crate::tls::UpstreamTlsMaterial;
 
 /// Most nodes of an upstream. A node's index is 16 bits wide.
 pub const NODES_MAX: usize = 4096;
@@ -28,7 +25,7 @@ pub struct Settings {
     /// Waiting for nodes.
     pub timeouts: file::UpstreamTimeouts,
     /// Needed if any node is `https://`.
-    pub tls: Option<TlsMaterial>,
+    pub tls: Option<UpstreamTlsMaterial>,
 }
 
 /// One node: `upstreams[].endpoints[]`, its name resolved.
@@ -44,20 +41,6 @@ pub struct NodeSettings {
     pub tls: bool,
     /// Share of the requests, 1 to 100.
     pub weight: u16,
-}
-
-/// What an `https://` node is recognised by, and what the gateway shows to it.
-#[derive(Clone)]
-pub struct TlsMaterial {
-    /// Authorities that the node's certificate must chain to. `None`: the system's.
-    pub ca: Option<Arc<CaType>>,
-    /// The name in the node's certificate; sent as SNI. Never empty: Pingora would then verify nothing
-    /// (pingora-core, `connectors/tls/boringssl_openssl/mod.rs`).
-    pub server_name: String,
-    /// The gateway's client certificate.
-    pub client: Option<Arc<CertKey>>,
-    /// Changes with the bytes of the material, so that no connection made with other material is reused.
-    pub generation: u64,
 }
 
 /// Why an upstream can't be built. Each of these is found by `check` before; this is the last line.

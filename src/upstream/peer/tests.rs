@@ -16,9 +16,10 @@ use pingora::upstreams::peer::Peer;
 use pingora::utils::tls::CertKey;
 
 use super::super::fakes::{Does, FakeNode, OK, build, node, rebuild, settings, until};
-use super::super::{SettingsError, TlsMaterial, Upstream};
+use super::super::{SettingsError, Upstream};
 use super::*;
 use crate::config::file::UpstreamTimeouts;
+use crate::tls::UpstreamTlsMaterial;
 use crate::units::Span;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -60,17 +61,19 @@ fn certificate(name: &str) -> CertKey {
     CertKey::new(vec![cert.build()], key)
 }
 
-fn material(generation: u64) -> TlsMaterial {
+fn material(generation: u64) -> UpstreamTlsMaterial {
     let client = certificate("gateway");
-    TlsMaterial {
-        ca: Some(Arc::new(vec![client.leaf().clone()].into())),
+    UpstreamTlsMaterial {
+        ca: Arc::new(vec![client.leaf().clone()].into()),
         server_name: "hive.internal".into(),
         client: Some(Arc::new(client)),
         generation,
+        client_facts: None,
+        warnings: Vec::new(),
     }
 }
 
-fn https(address: std::net::SocketAddr, tls: Option<TlsMaterial>) -> Settings {
+fn https(address: std::net::SocketAddr, tls: Option<UpstreamTlsMaterial>) -> Settings {
     let node = super::super::NodeSettings { tls: true, ..node(address, 1) };
     Settings { tls, ..settings(vec![node]) }
 }
@@ -97,9 +100,9 @@ fn a_peer_carries_the_limits_and_nothing_that_weakens_it() {
 
 #[test]
 fn tls_without_the_means_to_verify_is_refused() {
-    let refused = |settings| Upstream::new(settings, &|_| Arc::new(super::super::fakes::Unobserved), None, None).err();
+    let refused = |settings| Upstream::new(settings, &crate::observe::Metrics::new(), None, None).err();
     assert!(matches!(refused(https(ANYWHERE, None)), Some(SettingsError::NoTlsMaterial(_))));
-    let nameless = TlsMaterial { server_name: String::new(), ..material(1) };
+    let nameless = UpstreamTlsMaterial { server_name: String::new(), ..material(1) };
     assert_eq!(refused(https(ANYWHERE, Some(nameless))), Some(SettingsError::EmptyServerName));
     assert_eq!(refused(settings(vec![])), Some(SettingsError::NoNodes));
     assert!(matches!(refused(settings(vec![node(ANYWHERE, 0)])), Some(SettingsError::Weight { .. })));
@@ -112,7 +115,7 @@ fn connections_are_shared_only_under_the_same_upstream_and_material() {
     let old = build(https(ANYWHERE, Some(tls.clone())));
     let same = rebuild(https(ANYWHERE, Some(tls.clone())), Some(&old));
     assert_eq!(hash(&old), hash(&same), "a reload that changes nothing keeps the connections");
-    let newer = rebuild(https(ANYWHERE, Some(TlsMaterial { generation: 2, ..tls })), Some(&old));
+    let newer = rebuild(https(ANYWHERE, Some(UpstreamTlsMaterial { generation: 2, ..tls })), Some(&old));
     assert_ne!(hash(&old), hash(&newer));
     let plain = build(settings(vec![node(ANYWHERE, 1)]));
     let name = crate::names::UpstreamName::new("other").unwrap();
