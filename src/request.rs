@@ -2,8 +2,9 @@
 
 mod address;
 mod form;
+mod raw;
 mod target;
 
-pub use address::{ClientAddress, TrustedProxies, client_address};
-pub use form::{FormFault, Form, Head, check_form, host_of};
+pub use address::{ClientAddress, HOPS_MAX, TrustedProxies, client_address};
+pub use form::{FEDERATION_JWT_LENGTH_MAX, FIELDS_MAX, Form, FormFault, Head, check_form, host_of};
 pub use target::{PathFault, check_path};
