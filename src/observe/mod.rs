@@ -1,1 +1,2 @@
 //! observe
+pub mod handshake;
