@@ -3,7 +3,6 @@
 //! serde stops at the first error. So that one is noted, something harmless put in its place, and the whole decoded
 //! again, until it decodes.
 
-use serde::Deserialize;
 use serde_path_to_error::Segment;
 use serde_yaml::Value;
 

@@ -76,6 +76,11 @@ impl Located {
         self.tree.place(path)
     }
 
+    /// Whether a value is written at `path`.
+    pub(super) fn has(&self, path: &str) -> bool {
+        self.tree.has(path)
+    }
+
     pub(super) fn at(&self, place: Place, path: &str, message: impl Into<String>) -> ConfigError {
         let mut message = message.into();
         for (secret, stands_for) in &*self.secrets {

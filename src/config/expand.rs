@@ -147,6 +147,9 @@ mod tests {
         let text = "x_secret: inline-secret\nb: ${GATEWAY_SECRET}\nc: ${HOST}\n";
         let (mut tree, _) = Tree::parse(text).map_err(|f| f.message).unwrap();
         let secrets = expand(&mut tree, &env).secrets;
-        assert_eq!(secrets, [("inline-secret".into(), "<secret>".into()), ("abcdefgh".into(), "${GATEWAY_SECRET}".into())]);
+        assert_eq!(
+            secrets,
+            [("inline-secret".into(), "<secret>".into()), ("abcdefgh".into(), "${GATEWAY_SECRET}".into())]
+        );
     }
 }

@@ -236,8 +236,18 @@ impl Tree {
         self.walk(&Steps::parse(path)).0
     }
 
+    /// Whether a value is written at `path`.
+    pub fn has(&self, path: &str) -> bool {
+        self.follow(&Steps::parse(path)).is_ok()
+    }
+
     /// As [`Self::key_place`] and [`Self::place`].
     pub fn walk(&self, steps: &Steps) -> (Place, Place) {
+        self.follow(steps).unwrap_or_else(|around| (around, around))
+    }
+
+    /// The places of key and value, or that of the nearest block around them.
+    fn follow(&self, steps: &Steps) -> Result<(Place, Place), Place> {
         let (mut key_place, mut node) = (self.root.place, &self.root);
         for step in &steps.0 {
             let next = match (step, &node.kind) {
@@ -249,10 +259,10 @@ impl Tree {
             };
             match next {
                 Some(next) => (key_place, node) = next,
-                None => return (node.place, node.place),
+                None => return Err(node.place),
             }
         }
-        (key_place, node.place)
+        Ok((key_place, node.place))
     }
 
     pub fn node_mut(&mut self, steps: &Steps) -> Option<&mut Node> {
@@ -310,7 +320,13 @@ impl MarkedEventReceiver for Builder {
             Event::SequenceStart(anchor, tag) => self.begin(anchor, place, tag.as_ref(), Kind::List(Vec::new())),
             Event::MappingStart(anchor, tag) => self.begin(anchor, place, tag.as_ref(), Kind::Block(Vec::new())),
             Event::SequenceEnd | Event::MappingEnd => {
-                if let Some(done) = self.open.pop() {
+                if let Some(mut done) = self.open.pop() {
+                    // yaml-rust2 says that a block begins at its first colon.
+                    if let Kind::Block(entries) = &done.node.kind
+                        && let Some(first) = entries.first()
+                    {
+                        done.node.place = done.node.place.min(first.key_place);
+                    }
                     self.add(done.anchor, done.node);
                 }
             }
@@ -451,8 +467,19 @@ mod tests {
         let text = "# c\na:\n  - name: x\n    é: \"q\"\n    b: { c: [1, 2] }\n  -   z\n\nd: |\n  text\ne:\nf: 1\n";
         let paths = ["a", "a[0]", "a[0].name", "a[0].é", "a[0].b", "a[0].b.c", "a[0].b.c[1]", "a[1]", "d", "e", "f"];
         let is = places(text, &paths);
-        let should =
-            ["2:1 3:3", "3:5 3:5", "3:5 3:11", "4:5 4:8", "5:5 5:8", "5:10 5:13", "5:17 5:17", "6:7 6:7", "8:1 8:4", "10:1 10:1", "11:1 11:4"];
+        let should = [
+            "2:1 3:3",
+            "3:5 3:5",
+            "3:5 3:11",
+            "4:5 4:8",
+            "5:5 5:8",
+            "5:10 5:13",
+            "5:17 5:17",
+            "6:7 6:7",
+            "8:1 9:3",
+            "10:1 10:1",
+            "11:1 11:4",
+        ];
         assert_eq!(is, should);
     }
 
@@ -504,11 +531,23 @@ mod tests {
 
     #[test]
     fn plain_words_become_what_yaml_1_2_says() {
-        let (tree, _) = Tree::parse("[1, -1, 1.2, 0x10, true, off, ~, 1e3, inf, 1.2.3, \"1\", 10.0.0.1]").map_err(|f| f.message).unwrap();
+        let (tree, _) = Tree::parse("[1, -1, 1.2, 0x10, true, off, ~, 1e3, inf, 1.2.3, \"1\", 10.0.0.1]")
+            .map_err(|f| f.message)
+            .unwrap();
         let values: Vec<_> = tree.root.value().as_sequence().unwrap().iter().map(|v| format!("{v:?}")).collect();
         let should = [
-            "Number(1)", "Number(-1)", "Number(1.2)", "Number(16)", "Bool(true)", "String(\"off\")", "Null",
-            "Number(1000.0)", "String(\"inf\")", "String(\"1.2.3\")", "String(\"1\")", "String(\"10.0.0.1\")",
+            "Number(1)",
+            "Number(-1)",
+            "Number(1.2)",
+            "Number(16)",
+            "Bool(true)",
+            "String(\"off\")",
+            "Null",
+            "Number(1000.0)",
+            "String(\"inf\")",
+            "String(\"1.2.3\")",
+            "String(\"1\")",
+            "String(\"10.0.0.1\")",
         ];
         assert_eq!(values, should);
     }

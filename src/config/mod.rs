@@ -16,9 +16,11 @@ mod nearest;
 mod required;
 mod resolve;
 mod wording;
+#[cfg(test)]
+mod tests;
 
-use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;

@@ -51,7 +51,9 @@ pub(super) fn wrong_value(said: &Said<'_>, value: &Value) -> String {
             if let Some((word, rest)) = message.strip_prefix("unknown variant `").and_then(|m| m.split_once("`, ")) {
                 return format!("{word:?} is unknown{}", known_ones(word, &quoted(rest)));
             }
-            if let Some((_, expected)) = message.strip_prefix("invalid value: ").and_then(|m| m.split_once(", expected ")) {
+            if let Some((_, expected)) =
+                message.strip_prefix("invalid value: ").and_then(|m| m.split_once(", expected "))
+            {
                 return format!("{} can't stand here; write {}", shown(value), wanted(expected));
             }
             if *message == "invalid socket address syntax" {
