@@ -13,11 +13,11 @@ use crate::json_rpc::{self, MethodPolicy};
 use crate::names::RouteName;
 use crate::observe::{Metrics, NodeMetrics, RouteMetrics, UpstreamMetrics};
 use crate::policy::admission;
-use crate::policy::peers::{Peer, PeerMatcher, Peers};
+use crate::policy::peers::{Peer, PeerMatcher, PeerRule, Peers};
 use crate::request::TrustedProxies;
 use crate::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
 use crate::tls::{self, ServerContext};
-use crate::upstream::{NodeSettings, Observer, Settings, Upstream};
+use crate::upstream::{NodeSettings, Settings, Upstream};
 
 /// A configuration, built.
 pub struct Snapshot {
@@ -182,7 +182,15 @@ impl Snapshot {
 }
 
 fn peers(config: &Config) -> Result<Peers, String> {
-    let matchers = config.peers.iter().map(|p| PeerMatcher { name: p.name.clone(), rule: p.rule.clone() }).collect();
+    let matcher = |p: &config::Peer| {
+        let rule = match &p.rule {
+            config::PeerRule::Uri(text) => PeerRule::parse_uri(text),
+            config::PeerRule::Dns(text) => PeerRule::parse_dns(text),
+            config::PeerRule::Fingerprint(text) => PeerRule::parse_fingerprint(text),
+        };
+        rule.map(|rule| PeerMatcher { name: p.name.clone(), rule })
+    };
+    let matchers = config.peers.iter().map(matcher).collect::<Result<Vec<_>, String>>()?;
     Peers::build(matchers).map_err(|conflicts| conflicts.into_iter().map(|c| c.why).collect::<Vec<_>>().join("; "))
 }
 
@@ -285,8 +293,7 @@ fn upstream(
     let name = config.name.as_str();
     let before = previous.and_then(|p| p.upstreams.iter().find(|u| *u.upstream.name() == config.name));
     let nodes: Vec<_> = settings.nodes.iter().map(|n| metrics.upstream_node(name, &n.url)).collect();
-    let observe = |node: &NodeSettings| -> Arc<dyn Observer> { metrics.upstream_node(name, &node.url) };
-    let upstream = Upstream::new(settings, &observe, before.map(|b| &*b.upstream), None)
+    let upstream = Upstream::new(settings, metrics, before.map(|b| &*b.upstream), None)
         .map_err(|e| format!("upstream {name}: {e}"))?;
     Ok(UpstreamSnapshot { upstream, metrics: metrics.upstream(name), nodes })
 }

@@ -45,6 +45,11 @@ impl Eq for Text<'_> {}
 pub struct RawId<'a>(pub(super) &'a str);
 
 impl<'a> RawId<'a> {
+    /// An id that a scan has shown before.
+    pub fn of_scanned(json: &'a str) -> Self {
+        Self(json)
+    }
+
     /// The JSON text, as the client wrote it.
     pub fn as_str(&self) -> &'a str {
         self.0

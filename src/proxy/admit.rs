@@ -63,7 +63,7 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     begin(shared, session, &connection, listener);
     ctx.request_id = Some(request_id(&session.req_header().headers));
 
-    check_header(session, ctx, &connection, listener, &snapshot)?;
+    check_header(session, ctx, &connection, listener)?;
     check_certificate(shared, &connection)?;
     check_route(session, ctx, &connection, &snapshot)?;
 
@@ -119,7 +119,6 @@ fn check_header(
     ctx: &mut Context,
     connection: &Connection,
     listener: &ListenerSnapshot,
-    snapshot: &Snapshot,
 ) -> Result<(), Refusal> {
     let header = session.req_header();
     let raw = session.as_downstream().as_http1().map(|h1| h1.get_headers_raw_bytes());
@@ -139,9 +138,10 @@ fn check_header(
         version: header.version,
         raw: raw.as_deref(),
     };
-    let form = request::check_form(&head, &snapshot.product).map_err(|fault| match fault {
+    let form = request::check_form(&head).map_err(|fault| match fault {
         FormFault::TwoFederationCredentials => Refusal::TwoFederationCredentials,
         FormFault::FederationTokenTooLong => Refusal::FederationTokenTooLong,
+        FormFault::TooManyFields => Refusal::HeaderTooLarge,
         fault => Refusal::AmbiguousRequest(fault.message()),
     })?;
     if matches!(header.method, Method::GET | Method::HEAD) && body::announced(session).is_some_and(|n| n > 0) {

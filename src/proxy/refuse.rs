@@ -12,7 +12,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use super::context::Context;
 use super::{body, forward, session};
 use crate::headers;
-use crate::json_rpc;
+use crate::json_rpc::{self, RawId};
 use crate::refusal::Refusal;
 
 /// How long a refused client may go on sending what is not read, so that it comes to read the answer.
@@ -69,7 +69,7 @@ fn small_body(refusal: &Refusal) -> Vec<u8> {
 }
 
 fn json_rpc_body(ctx: &Context, refusal: &Refusal) -> Vec<u8> {
-    let id = ctx.rpc.as_ref().and_then(|rpc| rpc.id.as_deref());
+    let id = ctx.rpc.as_ref().and_then(|rpc| rpc.id.as_deref()).map(RawId::of_scanned);
     json_rpc::error_body(id, refusal.json_rpc_code(), &refusal.message(), None)
 }
 
