@@ -24,6 +24,8 @@ enum Command {
     Run(RunArgs),
     /// Starts two small Hive nodes and a gateway in front, and prints what to try.
     Demo(demo::DemoArgs),
+    /// Makes a development PKI.
+    Pki(pki::PkiArgs),
     /// Prints the version of the gateway and of its TLS library.
     Version,
 }
@@ -41,6 +43,7 @@ pub fn run(cli: Cli) -> ExitCode {
     match cli.command {
         Command::Run(args) => ended(crate::server::run(&args.config)),
         Command::Demo(args) => ended(demo::run(&args)),
+        Command::Pki(args) => ended(pki::run(&args)),
         Command::Version => {
             println!("hive-gateway {} ({})", env!("CARGO_PKG_VERSION"), openssl::version::version());
             ExitCode::SUCCESS
