@@ -1,6 +1,194 @@
-//! server
+//! Puts the Pingora server together: listeners, health checks, admin, and an orderly end.
 
-/// stub
-pub fn run(_: &std::path::Path) -> Result<(), String> {
-    Err("not built yet".into())
+mod status;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use pingora::protocols::http::v2::server::default_h2_options;
+use pingora::proxy::HttpProxy;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
+use pingora::services::background::{BackgroundService, background_service};
+use pingora::apps::HttpServerOptions;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::admin;
+use crate::clock::Clock;
+use crate::config::{self, ConfigError, Loaded};
+use crate::observe::{AccessLog, AccessLogTarget, Metrics};
+use crate::proxy::listener::{ListenerService, try_listen};
+use crate::proxy::{Gateway, Shared};
+use crate::snapshot::Snapshot;
+use crate::upstream;
+
+/// How often an ending process looks whether its last request is done.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+/// Idle connections to nodes that are kept, for all threads together.
+const POOL_SIZE: usize = 1024;
+/// How long the last log lines may take.
+const LOG_WAIT: Duration = Duration::from_secs(2);
+/// HTTP/2 streams of one client connection at once.
+const H2_STREAMS_MAX: u32 = 128;
+/// What a client may send on an HTTP/2 stream before it is read: the window is what a waiting body may take.
+const H2_WINDOW: u32 = 64 << 10;
+const H2_CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// Why the gateway does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration is wrong; each error has its place.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Config(Vec<ConfigError>),
+    /// The machine does not give what the configuration asks for.
+    #[error("{0}")]
+    Start(String),
+}
+
+/// Runs the gateway until it is told to end: SIGTERM lets running requests finish, SIGINT does not.
+///
+/// # Errors
+/// Before anything is served: a wrong configuration, an address that can't be listened on.
+pub fn run(file: &Path) -> Result<(), RunError> {
+    let Loaded { config, warnings, .. } =
+        config::load(file, &|name| std::env::var(name).ok()).map_err(RunError::Config)?;
+    for warning in warnings {
+        log::warn!("{warning}");
+    }
+    let clock = Clock::System;
+    let metrics = Metrics::new();
+    let target = match &config.access_log {
+        config::file::AccessLog::Stdout => AccessLogTarget::Stdout,
+        config::file::AccessLog::Off => AccessLogTarget::Off,
+        config::file::AccessLog::File(path) => AccessLogTarget::File(path.into()),
+    };
+    let log = AccessLog::open(&target, clock.clone(), &metrics)
+        .map_err(|e| RunError::Start(e.to_string()))?;
+    for (what, address) in config
+        .listeners
+        .iter()
+        .map(|l| (format!("listener {}", l.name), l.address))
+        .chain([("admin".to_owned(), config.admin.address)])
+    {
+        try_listen(address).map_err(|e| RunError::Start(format!("{what}: cannot listen on {address}: {e}")))?;
+    }
+    let snapshot = Snapshot::build(config, 1, &metrics, None, clock.unix_seconds()).map_err(RunError::Start)?;
+    let shared = Shared::new(snapshot, clock, metrics, log);
+    serve(&shared);
+    shared.log.close(LOG_WAIT);
+    match shared.failure() {
+        Some(why) => Err(RunError::Start(why)),
+        None => Ok(()),
+    }
+}
+
+fn serve(shared: &Arc<Shared>) {
+    let snapshot = shared.snapshot();
+    let conf = ServerConf {
+        threads: snapshot.config.server.threads,
+        work_stealing: true,
+        upstream_keepalive_pool_size: POOL_SIZE,
+        // The drain is ours (see `Signals`); Pingora's own grace period would be slept in full.
+        grace_period_seconds: Some(0),
+        graceful_shutdown_timeout_seconds: Some(1),
+        max_retries: 16,
+        ..ServerConf::default()
+    };
+    let mut server = Server::new_with_opt_and_conf(None, conf);
+    server.bootstrap();
+    let conf = server.configuration.clone();
+    let (stop, stopped) = watch::channel(false);
+
+    let idle = |listener: usize| snapshot.listeners.get(listener).map(|l| l.deadlines.idle);
+    let header = |listener: usize| snapshot.listeners.get(listener).map_or(32 << 10, |l| l.deadlines.header_bytes);
+    let proxy = |listener: &Arc<crate::proxy::connection::ListenerShared>| {
+        let mut proxy = HttpProxy::new(Gateway::new(shared.clone()), conf.clone());
+        let mut options = HttpServerOptions::default();
+        // CONNECT is refused like any other ambiguous request, in the gateway's own words.
+        options.allow_connect_method_proxying = true;
+        options.h2_idle_timeout = idle(listener.index);
+        proxy.server_options = Some(options);
+        let mut h2 = default_h2_options();
+        // The proxy refuses what is over the limit with 431; the codec's own limit is only the last line.
+        h2.max_header_list_size(u32::try_from(header(listener.index) * 2).unwrap_or(u32::MAX));
+        h2.max_concurrent_streams(H2_STREAMS_MAX);
+        h2.initial_window_size(H2_WINDOW);
+        h2.initial_connection_window_size(H2_CONNECTION_WINDOW);
+        proxy.h2_options = Some(h2);
+        proxy.handle_init_modules();
+        Arc::new(proxy)
+    };
+    server.add_service(ListenerService::new(shared.clone(), proxy, stopped));
+    server.add_service(background_service("health", HealthChecks(shared.clone())));
+    let admin = &snapshot.config.admin;
+    let state = Arc::new(status::admin_state(shared));
+    server.add_service(admin::service(state, admin.address, admin.bearer.as_ref()));
+    drop(snapshot);
+    server.run(RunArgs { shutdown_signal: Box::new(Signals { shared: shared.clone(), stop }) });
+}
+
+/// Probes the nodes of all upstreams.
+struct HealthChecks(Arc<Shared>);
+
+#[async_trait]
+impl BackgroundService for HealthChecks {
+    async fn start(&self, shutdown: ShutdownWatch) {
+        let snapshot = self.0.snapshot();
+        let mut checks = tokio::task::JoinSet::new();
+        for u in &snapshot.upstreams {
+            checks.spawn(upstream::run_health_checks(u.upstream.clone(), self.0.clock.clone(), shutdown.clone()));
+        }
+        checks.join_all().await;
+    }
+}
+
+/// Waits for the signal to end. On SIGTERM no connection is accepted any more, idle ones are closed, and the process
+/// goes as soon as the last request is answered, or after `server.drain`.
+struct Signals {
+    shared: Arc<Shared>,
+    stop: watch::Sender<bool>,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Signals {
+    async fn recv(&self) -> ShutdownSignal {
+        let (Ok(mut terminate), Ok(mut interrupt)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            self.shared.fail("cannot listen for signals".to_owned());
+            return ShutdownSignal::FastShutdown;
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
+            () = self.failed() => return ShutdownSignal::FastShutdown,
+        }
+        let drain = self.shared.snapshot().config.server.drain;
+        log::info!("SIGTERM: {} requests may finish within {drain:?}", self.shared.requests());
+        self.shared.drain();
+        let _ = self.stop.send_replace(true);
+        let deadline = Instant::now() + drain;
+        while self.shared.requests() > 0 && Instant::now() < deadline {
+            tokio::select! {
+                () = tokio::time::sleep(DRAIN_POLL) => {}
+                _ = interrupt.recv() => break,
+            }
+        }
+        match self.shared.requests() {
+            0 => log::info!("all requests are done"),
+            left => log::warn!("{left} requests are cut off"),
+        }
+        ShutdownSignal::FastShutdown
+    }
+}
+
+impl Signals {
+    async fn failed(&self) {
+        while self.shared.failure().is_none() {
+            tokio::time::sleep(DRAIN_POLL * 10).await;
+        }
+    }
 }

@@ -1,1 +1,299 @@
-//! snapshot
+//! One immutable, built gateway: everything that a request may ask, put together off the request path and swapped as
+//! one (design, decision 7). A request uses one snapshot to its end.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+
+use crate::config::{self, Config};
+use crate::headers::{ProductHeaders, Spoofable};
+use crate::json_rpc::{self, MethodPolicy};
+use crate::names::RouteName;
+use crate::observe::{Metrics, NodeMetrics, RouteMetrics, UpstreamMetrics};
+use crate::policy::admission;
+use crate::policy::peers::{Peer, PeerMatcher, PeerRule, Peers};
+use crate::request::TrustedProxies;
+use crate::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
+use crate::tls::{self, ServerContext};
+use crate::upstream::{NodeSettings, Settings, Upstream};
+
+/// A configuration, built.
+pub struct Snapshot {
+    /// Counts up with each one; 1 is the first.
+    pub generation: u64,
+    /// What it was built from.
+    pub config: Arc<Config>,
+    /// Path to route.
+    pub routes: Table<Published>,
+    /// Certificate to peer.
+    pub peers: Peers,
+    /// Listeners, in the order of the configuration.
+    pub listeners: Vec<ListenerSnapshot>,
+    /// Upstreams, in the order of the configuration.
+    pub upstreams: Vec<Arc<UpstreamSnapshot>>,
+    /// Hive's own headers under the configured prefix.
+    pub product: ProductHeaders,
+    /// What a client may never say.
+    pub spoofable: Spoofable,
+    /// `Bearer …`, the proof that a request came through the gateway.
+    pub gateway_auth: Option<HeaderValue>,
+}
+
+/// A listener's part that a reload may change.
+pub struct ListenerSnapshot {
+    /// Certificates and trust; none on a plain listener.
+    pub tls: Option<ServerContext>,
+    /// Limits on connections.
+    pub admission: admission::Limits,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted: TrustedProxies,
+    /// Longest TLS handshake.
+    pub handshake: Duration,
+    /// Longest life that takes new requests.
+    pub connection_age: Duration,
+    /// Limits of time and size while HTTP is spoken.
+    pub deadlines: Deadlines,
+    /// Requests after which a connection ends.
+    pub requests_per_connection: u32,
+}
+
+/// How long a connection may take over each step, and how much.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadlines {
+    /// Between requests.
+    pub idle: Duration,
+    /// For a header, the HTTP/2 preface and a frame.
+    pub request_header: Duration,
+    /// For a whole body; on HTTP/2 for a DATA frame too.
+    pub request_body: Duration,
+    /// For an answer that the client does not read.
+    pub write: Duration,
+    /// Longest header, in bytes.
+    pub header_bytes: usize,
+}
+
+/// An upstream with its counters.
+pub struct UpstreamSnapshot {
+    /// Its nodes.
+    pub upstream: Arc<Upstream>,
+    /// Counters of the upstream as a whole.
+    pub metrics: Arc<UpstreamMetrics>,
+    /// Counters per node, by [`crate::upstream::Node::index`].
+    pub nodes: Vec<Arc<NodeMetrics>>,
+}
+
+/// A route under one of its paths.
+pub struct Published {
+    /// The route.
+    pub route: Arc<Route>,
+    /// Counters with this route's and this path's labels.
+    pub metrics: Arc<RouteMetrics>,
+}
+
+/// What is done with a request that matched.
+pub struct Route {
+    /// From the configuration.
+    pub name: RouteName,
+    /// Who may call.
+    pub peers: AllowedPeers,
+    /// Where it goes.
+    pub upstream: Arc<UpstreamSnapshot>,
+    /// Longest body, in bytes.
+    pub body_limit: u64,
+    /// Present on JSON-RPC routes.
+    pub json_rpc: Option<JsonRpc>,
+    /// Longest wait for the first byte of the answer.
+    pub response: Duration,
+    /// Longest silence inside the answer.
+    pub stream_idle: Duration,
+}
+
+/// Who may call a route.
+pub enum AllowedPeers {
+    /// Every valid certificate.
+    Any,
+    /// Those of [`Peer::index`].
+    Of(HashSet<u32, ahash::RandomState>),
+}
+
+impl AllowedPeers {
+    /// Whether a client may call; `peer` is whom its certificate belongs to, if anyone.
+    pub fn allow(&self, peer: Option<&Peer>) -> bool {
+        match self {
+            AllowedPeers::Any => true,
+            AllowedPeers::Of(indexes) => peer.is_some_and(|p| indexes.contains(&p.index)),
+        }
+    }
+}
+
+/// The JSON-RPC firewall of a route.
+pub struct JsonRpc {
+    /// Depth and batch size.
+    pub limits: json_rpc::Limits,
+    /// Methods let through.
+    pub methods: MethodPolicy,
+}
+
+impl Snapshot {
+    /// Builds a configuration. Nodes and counters of `previous` live on under the same names.
+    ///
+    /// # Errors
+    /// What [`config::load`] finds too, and what changed on disk since.
+    pub fn build(
+        config: Config,
+        generation: u64,
+        metrics: &Arc<Metrics>,
+        previous: Option<&Snapshot>,
+        now_unix: i64,
+    ) -> Result<Self, String> {
+        let product = ProductHeaders::with_prefix(&config.hive.header_prefix)?;
+        let upstreams: Vec<_> = config
+            .upstreams
+            .iter()
+            .map(|u| upstream(u, metrics, previous, now_unix).map(Arc::new))
+            .collect::<Result<_, _>>()?;
+        let gateway_auth = config.hive.gateway_auth.as_ref().map(|secret| {
+            let mut value = HeaderValue::from_str(&format!("Bearer {}", secret.expose()))
+                .map_err(|_| "hive.gateway_auth_secret holds characters that no header can carry".to_owned())?;
+            value.set_sensitive(true);
+            Ok::<_, String>(value)
+        });
+        let snapshot = Self {
+            generation,
+            routes: routes(&config, &upstreams, metrics)?,
+            peers: peers(&config)?,
+            listeners: config.listeners.iter().map(|l| listener(l, now_unix)).collect::<Result<_, _>>()?,
+            upstreams,
+            spoofable: Spoofable::new(&product),
+            product,
+            gateway_auth: gateway_auth.transpose()?,
+            config: Arc::new(config),
+        };
+        for (listener, config) in snapshot.listeners.iter().zip(&snapshot.config.listeners) {
+            let certificates = listener.tls.iter().flat_map(|tls| tls.certificates());
+            let certificates: Vec<_> = certificates.map(|c| (c.subject.clone(), c.not_after)).collect();
+            metrics.set_certificates(config.name.as_str(), &certificates);
+        }
+        metrics.set_config_generation(generation);
+        Ok(snapshot)
+    }
+}
+
+fn peers(config: &Config) -> Result<Peers, String> {
+    let matcher = |p: &config::Peer| {
+        let rule = match &p.rule {
+            config::PeerRule::Uri(text) => PeerRule::parse_uri(text),
+            config::PeerRule::Dns(text) => PeerRule::parse_dns(text),
+            config::PeerRule::Fingerprint(text) => PeerRule::parse_fingerprint(text),
+        };
+        rule.map(|rule| PeerMatcher { name: p.name.clone(), rule })
+    };
+    let matchers = config.peers.iter().map(matcher).collect::<Result<Vec<_>, String>>()?;
+    Peers::build(matchers).map_err(|conflicts| conflicts.into_iter().map(|c| c.why).collect::<Vec<_>>().join("; "))
+}
+
+fn routes(config: &Config, upstreams: &[Arc<UpstreamSnapshot>], metrics: &Metrics) -> Result<Table<Published>, String> {
+    let mut table = TableBuilder::new();
+    for r in &config.routes {
+        let json_rpc = r.json_rpc.as_ref().map(json_rpc).transpose()?;
+        let route = Arc::new(Route {
+            name: r.name.clone(),
+            peers: match &r.peers {
+                config::RoutePeers::Any => AllowedPeers::Any,
+                config::RoutePeers::Of(indexes) => {
+                    AllowedPeers::Of(indexes.iter().filter_map(|i| u32::try_from(*i).ok()).collect())
+                }
+            },
+            upstream: upstreams.get(r.upstream).ok_or("a route without an upstream")?.clone(),
+            body_limit: r.body_limit,
+            json_rpc,
+            response: r.timeouts.response.0,
+            stream_idle: r.timeouts.stream_idle.0,
+        });
+        let hosts = r.hosts.iter().map(|h| HostPattern::parse(h)).collect::<Result<Vec<_>, _>>()?;
+        let methods = MethodSet::parse(&r.methods)?;
+        for path in &r.paths {
+            let published = Published { route: route.clone(), metrics: metrics.route(r.name.as_str(), path) };
+            table
+                .add(&hosts, &[PathPattern::parse(path)?], methods, published)
+                .map_err(|overlap| format!("route {}: {} is another route's too", r.name, overlap.path.as_str()))?;
+        }
+    }
+    Ok(table.build())
+}
+
+fn json_rpc(config: &config::file::JsonRpc) -> Result<JsonRpc, String> {
+    let batch = match config.batch {
+        config::file::Batch::Reject => None,
+        config::file::Batch::UpTo(calls) => Some(calls),
+    };
+    Ok(JsonRpc {
+        limits: json_rpc::Limits { max_depth: config.max_depth, batch },
+        methods: MethodPolicy::new(config.methods.as_deref())?,
+    })
+}
+
+fn listener(config: &config::Listener, now_unix: i64) -> Result<ListenerSnapshot, String> {
+    let tls = config.tls.as_ref().map(|tls| {
+        tls::build_listener(tls, std::path::Path::new("/"), now_unix).map_err(|faults| {
+            let all: Vec<_> = faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect();
+            format!("listener {}: {}", config.name, all.join("; "))
+        })
+    });
+    let (limits, timeouts) = (&config.limits, &config.timeouts);
+    Ok(ListenerSnapshot {
+        tls: tls.transpose()?,
+        admission: admission::Limits {
+            connections: limits.connections,
+            per_address: limits.connections_per_address,
+            new_per_address: limits.new_connections_per_address,
+        },
+        trusted: TrustedProxies::new(config.trusted_proxies.clone()),
+        handshake: timeouts.handshake.0,
+        connection_age: timeouts.connection_age.0,
+        deadlines: Deadlines {
+            idle: timeouts.idle.0,
+            request_header: timeouts.request_header.0,
+            request_body: timeouts.request_body.0,
+            write: timeouts.write.0,
+            header_bytes: usize::try_from(limits.request_header.0).unwrap_or(usize::MAX),
+        },
+        requests_per_connection: limits.requests_per_connection,
+    })
+}
+
+fn upstream(
+    config: &config::Upstream,
+    metrics: &Arc<Metrics>,
+    previous: Option<&Snapshot>,
+    now_unix: i64,
+) -> Result<UpstreamSnapshot, String> {
+    let tls = config.tls.as_ref().map(|t| {
+        tls::build_upstream(t, std::path::Path::new("/"), now_unix)
+            .map_err(|faults| faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect::<Vec<_>>().join("; "))
+    });
+    let nodes = config.endpoints.iter().map(|e| NodeSettings {
+        url: e.url.clone(),
+        address: e.address,
+        host: e.host.clone(),
+        tls: e.tls,
+        weight: e.weight,
+    });
+    let settings = Settings {
+        name: config.name.clone(),
+        nodes: nodes.collect(),
+        balance: config.balance,
+        protocol: config.protocol,
+        health_check: config.health_check.clone(),
+        timeouts: config.timeouts.clone(),
+        tls: tls.transpose()?,
+    };
+    let name = config.name.as_str();
+    let before = previous.and_then(|p| p.upstreams.iter().find(|u| *u.upstream.name() == config.name));
+    let nodes: Vec<_> = settings.nodes.iter().map(|n| metrics.upstream_node(name, &n.url)).collect();
+    let upstream = Upstream::new(settings, metrics, before.map(|b| &*b.upstream), None)
+        .map_err(|e| format!("upstream {name}: {e}"))?;
+    Ok(UpstreamSnapshot { upstream, metrics: metrics.upstream(name), nodes })
+}

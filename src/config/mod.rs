@@ -1,2 +1,194 @@
-//! config
+//! The configuration: a file becomes a [`Config`] once, and everything else reads that.
+//!
+//! ```text
+//! text ── locate (tree with places) ── decode (file::File) ── resolve (names become things) ── Config
+//! ```
+//!
+//! Every step collects all of its errors, each with the line and column that it is about.
+
 pub mod file;
+mod decode;
+mod error;
+mod expand;
+mod load;
+mod locate;
+mod nearest;
+mod required;
+mod resolve;
+mod wording;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::names::{ListenerName, PeerName, RouteName, UpstreamName};
+use crate::secret::Secret;
+
+pub use error::{ConfigError, Located};
+pub use load::{Loaded, Surroundings, load, load_in, load_text};
+pub use locate::Place;
+
+/// The configuration as the program uses it: names are references, files are absolute, patterns are parsed.
+#[derive(Debug)]
+pub struct Config {
+    /// The file that it was read from, as it was named.
+    pub source: PathBuf,
+    /// SHA-256 of the file's text, in hex.
+    pub hash: String,
+    /// What Hive expects of the gateway.
+    pub hive: Hive,
+    /// Where clients connect; at least one.
+    pub listeners: Vec<Listener>,
+    /// Who the certificates belong to.
+    pub peers: Vec<Peer>,
+    /// What is published; at least one.
+    pub routes: Vec<Route>,
+    /// Hive nodes, in groups; at least one.
+    pub upstreams: Vec<Upstream>,
+    /// The operator's own listener.
+    pub admin: Admin,
+    /// Where the access log goes; a file's path is absolute.
+    pub access_log: file::AccessLog,
+    /// How the client's identity is told to Hive.
+    pub identity_headers: file::IdentityHeaders,
+    /// The process itself.
+    pub server: Server,
+}
+
+/// What Hive expects of the gateway.
+#[derive(Debug)]
+pub struct Hive {
+    /// Prefix of every product header, such as `X-Hive`.
+    pub header_prefix: String,
+    /// The secret of the gateway's proof, 32 characters at least. None: the header is only removed.
+    pub gateway_auth: Option<Secret>,
+}
+
+/// Where clients connect.
+#[derive(Debug)]
+pub struct Listener {
+    /// Appears in logs and metrics.
+    pub name: ListenerName,
+    /// Address and port to listen on; no other listener has it.
+    pub address: SocketAddr,
+    /// Some `tls` if and only if `https`.
+    pub protocol: file::Protocol,
+    /// Certificates and trust; file names are absolute.
+    pub tls: Option<file::ListenerTls>,
+    /// Networks whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// What a client may take up.
+    pub limits: file::ListenerLimits,
+    /// How long a client may take.
+    pub timeouts: file::ListenerTimeouts,
+}
+
+/// A name for certificates.
+#[derive(Debug)]
+pub struct Peer {
+    /// Routes speak of this name.
+    pub name: PeerName,
+    /// What the certificate must show.
+    pub rule: PeerRule,
+}
+
+/// What a peer's certificate must show, as written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PeerRule {
+    /// SPIFFE ID or pattern.
+    Uri(String),
+    /// DNS name or `*.` pattern.
+    Dns(String),
+    /// SHA-256 of the certificate.
+    Fingerprint(String),
+}
+
+/// What is published.
+#[derive(Debug)]
+pub struct Route {
+    /// Appears in logs and metrics.
+    pub name: RouteName,
+    /// Host patterns; empty: any host that the listener's certificates cover.
+    pub hosts: Vec<String>,
+    /// Path patterns; at least one.
+    pub paths: Vec<String>,
+    /// Methods; at least one.
+    pub methods: Vec<String>,
+    /// Who may call.
+    pub peers: RoutePeers,
+    /// Index into [`Config::upstreams`].
+    pub upstream: usize,
+    /// Longest request body in bytes, 1 B to 16 MiB.
+    pub body_limit: u64,
+    /// Some: the route speaks JSON-RPC 2.0.
+    pub json_rpc: Option<file::JsonRpc>,
+    /// How long Hive may take.
+    pub timeouts: file::RouteTimeouts,
+}
+
+/// Who may call a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RoutePeers {
+    /// Every client with a valid certificate.
+    Any,
+    /// These: indexes into [`Config::peers`], ascending.
+    Of(Vec<usize>),
+}
+
+/// A group of Hive nodes.
+#[derive(Debug)]
+pub struct Upstream {
+    /// Appears in logs and metrics.
+    pub name: UpstreamName,
+    /// The nodes, at least one; all with TLS or all without.
+    pub endpoints: Vec<Endpoint>,
+    /// How a node is picked.
+    pub balance: file::Balance,
+    /// What is spoken to the nodes.
+    pub protocol: file::UpstreamProtocol,
+    /// How a node is known to be alive.
+    pub health_check: file::HealthCheck,
+    /// Waiting for nodes.
+    pub timeouts: file::UpstreamTimeouts,
+    /// Some if and only if the endpoints are `https://`; file names are absolute.
+    pub tls: Option<file::UpstreamTls>,
+}
+
+/// One node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The URL as written: the node's name in logs and metrics.
+    pub url: String,
+    /// `https://`.
+    pub tls: bool,
+    /// Host and port as the `Host` header of a probe would carry them; the port only if it was written.
+    pub host: String,
+    /// What the host's name stood for when the file was loaded.
+    pub address: SocketAddr,
+    /// Share of the requests, 1 to 100.
+    pub weight: u16,
+}
+
+/// The operator's own listener.
+#[derive(Debug)]
+pub struct Admin {
+    /// Address and port; no listener has it.
+    pub address: SocketAddr,
+    /// Asked of every admin request but health and readiness. Some if the address is not a loopback one.
+    pub bearer: Option<Secret>,
+}
+
+/// The process itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// Threads that serve requests, 1 to 256.
+    pub threads: usize,
+    /// How long running requests may go on after SIGTERM.
+    pub drain: Duration,
+    /// Bytes that waiting request bodies may take together.
+    pub body_memory: u64,
+}

@@ -1,1 +1,21 @@
-//! observe
+//! What an operator sees of the gateway: metrics and the access log.
+//!
+//! [`metrics`] holds every metric's name, help and labels; [`handles`] the counters that a route, a listener or a node keeps,
+//! resolved once when the configuration is built, so that the request path never looks a label up. [`access_log`] takes one
+//! record per request ([`record`] lists the fields) and writes it off the request path.
+
+pub mod handshake;
+pub mod labels;
+pub mod metrics;
+pub mod handles;
+mod json_line;
+pub mod record;
+pub mod access_log;
+mod log_queue;
+
+pub use access_log::{AccessLog, AccessLogTarget};
+pub use handles::{ListenerMetrics, NodeMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics};
+pub use handshake::HandshakeResult;
+pub use labels::{CloseReason, ConnectionRefusal, MethodLabel, UpstreamResult};
+pub use metrics::Metrics;
+pub use record::{AccessRecord, HandshakeRecord};

@@ -1,1 +1,21 @@
-//! proxy
+//! Requests, from accept to log line, on Pingora.
+//!
+//! [`listener`] accepts and authenticates connections; [`Gateway`] is the `ProxyHttp` that Pingora calls for each
+//! request: [`admit`] decides, [`refuse`] says no, [`forward`] rewrites and sends, [`record`] writes down.
+
+mod admit;
+mod body;
+pub mod connection;
+mod context;
+mod downstream;
+mod forward;
+mod frames;
+mod gateway;
+pub mod listener;
+mod record;
+mod refuse;
+mod session;
+mod shared;
+
+pub use gateway::Gateway;
+pub use shared::Shared;

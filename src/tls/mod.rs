@@ -1,1 +1,46 @@
-//! tls
+//! TLS: the listeners' contexts with their trust in clients, what a handshake came to, and who the client is; and the
+//! material with which the gateway itself calls nodes.
+//!
+//! **Trust.** A client's chain is built from what the client sent and from the CA bundle, and must end in a self-signed
+//! root of the bundle. An intermediate in the bundle helps to build the chain (a client need not send it), it is not an
+//! anchor by itself: `X509_V_FLAG_PARTIAL_CHAIN` stays off, so that taking a root out of the bundle takes away all that
+//! stands below it.
+//!
+//! **Strength.** Security level 2 of OpenSSL: 112 bits, so no SHA-1 and no RSA key below 2048 bits in a client's chain,
+//! whatever its CA signed.
+//!
+//! **No resumption.** No session cache, no tickets: a resumed session would skip the checks of the certificate.
+
+mod certificate;
+mod files;
+mod handshake;
+mod listener;
+mod names;
+mod upstream;
+
+use std::fmt;
+
+pub use certificate::{CertificateFacts, identity, identity_of};
+pub use handshake::{Alpn, ConnectionFacts, HandshakeFailure, classify, facts, timed_out};
+pub use listener::{ServerContext, build_listener};
+pub use upstream::{UpstreamTlsMaterial, build_upstream};
+
+/// What is wrong, or only doubtful, with a certificate, key or bundle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFault {
+    /// Which key of the `tls` block it is about, such as `certificates[0].key` or `client_auth.ca`.
+    pub field: String,
+    /// What is wrong, with the file's name.
+    pub message: String,
+}
+
+impl fmt::Display for TlsFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.message)
+    }
+}
+
+#[cfg(test)]
+mod file_tests;
+#[cfg(test)]
+mod handshake_tests;

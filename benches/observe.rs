@@ -1,0 +1,86 @@
+//! What recording costs a request: the metrics, and a line of the access log.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::hint::black_box;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use hive_gateway::clock::Clock;
+use hive_gateway::observe::{AccessLog, AccessLogTarget, AccessRecord, MethodLabel, Metrics, UpstreamResult};
+
+fn record() -> AccessRecord<'static> {
+    AccessRecord {
+        request_id: Some("0193514b-7c1e-7d0a-b0a1-6d7d3c1f2a55"),
+        trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736"),
+        peer: Some("hive-paris"),
+        spiffe_id: Some("spiffe://mesh.example/hive/paris"),
+        tls_version: Some("TLSv1.3"),
+        tls_cipher: Some("TLS_AES_128_GCM_SHA256"),
+        tls_group: Some("X25519MLKEM768"),
+        sni: Some("federation.example.com"),
+        http_version: "HTTP/1.1",
+        method: "POST",
+        host: Some(b"federation.example.com"),
+        path: b"/api/a2a/jsonrpc",
+        route: Some("a2a"),
+        rpc_method: Some(b"message/send"),
+        rpc_id: Some(b"\"7b1e\""),
+        status: 200,
+        bytes_in: 412,
+        bytes_out: 1893,
+        duration: Duration::from_micros(8312),
+        body: Some(Duration::from_micros(31)),
+        upstream_first_byte: Some(Duration::from_micros(8105)),
+        upstream: Some("hive"),
+        node: Some("http://10.0.1.10:3000"),
+        tries: 1,
+        user_agent: Some(b"a2a-python/1.3.0"),
+        ..AccessRecord::new(SystemTime::now(), "federation", [203, 0, 113, 9].into())
+    }
+}
+
+fn metrics(c: &mut Criterion) {
+    let metrics = Metrics::new();
+    let route = metrics.route("a2a", "/api/a2a/jsonrpc");
+    let upstream = metrics.upstream("hive");
+    let node = metrics.upstream_node("hive", "http://10.0.1.10:3000");
+    let took = Duration::from_micros(8312);
+    c.bench_function("metrics/route_record", |b| {
+        b.iter(|| route.record(black_box(MethodLabel::Post), black_box(200), black_box(took)));
+    });
+    c.bench_function("metrics/refusal", |b| b.iter(|| metrics.refusal(black_box("not_found"))));
+    // All that one proxied request counts.
+    c.bench_function("metrics/whole_request", |b| {
+        b.iter(|| {
+            let in_flight = metrics.request_started();
+            node.request_started();
+            upstream.first_byte(black_box(took));
+            node.record(black_box(UpstreamResult::Ok));
+            node.request_ended();
+            route.record(MethodLabel::from(black_box(&http::Method::POST)), black_box(200), black_box(took));
+            drop(in_flight);
+        });
+    });
+}
+
+fn access_log(c: &mut Criterion) {
+    let record = record();
+    let mut line = Vec::new();
+    c.bench_function("access_log/format", |b| {
+        b.iter(|| {
+            line.clear();
+            black_box(&record).write_json(&mut line);
+            line.len()
+        });
+    });
+    println!("one line: {} bytes", line.len());
+    let metrics = Metrics::new();
+    let target = AccessLogTarget::File(PathBuf::from("/dev/null"));
+    let log = AccessLog::open(&target, Clock::System, &metrics).unwrap();
+    c.bench_function("access_log/record", |b| b.iter(|| log.record(black_box(&record))));
+}
+
+criterion_group!(benches, metrics, access_log);
+criterion_main!(benches);

@@ -1,0 +1,241 @@
+//! The admin API as a function: a request's head in, an answer out.
+
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS};
+use http::{HeaderMap, HeaderName, Method};
+use serde_json::json;
+
+use super::AdminState;
+use super::bearer::Bearer;
+use crate::observe::metrics;
+
+const JSON: &str = "application/json";
+const GET_AND_HEAD: &str = "GET, HEAD";
+
+/// What goes out. `HEAD` is answered with the length of the body and without it.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    content_type: &'static str,
+    pub(super) body: Vec<u8>,
+    /// One that only this status has.
+    special: Option<(HeaderName, &'static str)>,
+}
+
+impl Answer {
+    fn json(status: u16, body: &serde_json::Value) -> Self {
+        let mut body = body.to_string().into_bytes();
+        body.push(b'\n');
+        Self { status, content_type: JSON, body, special: None }
+    }
+
+    /// The small error of every answer that is no JSON-RPC.
+    fn error(status: u16, code: &str, message: &str) -> Self {
+        Self::json(status, &json!({ "error": code, "message": message }))
+    }
+
+    /// A request that could not be read.
+    pub(super) fn bad_request() -> Self {
+        Self::error(400, "bad_request", "The request is malformed.")
+    }
+
+    /// All fields of the header but those of the connection.
+    pub(super) fn headers(&self) -> Vec<(HeaderName, String)> {
+        let mut headers = vec![
+            (CONTENT_TYPE, self.content_type.to_owned()),
+            (CONTENT_LENGTH, self.body.len().to_string()),
+            // What is shown is true now only, and nobody else's.
+            (CACHE_CONTROL, "no-store".to_owned()),
+            (X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
+        ];
+        headers.extend(self.special.iter().map(|(name, value)| (name.clone(), (*value).to_owned())));
+        headers
+    }
+}
+
+/// What is to be had. A new one gets its variant, its path and its function below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Endpoint {
+    Health,
+    Ready,
+    Metrics,
+    Status,
+}
+
+impl Endpoint {
+    fn at(path: &str) -> Option<Self> {
+        match path {
+            "/v1/health" => Some(Self::Health),
+            "/v1/ready" => Some(Self::Ready),
+            "/v1/metrics" => Some(Self::Metrics),
+            "/v1/status" => Some(Self::Status),
+            // The paths of clients are an open set.
+            _ => None,
+        }
+    }
+
+    /// Probes of an orchestrator carry no secret, and learn little.
+    fn is_open(self) -> bool {
+        match self {
+            Self::Health | Self::Ready => true,
+            Self::Metrics | Self::Status => false,
+        }
+    }
+}
+
+/// Answers a request. Without the secret, where there is one, nothing is told of which other paths exist.
+pub(super) fn answer(
+    state: &AdminState,
+    bearer: Option<&Bearer>,
+    method: &Method,
+    path: &str,
+    headers: &HeaderMap,
+) -> Answer {
+    let endpoint = Endpoint::at(path);
+    let is_open = endpoint.is_some_and(Endpoint::is_open);
+    if !is_open && bearer.is_some_and(|b| !b.admits(headers)) {
+        let mut answer = Answer::error(401, "unauthorized", "Send the admin secret: Authorization: Bearer …");
+        answer.special = Some((WWW_AUTHENTICATE, "Bearer"));
+        return answer;
+    }
+    let Some(endpoint) = endpoint else {
+        return Answer::error(404, "not_found", "Not found.");
+    };
+    if method != Method::GET && method != Method::HEAD {
+        let mut answer = Answer::error(405, "method_not_allowed", "HTTP method not allowed.");
+        answer.special = Some((ALLOW, GET_AND_HEAD));
+        return answer;
+    }
+    match endpoint {
+        Endpoint::Health => health(),
+        Endpoint::Ready => ready(state),
+        Endpoint::Metrics => Answer {
+            status: 200,
+            content_type: metrics::CONTENT_TYPE,
+            body: state.metrics.encode().into_bytes(),
+            special: None,
+        },
+        Endpoint::Status => Answer::json(200, &(state.status)()),
+    }
+}
+
+/// The process lives. The members but `version` are the older gateway's (`hive-contract`, "Routes worth publishing").
+fn health() -> Answer {
+    Answer::json(
+        200,
+        &json!({
+            "ok": true,
+            "role": "hive-mesh-gateway",
+            "metricsPath": "/v1/metrics",
+            "version": env!("CARGO_PKG_VERSION"),
+        }),
+    )
+}
+
+fn ready(state: &AdminState) -> Answer {
+    let readiness = (state.ready)();
+    let status = if readiness.is_ready() { 200 } else { 503 };
+    Answer::json(
+        status,
+        &json!({
+            "ready": readiness.is_ready(),
+            "draining": readiness.draining,
+            "upstreams_down": readiness.upstreams_down,
+        }),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::Readiness;
+    use crate::observe::Metrics;
+    use crate::secret::Secret;
+
+    fn state(readiness: Readiness) -> AdminState {
+        AdminState {
+            metrics: Metrics::new(),
+            ready: Box::new(move || readiness.clone()),
+            status: Box::new(|| json!({ "version": "1" })),
+        }
+    }
+
+    fn ask(readiness: Readiness, secret: Option<&str>, method: Method, path: &str, authorization: &str) -> Answer {
+        let bearer = secret.map(|s| Bearer::new(&Secret::new(s.into())));
+        let mut headers = HeaderMap::new();
+        if !authorization.is_empty() {
+            headers.insert(http::header::AUTHORIZATION, authorization.parse().unwrap());
+        }
+        answer(&state(readiness), bearer.as_ref(), &method, path, &headers)
+    }
+
+    fn get(path: &str) -> Answer {
+        ask(Readiness::default(), None, Method::GET, path, "")
+    }
+
+    fn body(answer: &Answer) -> serde_json::Value {
+        assert_eq!(answer.content_type, JSON);
+        serde_json::from_slice(&answer.body).unwrap()
+    }
+
+    fn header(answer: &Answer, name: &HeaderName) -> Option<String> {
+        answer.headers().into_iter().find(|(n, _)| n == name).map(|(_, value)| value)
+    }
+
+    #[test]
+    fn health_answers_as_the_older_gateway_did() {
+        let answer = get("/v1/health");
+        assert_eq!(answer.status, 200);
+        let body = body(&answer);
+        assert_eq!((&body["ok"], &body["role"]), (&json!(true), &json!("hive-mesh-gateway")));
+        assert_eq!(body["metricsPath"], "/v1/metrics");
+        assert_eq!(header(&answer, &CACHE_CONTROL).unwrap(), "no-store");
+    }
+
+    #[test]
+    fn ready_only_when_each_upstream_has_a_node_up_and_not_while_draining() {
+        assert_eq!(get("/v1/ready").status, 200);
+        let down = Readiness { draining: false, upstreams_down: vec!["hive".into()] };
+        let answer = ask(down, None, Method::GET, "/v1/ready", "");
+        assert_eq!((answer.status, &body(&answer)["upstreams_down"]), (503, &json!(["hive"])));
+        let draining = Readiness { draining: true, upstreams_down: vec![] };
+        let answer = ask(draining, None, Method::GET, "/v1/ready", "");
+        assert_eq!((answer.status, &body(&answer)["draining"]), (503, &json!(true)));
+    }
+
+    #[test]
+    fn metrics_are_in_the_text_format() {
+        let answer = get("/v1/metrics");
+        assert_eq!(answer.status, 200);
+        assert!(answer.content_type.starts_with("text/plain; version=0.0.4"));
+        assert!(String::from_utf8(answer.body).unwrap().contains("hive_gateway_build_info{version="));
+    }
+
+    #[test]
+    fn unknown_paths_and_methods_get_the_small_error() {
+        for path in ["/", "/v1", "/v1/health/", "/V1/health", "//v1/health", "/v1/status%00"] {
+            let answer = get(path);
+            assert_eq!((answer.status, &body(&answer)["error"]), (404, &json!("not_found")), "{path}");
+        }
+        let answer = ask(Readiness::default(), None, Method::POST, "/v1/status", "");
+        assert_eq!((answer.status, &body(&answer)["error"]), (405, &json!("method_not_allowed")));
+        assert_eq!(header(&answer, &ALLOW).unwrap(), "GET, HEAD");
+    }
+
+    #[test]
+    fn without_the_secret_only_health_and_readiness_are_shown() {
+        let secret = Some("correct horse battery staple");
+        let ask = |path, authorization| ask(Readiness::default(), secret, Method::GET, path, authorization);
+        for path in ["/v1/health", "/v1/ready"] {
+            assert_eq!(ask(path, "").status, 200, "{path}");
+        }
+        for path in ["/v1/metrics", "/v1/status", "/v1/else"] {
+            for wrong in ["", "Bearer wrong", "Basic Y29ycmVjdA=="] {
+                let answer = ask(path, wrong);
+                assert_eq!((answer.status, &body(&answer)["error"]), (401, &json!("unauthorized")), "{path}");
+                assert_eq!(header(&answer, &WWW_AUTHENTICATE).unwrap(), "Bearer");
+            }
+        }
+        assert_eq!(ask("/v1/metrics", "Bearer correct horse battery staple").status, 200);
+        assert_eq!(ask("/v1/else", "Bearer correct horse battery staple").status, 404);
+    }
+}

@@ -1,0 +1,116 @@
+//! The admin API on a socket: HTTP/1.1 in plain text, with time limits.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use http::Method;
+use pingora::apps::ServerApp;
+use pingora::http::ResponseHeader;
+use pingora::protocols::Stream;
+use pingora::protocols::http::ServerSession;
+use pingora::server::ShutdownWatch;
+use pingora::services::listening::Service;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::AdminState;
+use super::answer::{Answer, answer};
+use super::bearer::Bearer;
+use crate::secret::Secret;
+
+/// Connections at once: some scrapers, probes and operators.
+const CONNECTIONS_MAX: usize = 128;
+/// From a connection's begin to the end of its first request's header.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// From an answer to the end of the next request's header: longer than the minute between two scrapes.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// Until the client has taken an answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The admin listener as a service for Pingora's server. Where `bearer` is given, health and readiness alone are open.
+pub fn service(state: Arc<AdminState>, address: SocketAddr, bearer: Option<&Secret>) -> Service<AdminApp> {
+    let mut service = Service::new("admin".to_owned(), AdminApp::new(state, bearer));
+    service.add_tcp(&address.to_string());
+    service.threads = Some(1);
+    service
+}
+
+/// Speaks HTTP/1.1 on each connection of the admin listener.
+pub struct AdminApp {
+    state: Arc<AdminState>,
+    bearer: Option<Bearer>,
+    connections: Semaphore,
+}
+
+impl AdminApp {
+    /// See [`service`].
+    pub fn new(state: Arc<AdminState>, bearer: Option<&Secret>) -> Self {
+        Self { state, bearer: bearer.map(Bearer::new), connections: Semaphore::new(CONNECTIONS_MAX) }
+    }
+
+    /// Reads one request and answers it. Returns the connection if it can be used again.
+    async fn serve(&self, stream: Stream, wait: Duration, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let mut session = ServerSession::new_http1(stream);
+        match timeout(wait, session.read_request()).await {
+            Ok(Ok(true)) => {}
+            // Too slow, or gone.
+            Err(_) | Ok(Ok(false)) => return None,
+            Ok(Err(e)) => {
+                // The error's text holds the request, and with it perhaps the secret.
+                log::debug!("admin: a request can't be read: {:?}", e.etype());
+                session.set_keepalive(None);
+                let _ = timeout(WRITE_TIMEOUT, send(&mut session, Answer::bad_request(), true)).await;
+                return None;
+            }
+        }
+        // A body is not read; what follows on the connection then can't be told from it.
+        if *shutdown.borrow() || !session.is_body_empty() {
+            session.set_keepalive(None);
+        }
+        let head = session.req_header();
+        let with_body = head.method != Method::HEAD;
+        let answer = answer(&self.state, self.bearer.as_ref(), &head.method, head.uri.path(), &head.headers);
+        let sent = async {
+            send(&mut session, answer, with_body).await?;
+            session.finish().await
+        };
+        match timeout(WRITE_TIMEOUT, sent).await {
+            Ok(Ok(reusable)) => reusable.map(|r| r.into_parts().0),
+            // Gone, or doesn't read.
+            Ok(Err(_)) | Err(_) => None,
+        }
+    }
+}
+
+async fn send(session: &mut ServerSession, answer: Answer, with_body: bool) -> pingora::Result<()> {
+    let mut head = ResponseHeader::build(answer.status, Some(8))?;
+    for (name, value) in answer.headers() {
+        head.insert_header(name, value)?;
+    }
+    session.write_response_header(Box::new(head)).await?;
+    if with_body {
+        session.write_response_body(answer.body.into(), true).await?;
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl ServerApp for AdminApp {
+    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let Ok(_permit) = self.connections.try_acquire() else {
+            log::warn!("admin: more than {CONNECTIONS_MAX} connections, one is closed");
+            return None;
+        };
+        let mut next = self.serve(stream, HEADER_TIMEOUT, shutdown).await;
+        while let Some(stream) = next {
+            next = self.serve(stream, KEEP_ALIVE, shutdown).await;
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+#[path = "service_tests.rs"]
+mod tests;

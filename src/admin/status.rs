@@ -1,0 +1,120 @@
+//! The form of `/v1/status`: one object, whose members only ever grow in number.
+
+use serde::Serialize;
+
+/// What runs here and how it is.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// The gateway's version.
+    pub version: &'static str,
+    /// Since the process began, seconds.
+    pub uptime_seconds: u64,
+    /// The process is ending.
+    pub draining: bool,
+    /// The configuration in use.
+    pub config: ConfigStatus,
+    /// In the order of the configuration, as the lists below.
+    pub listeners: Vec<ListenerStatus>,
+    /// The published routes.
+    pub routes: Vec<RouteStatus>,
+    /// The upstreams and their nodes.
+    pub upstreams: Vec<UpstreamStatus>,
+}
+
+impl Status {
+    /// As [`super::AdminState::status`] gives it.
+    pub fn to_json(&self) -> serde_json::Value {
+        // Strings, numbers and lists of them always have a JSON form.
+        serde_json::to_value(self).unwrap_or_default()
+    }
+}
+
+/// `config`
+#[derive(Debug, Clone, Serialize)]
+pub struct ConfigStatus {
+    /// The file.
+    pub path: String,
+    /// Hash of all that it was built from, hex.
+    pub hash: String,
+    /// Grows with every configuration taken into use.
+    pub generation: u64,
+}
+
+/// `listeners[]`
+#[derive(Debug, Clone, Serialize)]
+pub struct ListenerStatus {
+    /// Its name.
+    pub name: String,
+    /// Where it listens.
+    pub address: String,
+    /// `https` or `http`.
+    pub protocol: &'static str,
+    /// Open connections.
+    pub connections: i64,
+    /// Its own certificates.
+    pub certificates: Vec<CertificateStatus>,
+}
+
+/// `listeners[].certificates[]`
+#[derive(Debug, Clone, Serialize)]
+pub struct CertificateStatus {
+    /// RFC 4514.
+    pub subject: String,
+    /// Names it is good for.
+    pub names: Vec<String>,
+    /// Seconds since 1970.
+    pub not_after: i64,
+}
+
+/// `routes[]`
+#[derive(Debug, Clone, Serialize)]
+pub struct RouteStatus {
+    /// Its name.
+    pub name: String,
+    /// Empty: any that the listener's certificate covers.
+    pub hosts: Vec<String>,
+    /// As configured.
+    pub paths: Vec<String>,
+    /// As configured.
+    pub methods: Vec<String>,
+    /// Names, or `any` alone.
+    pub peers: Vec<String>,
+    /// Where it goes.
+    pub upstream: String,
+}
+
+/// `upstreams[]`
+#[derive(Debug, Clone, Serialize)]
+pub struct UpstreamStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether a node is known to be up.
+    pub ready: bool,
+    /// Its nodes.
+    pub nodes: Vec<NodeStatus>,
+}
+
+/// `upstreams[].nodes[]`
+#[derive(Debug, Clone, Serialize)]
+pub struct NodeStatus {
+    /// As configured.
+    pub url: String,
+    /// The address it stands for.
+    pub address: String,
+    /// `up`, `down`, or `unknown` before the first probe's answer.
+    pub health: &'static str,
+    /// Its share.
+    pub weight: u16,
+    /// Requests there now.
+    pub in_flight: u32,
+    /// Requests since the start.
+    pub requests: u64,
+    /// Connections that failed since the start.
+    pub connect_failures: u64,
+    /// When its health last changed, seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_change: Option<i64>,
+    /// What its last failed probe said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+}

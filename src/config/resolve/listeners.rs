@@ -1,0 +1,113 @@
+//! `listeners`: addresses, trust, limits.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::Resolver;
+use super::ranges::{DAY, HOUR, MILLISECOND, MINUTE};
+use crate::config::file::{self, ListenerLimits, ListenerTimeouts, ListenerTls, Protocol};
+use crate::config::{Listener, Route, RoutePeers};
+
+pub(super) fn resolve(r: &mut Resolver<'_>, raw: Vec<file::Listener>) -> Vec<Listener> {
+    if raw.is_empty() {
+        r.error("listeners", "the list is empty; write at least one { name, address, tls }");
+    }
+    r.unique("listeners", raw.iter().map(|l| l.name.as_str()));
+    raw.into_iter().enumerate().map(|(i, l)| listener(r, &format!("listeners[{i}]"), l)).collect()
+}
+
+fn listener(r: &mut Resolver<'_>, at: &str, raw: file::Listener) -> Listener {
+    let tls_path = format!("{at}.tls");
+    let protocol_known = !r.is_guessed(&format!("{at}.protocol"));
+    match (raw.protocol, &raw.tls) {
+        (Protocol::Https, None) if protocol_known => {
+            let remedy = "write tls: { certificates, client_auth }, or protocol: http for plain text";
+            r.error(&tls_path, format!("https needs certificates; {remedy}"));
+        }
+        (Protocol::Http, Some(_)) => r.error(&tls_path, "not used with protocol: http; leave out one of the two"),
+        (Protocol::Http, None) if !raw.address.ip().is_loopback() => {
+            let reach = format!("plain text on {}, which other machines can reach", raw.address);
+            r.warn(&format!("{at}.protocol"), format!("{reach}: no client shows a certificate there"));
+        }
+        _ => {}
+    }
+    let trusted = raw.trusted_proxies.iter().enumerate();
+    let trusted_proxies = trusted.filter_map(|(i, text)| network(r, &format!("{at}.trusted_proxies[{i}]"), text));
+    let trusted_proxies = trusted_proxies.collect();
+    limits(r, &format!("{at}.limits"), &raw.limits);
+    timeouts(r, &format!("{at}.timeouts"), &raw.timeouts);
+    Listener {
+        tls: raw.tls.map(|tls| listener_tls(r, &tls_path, tls)),
+        name: raw.name,
+        address: raw.address,
+        protocol: raw.protocol,
+        trusted_proxies,
+        limits: raw.limits,
+        timeouts: raw.timeouts,
+    }
+}
+
+fn listener_tls(r: &mut Resolver<'_>, at: &str, mut tls: ListenerTls) -> ListenerTls {
+    if tls.certificates.is_empty() {
+        r.error(&format!("{at}.certificates"), "the list is empty; write at least one { cert, key }");
+    }
+    for files in &mut tls.certificates {
+        files.cert = r.absolute(&files.cert);
+        files.key = r.absolute(&files.key);
+    }
+    tls.client_auth.ca = r.absolute(&tls.client_auth.ca);
+    super::certificates::listener(r, at, &tls);
+    tls
+}
+
+/// A network, or one address.
+fn network(r: &mut Resolver<'_>, path: &str, text: &str) -> Option<IpNet> {
+    let parsed = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let Ok(network) = parsed else {
+        r.error(path, format!("{text:?} is not a network; write one such as 10.0.0.0/8, or an address"));
+        return None;
+    };
+    if network != network.trunc() {
+        r.error(path, format!("{text} has address bits beyond its length; write {}", network.trunc()));
+        return None;
+    }
+    if network.prefix_len() == 0 {
+        r.warn(path, format!("{text} is everyone: any client can choose the address that Hive sees"));
+    }
+    Some(network)
+}
+
+fn limits(r: &mut Resolver<'_>, at: &str, limits: &ListenerLimits) {
+    r.range(&format!("{at}.connections"), &limits.connections, &(1..=1_000_000));
+    r.range(&format!("{at}.connections_per_address"), &limits.connections_per_address, &(1..=1_000_000));
+    r.size(&format!("{at}.request_header"), limits.request_header, &(1 << 10..=256 << 10));
+    r.range(&format!("{at}.requests_per_connection"), &limits.requests_per_connection, &(1..=u32::MAX));
+}
+
+fn timeouts(r: &mut Resolver<'_>, at: &str, t: &ListenerTimeouts) {
+    let each = [
+        ("handshake", t.handshake, MINUTE),
+        ("request_header", t.request_header, 5 * MINUTE),
+        ("request_body", t.request_body, HOUR),
+        ("idle", t.idle, HOUR),
+        ("write", t.write, HOUR),
+        ("connection_age", t.connection_age, 7 * DAY),
+    ];
+    for (key, value, most) in each {
+        r.span(&format!("{at}.{key}"), value, MILLISECOND, most);
+    }
+}
+
+/// Routes for named peers are dead where no listener asks for a certificate.
+pub(super) fn check_peers_can_be_known(r: &mut Resolver<'_>, listeners: &[Listener], routes: &[Route]) {
+    if listeners.iter().any(|l| l.protocol == Protocol::Https) {
+        return;
+    }
+    for (i, route) in routes.iter().enumerate() {
+        if matches!(route.peers, RoutePeers::Of(_)) {
+            let why = "no listener is https, so no client ever is one of these peers";
+            r.warn(&format!("routes[{i}].peers"), why);
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The blocks of which there is one: `hive`, `admin`, `access_log`, `server`; and who listens where.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use super::Resolver;
+use super::ranges::HOUR;
+use super::secrets::secret;
+use crate::config::file::{self, AccessLog, File};
+use crate::config::{Admin, Hive, Route, Server};
+
+/// Least length of the gateway's proof: Hive refuses shorter ones.
+const GATEWAY_SECRET_LEAST: usize = 32;
+/// Least length of the operator's secret.
+const ADMIN_SECRET_LEAST: usize = 16;
+/// Longest header prefix: header names are logged and compared.
+const PREFIX_LENGTH_MAX: usize = 32;
+
+/// Two that would listen in one place.
+pub(super) fn addresses(r: &mut Resolver<'_>, file: &File) {
+    let mut taken: Vec<(String, SocketAddr)> = Vec::new();
+    let listeners = file.listeners.iter().enumerate().map(|(i, l)| (format!("listeners[{i}]"), l.address));
+    for (owner, address) in listeners.chain([("admin".to_owned(), file.admin.address)]) {
+        let path = format!("{owner}.address");
+        if r.is_guessed(&path) {
+            continue;
+        }
+        if let Some((other, theirs)) = taken.iter().find(|(_, theirs)| collide(*theirs, address)) {
+            let line = r.located.place(&format!("{other}.address")).line;
+            r.error(&path, format!("{address} is already taken by {other} ({theirs}) in line {line}"));
+        }
+        taken.push((owner, address));
+    }
+}
+
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let everywhere = |ip: IpAddr, other: IpAddr| ip.is_unspecified() && (ip.is_ipv6() || other.is_ipv4());
+    // Port 0 is a free port of the system's choice.
+    a.port() == b.port()
+        && a.port() != 0
+        && (a.ip() == b.ip() || everywhere(a.ip(), b.ip()) || everywhere(b.ip(), a.ip()))
+}
+
+/// `hive`
+pub(super) fn hive(r: &mut Resolver<'_>, hive: file::Hive) -> Hive {
+    let prefix = hive.header_prefix;
+    let letters = prefix.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let ends = prefix.starts_with(|c: char| c.is_ascii_alphabetic()) && !prefix.ends_with('-');
+    if !letters || !ends || prefix.len() > PREFIX_LENGTH_MAX {
+        let rule =
+            format!("a letter, then letters, digits and '-', at most {PREFIX_LENGTH_MAX} in all, such as X-Hive");
+        r.error("hive.header_prefix", format!("{prefix:?} can't begin a header's name; write {rule}"));
+    }
+    let (inline, file) = (hive.gateway_auth_secret, hive.gateway_auth_secret_file);
+    let gateway_auth = secret(r, "hive", "gateway_auth_secret", inline, file, GATEWAY_SECRET_LEAST);
+    Hive { header_prefix: prefix, gateway_auth }
+}
+
+/// `admin`
+pub(super) fn admin(r: &mut Resolver<'_>, admin: file::Admin) -> Admin {
+    let given = admin.bearer_secret.is_some()
+        || admin.bearer_secret_file.is_some()
+        || r.has_guess("admin.bearer_secret")
+        || r.has_guess("admin.bearer_secret_file");
+    if !given && !admin.address.ip().is_loopback() {
+        let remedy = "write bearer_secret or bearer_secret_file, or a loopback address such as 127.0.0.1:9901";
+        r.error("admin.address", format!("{} can be reached from other machines: {remedy}", admin.address));
+    }
+    let bearer = secret(r, "admin", "bearer_secret", admin.bearer_secret, admin.bearer_secret_file, ADMIN_SECRET_LEAST);
+    Admin { address: admin.address, bearer }
+}
+
+/// `access_log`
+pub(super) fn access_log(r: &mut Resolver<'_>, log: AccessLog) -> AccessLog {
+    let AccessLog::File(name) = log else { return log };
+    let name = r.absolute(&name);
+    if r.around.read_files {
+        let path = Path::new(&name);
+        let directory = path.parent().unwrap_or(path);
+        if !directory.is_dir() {
+            r.error("access_log.path", format!("the directory {} does not exist", directory.display()));
+        } else if path.is_dir() {
+            r.error("access_log.path", format!("{name} is a directory; write a file's name"));
+        }
+    }
+    AccessLog::File(name)
+}
+
+/// `server`
+pub(super) fn server(r: &mut Resolver<'_>, server: &file::Server, routes: &[Route]) -> Server {
+    if let Some(threads) = server.threads {
+        r.range("server.threads", &threads, &(1..=256));
+    }
+    r.span("server.drain", server.drain, Duration::ZERO, HOUR);
+    r.size("server.body_memory", server.body_memory, &(1 << 20..=1 << 40));
+    if let Some((i, route)) = routes.iter().enumerate().max_by_key(|(_, route)| route.body_limit)
+        && route.body_limit > server.body_memory.0
+        && !r.has_guess(&format!("routes[{i}].body"))
+    {
+        let limit = crate::units::Size(route.body_limit);
+        let why = format!("{} is less than one body of route {} ({limit})", server.body_memory, route.name);
+        r.error("server.body_memory", why);
+    }
+    let processors = || std::thread::available_parallelism().map_or(1, usize::from).min(256);
+    Server {
+        threads: server.threads.map_or_else(processors, usize::from),
+        drain: server.drain.0,
+        body_memory: server.body_memory.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wildcard_address_takes_all_of_its_port() {
+        let collide = |a: &str, b: &str| collide(a.parse().unwrap(), b.parse().unwrap());
+        assert!(collide("0.0.0.0:1", "127.0.0.1:1"));
+        assert!(collide("127.0.0.1:1", "[::]:1"));
+        assert!(!collide("0.0.0.0:1", "[::1]:1"));
+        assert!(!collide("127.0.0.1:1", "127.0.0.2:1"));
+        assert!(!collide("127.0.0.1:0", "127.0.0.1:0"));
+    }
+}

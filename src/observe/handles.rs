@@ -1,0 +1,241 @@
+//! What a route, a listener, an upstream and a node hold to count with: resolved once, then only atomic additions.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use prometheus::{Histogram, IntCounter, IntGauge};
+
+use super::handshake::HandshakeResult;
+use super::labels::{CloseReason, ConnectionRefusal, MethodLabel, UpstreamResult};
+use super::metrics::{ListenerFamilies, NodeFamilies, RouteFamilies};
+
+/// Statuses in one block of [`Codes`].
+const BLOCK: usize = 16;
+/// Blocks of [`Codes`]: 100 to 611, so all of 100 to 599.
+const BLOCKS: usize = 32;
+
+type Block = Box<[OnceLock<IntCounter>; BLOCK]>;
+
+/// Counters of one method by status, made when a status is first seen: a route that answers 200 and 404 takes two blocks.
+struct Codes([OnceLock<Block>; BLOCKS]);
+
+impl Codes {
+    fn new() -> Box<Self> {
+        Box::new(Self([const { OnceLock::new() }; BLOCKS]))
+    }
+
+    /// `None`: no status of HTTP's.
+    fn slot(&self, status: u16) -> Option<&OnceLock<IntCounter>> {
+        if !(100..=599).contains(&status) {
+            return None;
+        }
+        let offset = usize::from(status - 100);
+        let block = self.0[offset / BLOCK].get_or_init(|| Box::new([const { OnceLock::new() }; BLOCK]));
+        Some(&block[offset % BLOCK])
+    }
+}
+
+/// Counters of one configured path of a route. [`RouteMetrics::record`] takes no lock once a method and status were seen.
+pub struct RouteMetrics {
+    families: Arc<RouteFamilies>,
+    path: Box<str>,
+    duration: Histogram,
+    codes: [OnceLock<Box<Codes>>; MethodLabel::ALL.len()],
+}
+
+impl RouteMetrics {
+    pub(super) fn new(families: &Arc<RouteFamilies>, route: &str, path: &str) -> Self {
+        Self {
+            duration: families.duration.with_label_values(&[route]),
+            families: families.clone(),
+            path: path.into(),
+            codes: [const { OnceLock::new() }; MethodLabel::ALL.len()],
+        }
+    }
+
+    /// Counts a request at its end. A `status` outside 100 to 599 (a client that left before it had one) counts as `other`.
+    pub fn record(&self, method: MethodLabel, status: u16, duration: Duration) {
+        let codes = self.codes[method.index()].get_or_init(Codes::new);
+        match codes.slot(status) {
+            Some(slot) => slot.get_or_init(|| self.resolve(method, &status.to_string())).inc(),
+            None => self.resolve(method, "other").inc(),
+        }
+        self.duration.observe(duration.as_secs_f64());
+    }
+
+    fn resolve(&self, method: MethodLabel, code: &str) -> IntCounter {
+        self.families.requests.with_label_values(&[method.as_str(), &self.path, code])
+    }
+}
+
+/// Counts a request as in flight until dropped.
+#[must_use = "dropping it ends the request"]
+pub struct RequestInFlight(IntGauge);
+
+impl RequestInFlight {
+    pub(super) fn new(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for RequestInFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Counters of one listener.
+pub struct ListenerMetrics {
+    connections: IntGauge,
+    accepted: IntCounter,
+    refused: Vec<IntCounter>,
+    closed: Vec<IntCounter>,
+    /// In the order of [`HandshakeResult::ALL`], which is that of declaration.
+    handshakes: Vec<IntCounter>,
+    handshake_duration: Histogram,
+}
+
+impl ListenerMetrics {
+    pub(super) fn new(families: &ListenerFamilies, name: &str) -> Self {
+        let refused = ConnectionRefusal::ALL.iter().map(|r| families.refused.with_label_values(&[name, r.as_str()]));
+        let closed = CloseReason::ALL.iter().map(|r| families.closed.with_label_values(&[name, r.as_str()]));
+        let handshakes = HandshakeResult::ALL.iter();
+        let handshakes = handshakes.map(|r| families.handshakes.with_label_values(&[name, r.as_str()]));
+        Self {
+            connections: families.connections.with_label_values(&[name]),
+            accepted: families.accepted.with_label_values(&[name]),
+            refused: refused.collect(),
+            closed: closed.collect(),
+            handshakes: handshakes.collect(),
+            handshake_duration: families.handshake_duration.with_label_values(&[name]),
+        }
+    }
+
+    /// A connection was let in; its handshake follows.
+    pub fn accepted(&self) {
+        self.accepted.inc();
+    }
+
+    /// A connection was turned away.
+    pub fn refused(&self, reason: impl Into<ConnectionRefusal>) {
+        self.refused[reason.into().index()].inc();
+    }
+
+    /// A TLS handshake ended.
+    pub fn handshake(&self, result: HandshakeResult, duration: Duration) {
+        self.handshakes[result as usize].inc();
+        self.handshake_duration.observe(duration.as_secs_f64());
+    }
+
+    /// A connection is ready for requests; [`Self::closed`] follows once.
+    pub fn opened(&self) {
+        self.connections.inc();
+    }
+
+    /// A connection that was [`Self::opened`] ended.
+    pub fn closed(&self, reason: CloseReason) {
+        self.connections.dec();
+        self.closed[reason.index()].inc();
+    }
+
+    /// Connections that are open now.
+    pub fn open_connections(&self) -> i64 {
+        self.connections.get()
+    }
+}
+
+/// Counters of an upstream as a whole.
+pub struct UpstreamMetrics {
+    first_byte: Histogram,
+    retries: IntCounter,
+}
+
+impl UpstreamMetrics {
+    pub(super) fn new(first_byte: Histogram, retries: IntCounter) -> Self {
+        Self { first_byte, retries }
+    }
+
+    /// The first byte of a node's answer came so long after the node was picked.
+    pub fn first_byte(&self, after: Duration) {
+        self.first_byte.observe(after.as_secs_f64());
+    }
+
+    /// A request goes to another node.
+    pub fn retried(&self) {
+        self.retries.inc();
+    }
+}
+
+/// Counters of one node of an upstream.
+pub struct NodeMetrics {
+    families: Arc<NodeFamilies>,
+    key: (String, String),
+    up: IntGauge,
+    in_flight: IntGauge,
+    requests: Vec<IntCounter>,
+}
+
+impl NodeMetrics {
+    /// The handles that live for this node, or new ones.
+    pub(super) fn resolve(families: &Arc<NodeFamilies>, upstream: &str, node: &str) -> Arc<Self> {
+        let key = (upstream.to_owned(), node.to_owned());
+        let mut live = families.live.lock();
+        if let Some(metrics) = live.get(&key).and_then(std::sync::Weak::upgrade) {
+            return metrics;
+        }
+        let requests = UpstreamResult::ALL.iter();
+        let requests = requests.map(|r| families.requests.with_label_values(&[upstream, node, r.as_str()]));
+        let metrics = Arc::new(Self {
+            up: families.up.with_label_values(&[upstream, node]),
+            in_flight: families.in_flight.with_label_values(&[upstream, node]),
+            requests: requests.collect(),
+            families: families.clone(),
+            key: key.clone(),
+        });
+        live.insert(key, Arc::downgrade(&metrics));
+        metrics
+    }
+
+    /// Whether requests may go to the node.
+    pub fn set_up(&self, up: bool) {
+        self.up.set(i64::from(up));
+    }
+
+    /// A request was given to the node; [`Self::request_ended`] follows once.
+    pub fn request_started(&self) {
+        self.in_flight.inc();
+    }
+
+    /// A request has left the node.
+    pub fn request_ended(&self) {
+        self.in_flight.dec();
+    }
+
+    /// What came of a try at the node.
+    pub fn record(&self, result: UpstreamResult) {
+        self.requests[result.index()].inc();
+    }
+}
+
+impl Drop for NodeMetrics {
+    fn drop(&mut self) {
+        let mut live = self.families.live.lock();
+        // Another may have been made since the last handle went: then the series are its own.
+        if live.get(&self.key).is_some_and(|other| other.strong_count() > 0) {
+            return;
+        }
+        live.remove(&self.key);
+        let labels = [self.key.0.as_str(), self.key.1.as_str()];
+        // A missing series is what is wanted.
+        let _ = self.families.up.remove_label_values(&labels);
+        let _ = self.families.in_flight.remove_label_values(&labels);
+        for result in UpstreamResult::ALL {
+            let _ = self.families.requests.remove_label_values(&[labels[0], labels[1], result.as_str()]);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "handles_tests.rs"]
+mod tests;

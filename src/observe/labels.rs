@@ -1,0 +1,162 @@
+//! Label values: closed sets, so that no text of a request becomes a metric label.
+
+use http::Method;
+
+macro_rules! label {
+    ($(#[$doc:meta])* $type:ident { $($(#[$variant_doc:meta])* $variant:ident => $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $type {
+            $($(#[$variant_doc])* $variant,)+
+        }
+
+        impl $type {
+            /// Every value, in the order of their indices.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The label's value, also the log's word for it.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)+
+                }
+            }
+
+            /// Position in [`Self::ALL`].
+            pub fn index(self) -> usize {
+                self as usize
+            }
+        }
+    };
+}
+
+label!(
+    /// A request's method: `other` is what RFC 9110 and RFC 5789 don't name.
+    MethodLabel {
+        /// `GET`
+        Get => "GET",
+        /// `HEAD`
+        Head => "HEAD",
+        /// `POST`
+        Post => "POST",
+        /// `PUT`
+        Put => "PUT",
+        /// `PATCH`
+        Patch => "PATCH",
+        /// `DELETE`
+        Delete => "DELETE",
+        /// `OPTIONS`
+        Options => "OPTIONS",
+        /// `CONNECT`
+        Connect => "CONNECT",
+        /// `TRACE`
+        Trace => "TRACE",
+        /// Any other.
+        Other => "other",
+    }
+);
+
+impl From<&Method> for MethodLabel {
+    fn from(method: &Method) -> Self {
+        match *method {
+            Method::GET => Self::Get,
+            Method::HEAD => Self::Head,
+            Method::POST => Self::Post,
+            Method::PUT => Self::Put,
+            Method::PATCH => Self::Patch,
+            Method::DELETE => Self::Delete,
+            Method::OPTIONS => Self::Options,
+            Method::CONNECT => Self::Connect,
+            Method::TRACE => Self::Trace,
+            // Methods are an open set.
+            _ => Self::Other,
+        }
+    }
+}
+
+label!(
+    /// Why a connection was turned away before a byte of it was read.
+    ConnectionRefusal {
+        /// `limits.connections` is reached.
+        Total => "total",
+        /// `limits.connections_per_address` is reached.
+        PerAddress => "per_address",
+        /// Faster than `limits.new_connections_per_address`.
+        Rate => "rate",
+    }
+);
+
+label!(
+    /// Why a connection ended that had its TLS handshake behind it. Each ends for exactly one of them.
+    CloseReason {
+        /// In good order: by the client, or after an answer with `Connection: close`.
+        Normal => "normal",
+        /// No request for `timeouts.idle`.
+        Idle => "idle",
+        /// A request's header, an HTTP/2 preface or frame took longer than `timeouts.request_header`.
+        HeaderTimeout => "header_timeout",
+        /// A request's body took longer than `timeouts.request_body`.
+        BodyTimeout => "body_timeout",
+        /// The client left an answer unread for `timeouts.write`.
+        WriteTimeout => "write_timeout",
+        /// A header beyond `limits.request_header`.
+        HeaderTooLarge => "header_too_large",
+        /// Older than `timeouts.connection_age`.
+        Age => "age",
+        /// `limits.requests_per_connection` requests were served.
+        RequestLimit => "request_limit",
+        /// Bytes that are not HTTP, or break it.
+        ProtocolError => "protocol_error",
+        /// A refusal after which the connection can't be used again.
+        Refused => "refused",
+        /// The client broke it: reset, or closed within a request.
+        Aborted => "aborted",
+        /// The node broke an answer off, so the client's connection had to end too.
+        UpstreamAborted => "upstream_aborted",
+        /// The process is ending.
+        ShuttingDown => "shutting_down",
+        /// Any other error of the socket.
+        Error => "error",
+    }
+);
+
+label!(
+    /// What came of one try at one node.
+    UpstreamResult {
+        /// An answer below 500.
+        Ok => "ok",
+        /// An answer of 500 or above.
+        ServerError => "server_error",
+        /// The node took no connection; nothing was sent.
+        ConnectFailed => "connect_failed",
+        /// `timeouts.connect` passed; nothing was sent.
+        ConnectTimeout => "connect_timeout",
+        /// The TLS handshake with the node failed; nothing was sent.
+        TlsFailed => "tls_failed",
+        /// No first byte within `timeouts.response`.
+        ResponseTimeout => "response_timeout",
+        /// The answer fell silent for `timeouts.stream_idle`.
+        StreamTimeout => "stream_timeout",
+        /// The node broke the connection, or its answer is not HTTP.
+        Broken => "broken",
+        /// The client went away before the answer's end; the node is not to blame.
+        ClientGone => "client_gone",
+    }
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_is_the_position() {
+        assert!(MethodLabel::ALL.iter().enumerate().all(|(i, m)| m.index() == i));
+        assert!(CloseReason::ALL.iter().enumerate().all(|(i, r)| r.index() == i));
+    }
+
+    #[test]
+    fn an_unheard_of_method_is_other() {
+        assert_eq!(MethodLabel::from(&Method::HEAD), MethodLabel::Head);
+        assert_eq!(MethodLabel::from(&Method::from_bytes(b"PROPFIND").unwrap()), MethodLabel::Other);
+        assert_eq!(MethodLabel::from(&Method::from_bytes(b"get").unwrap()), MethodLabel::Other);
+    }
+}

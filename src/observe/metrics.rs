@@ -1,0 +1,445 @@
+//! Every metric: its name, help and labels, and the families behind the handles of [`super::handles`].
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+use prometheus::core::Collector;
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use super::handles::{ListenerMetrics, NodeMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics};
+
+/// The `path` and `route` of a request that no route took.
+pub const UNMATCHED: &str = "unmatched";
+
+/// `Content-Type` of [`Metrics::encode`].
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// What a metric measures.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts by size.
+    Histogram(&'static [f64]),
+}
+
+/// A metric as an operator knows it.
+#[derive(Debug, Clone, Copy)]
+pub struct Definition {
+    /// The whole name.
+    pub name: &'static str,
+    /// What it says.
+    pub help: &'static str,
+    /// Its labels, in the order in which values are given.
+    pub labels: &'static [&'static str],
+    /// What it measures.
+    pub kind: Kind,
+}
+
+/// From a request answered by the gateway itself to Hive's longest run (300 s), seconds.
+const DURATION_BUCKETS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+    120.0, 300.0,
+];
+
+/// A handshake takes a millisecond of work and some round trips; `timeouts.handshake` ends it, seconds.
+const HANDSHAKE_BUCKETS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+macro_rules! definitions {
+    ($($const:ident: $kind:expr, $name:literal, [$($label:literal),*], $help:literal;)+) => {
+        $(const $const: Definition = Definition {
+            name: concat!("hive_gateway_", $name),
+            help: $help,
+            labels: &[$($label),*],
+            kind: $kind,
+        };)+
+
+        /// Every metric, in the order of the documentation.
+        pub const DEFINITIONS: &[Definition] = &[$($const),+];
+    };
+}
+
+definitions! {
+    HTTP_REQUESTS: Kind::Counter, "http_requests_total", ["method", "path", "code"],
+        "Requests by method, the route's configured path, and status.";
+    HTTP_REQUEST_DURATION: Kind::Histogram(DURATION_BUCKETS), "http_request_duration_seconds", ["route"],
+        "From a request's header to the end of its answer.";
+    REQUESTS_IN_FLIGHT: Kind::Gauge, "requests_in_flight", [],
+        "Requests being served.";
+    REFUSALS: Kind::Counter, "refusals_total", ["reason"],
+        "Requests that the gateway answered itself, by reason.";
+    CONNECTIONS: Kind::Gauge, "connections", ["listener"],
+        "Open client connections, handshake done.";
+    CONNECTIONS_ACCEPTED: Kind::Counter, "connections_accepted_total", ["listener"],
+        "Client connections that were let in.";
+    CONNECTIONS_REFUSED: Kind::Counter, "connections_refused_total", ["listener", "reason"],
+        "Client connections turned away before a byte was read, by reason.";
+    CONNECTIONS_CLOSED: Kind::Counter, "connections_closed_total", ["listener", "reason"],
+        "Client connections that ended after their handshake, by reason.";
+    TLS_HANDSHAKES: Kind::Counter, "tls_handshakes_total", ["listener", "result"],
+        "TLS handshakes with clients, by result.";
+    TLS_HANDSHAKE_DURATION: Kind::Histogram(HANDSHAKE_BUCKETS), "tls_handshake_duration_seconds", ["listener"],
+        "Time of TLS handshakes with clients, failed ones too.";
+    CERTIFICATE_NOT_AFTER: Kind::Gauge, "certificate_not_after_seconds", ["listener", "subject"],
+        "When the gateway's own certificate expires, seconds since 1970.";
+    UPSTREAM_FIRST_BYTE: Kind::Histogram(DURATION_BUCKETS), "upstream_first_byte_seconds", ["upstream"],
+        "From a node's pick to the first byte of its answer.";
+    UPSTREAM_RETRIES: Kind::Counter, "upstream_retries_total", ["upstream"],
+        "Tries at another node after the first one failed.";
+    UPSTREAM_NODE_UP: Kind::Gauge, "upstream_node_up", ["upstream", "node"],
+        "1 while the node is healthy, else 0.";
+    UPSTREAM_REQUESTS: Kind::Counter, "upstream_requests_total", ["upstream", "node", "result"],
+        "Tries at a node, by result.";
+    UPSTREAM_IN_FLIGHT: Kind::Gauge, "upstream_in_flight", ["upstream", "node"],
+        "Requests at the node.";
+    BODY_MEMORY: Kind::Gauge, "body_memory_bytes", [],
+        "Memory taken by request bodies that wait; server.body_memory is the limit.";
+    ACCESS_LOG_LINES: Kind::Counter, "access_log_lines_total", [],
+        "Access log lines written.";
+    ACCESS_LOG_DROPPED: Kind::Counter, "access_log_dropped_total", [],
+        "Access log lines lost: the queue was full, or writing failed.";
+    ACCESS_LOG_WRITE_ERRORS: Kind::Counter, "access_log_write_errors_total", [],
+        "Failed writes of the access log, such as to a full disk.";
+    CONFIG_GENERATION: Kind::Gauge, "config_generation", [],
+        "Grows with every configuration taken into use.";
+    BUILD_INFO: Kind::Gauge, "build_info", ["version"],
+        "Always 1; its label says what runs.";
+}
+
+/// Turns what `prometheus` says of a name or label into the value.
+#[expect(clippy::expect_used, reason = "the names are constants, and the tests below register all of them")]
+fn sound<T>(made: prometheus::Result<T>) -> T {
+    made.expect("metric names and labels are well-formed and distinct")
+}
+
+fn opts(d: &Definition) -> Opts {
+    Opts::new(d.name, d.help)
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+    let family = sound(made);
+    sound(registry.register(Box::new(family.clone())));
+    family
+}
+
+fn counters(registry: &Registry, d: &Definition) -> IntCounterVec {
+    register(registry, IntCounterVec::new(opts(d), d.labels))
+}
+
+fn counter(registry: &Registry, d: &Definition) -> IntCounter {
+    register(registry, IntCounter::with_opts(opts(d)))
+}
+
+fn gauges(registry: &Registry, d: &Definition) -> IntGaugeVec {
+    register(registry, IntGaugeVec::new(opts(d), d.labels))
+}
+
+fn gauge(registry: &Registry, d: &Definition) -> IntGauge {
+    register(registry, IntGauge::with_opts(opts(d)))
+}
+
+fn histograms(registry: &Registry, d: &Definition) -> HistogramVec {
+    let buckets = match d.kind {
+        Kind::Histogram(buckets) => buckets.to_vec(),
+        // `prometheus` then takes its own.
+        Kind::Counter | Kind::Gauge => Vec::new(),
+    };
+    register(registry, HistogramVec::new(HistogramOpts::from(opts(d)).buckets(buckets), d.labels))
+}
+
+/// The families that routes resolve their handles in.
+pub(super) struct RouteFamilies {
+    pub(super) requests: IntCounterVec,
+    pub(super) duration: HistogramVec,
+}
+
+/// The families that listeners resolve their handles in.
+pub(super) struct ListenerFamilies {
+    pub(super) connections: IntGaugeVec,
+    pub(super) accepted: IntCounterVec,
+    pub(super) refused: IntCounterVec,
+    pub(super) closed: IntCounterVec,
+    pub(super) handshakes: IntCounterVec,
+    pub(super) handshake_duration: HistogramVec,
+}
+
+/// The families that nodes resolve their handles in, and the nodes that have handles now.
+pub(super) struct NodeFamilies {
+    pub(super) up: IntGaugeVec,
+    pub(super) requests: IntCounterVec,
+    pub(super) in_flight: IntGaugeVec,
+    pub(super) live: Mutex<HashMap<(String, String), std::sync::Weak<NodeMetrics>>>,
+}
+
+/// All metrics of the process.
+///
+/// What a request touches is a handle resolved beforehand: [`Metrics::route`], [`Metrics::listener`], [`Metrics::upstream`],
+/// [`Metrics::upstream_node`]. The same names give the same counters again, so counts go on across a reload.
+pub struct Metrics {
+    registry: Registry,
+    routes: Arc<RouteFamilies>,
+    unmatched: RouteMetrics,
+    requests_in_flight: IntGauge,
+    refusals: IntCounterVec,
+    refusals_by_code: RefusalTable,
+    listeners: ListenerFamilies,
+    certificates: IntGaugeVec,
+    certificates_shown: Mutex<HashMap<String, Vec<String>>>,
+    upstream_first_byte: HistogramVec,
+    upstream_retries: IntCounterVec,
+    nodes: Arc<NodeFamilies>,
+    body_memory: IntGauge,
+    pub(super) access_log_lines: IntCounter,
+    pub(super) access_log_dropped: IntCounter,
+    pub(super) access_log_write_errors: IntCounter,
+    config_generation: IntGauge,
+}
+
+impl Metrics {
+    /// A registry of its own, all counters at 0.
+    pub fn new() -> Arc<Self> {
+        let r = Registry::new();
+        let routes = Arc::new(RouteFamilies {
+            requests: counters(&r, &HTTP_REQUESTS),
+            duration: histograms(&r, &HTTP_REQUEST_DURATION),
+        });
+        gauges(&r, &BUILD_INFO).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Arc::new(Self {
+            unmatched: RouteMetrics::new(&routes, UNMATCHED, UNMATCHED),
+            routes,
+            requests_in_flight: gauge(&r, &REQUESTS_IN_FLIGHT),
+            refusals: counters(&r, &REFUSALS),
+            refusals_by_code: RefusalTable::new(),
+            listeners: ListenerFamilies {
+                connections: gauges(&r, &CONNECTIONS),
+                accepted: counters(&r, &CONNECTIONS_ACCEPTED),
+                refused: counters(&r, &CONNECTIONS_REFUSED),
+                closed: counters(&r, &CONNECTIONS_CLOSED),
+                handshakes: counters(&r, &TLS_HANDSHAKES),
+                handshake_duration: histograms(&r, &TLS_HANDSHAKE_DURATION),
+            },
+            certificates: gauges(&r, &CERTIFICATE_NOT_AFTER),
+            certificates_shown: Mutex::default(),
+            upstream_first_byte: histograms(&r, &UPSTREAM_FIRST_BYTE),
+            upstream_retries: counters(&r, &UPSTREAM_RETRIES),
+            nodes: Arc::new(NodeFamilies {
+                up: gauges(&r, &UPSTREAM_NODE_UP),
+                requests: counters(&r, &UPSTREAM_REQUESTS),
+                in_flight: gauges(&r, &UPSTREAM_IN_FLIGHT),
+                live: Mutex::default(),
+            }),
+            body_memory: gauge(&r, &BODY_MEMORY),
+            access_log_lines: counter(&r, &ACCESS_LOG_LINES),
+            access_log_dropped: counter(&r, &ACCESS_LOG_DROPPED),
+            access_log_write_errors: counter(&r, &ACCESS_LOG_WRITE_ERRORS),
+            config_generation: gauge(&r, &CONFIG_GENERATION),
+            registry: r,
+        })
+    }
+
+    /// The Prometheus text format, version 0.0.4: see [`CONTENT_TYPE`].
+    pub fn encode(&self) -> String {
+        let mut text = String::with_capacity(16 << 10);
+        if let Err(e) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
+            log::error!("metrics can't be written: {e}");
+        }
+        text
+    }
+
+    /// Handles of a route for one of its configured paths.
+    pub fn route(&self, route: &str, path: &str) -> Arc<RouteMetrics> {
+        Arc::new(RouteMetrics::new(&self.routes, route, path))
+    }
+
+    /// For requests that no route took.
+    pub fn unmatched(&self) -> &RouteMetrics {
+        &self.unmatched
+    }
+
+    /// Counts a request as being served until the value returned is dropped.
+    pub fn request_started(&self) -> RequestInFlight {
+        RequestInFlight::new(self.requests_in_flight.clone())
+    }
+
+    /// Counts a request that the gateway answered itself; `code` is [`crate::refusal::Refusal::code`].
+    pub fn refusal(&self, code: &'static str) {
+        self.refusals_by_code.inc(code, &self.refusals);
+    }
+
+    /// Handles of a listener.
+    pub fn listener(&self, name: &str) -> Arc<ListenerMetrics> {
+        Arc::new(ListenerMetrics::new(&self.listeners, name))
+    }
+
+    /// Shows when the certificates of a listener expire, and no longer those it had before: pairs of subject and seconds
+    /// since 1970.
+    pub fn set_certificates(&self, listener: &str, certificates: &[(String, i64)]) {
+        let mut shown = self.certificates_shown.lock();
+        let before =
+            shown.insert(listener.to_owned(), certificates.iter().map(|(subject, _)| subject.clone()).collect());
+        for subject in before.unwrap_or_default() {
+            if !certificates.iter().any(|(still, _)| *still == subject) {
+                // It may be gone already, if two certificates had one subject.
+                let _ = self.certificates.remove_label_values(&[listener, &subject]);
+            }
+        }
+        for (subject, not_after) in certificates {
+            self.certificates.with_label_values(&[listener, subject]).set(*not_after);
+        }
+    }
+
+    /// Handles of an upstream as a whole.
+    pub fn upstream(&self, upstream: &str) -> Arc<UpstreamMetrics> {
+        Arc::new(UpstreamMetrics::new(
+            self.upstream_first_byte.with_label_values(&[upstream]),
+            self.upstream_retries.with_label_values(&[upstream]),
+        ))
+    }
+
+    /// Handles of a node. The node's series vanish with the last of them, so that a node taken out of the configuration
+    /// raises no alarm.
+    pub fn upstream_node(&self, upstream: &str, node: &str) -> Arc<NodeMetrics> {
+        NodeMetrics::resolve(&self.nodes, upstream, node)
+    }
+
+    /// Memory that waiting request bodies take, bytes: add and subtract.
+    pub fn body_memory(&self) -> &IntGauge {
+        &self.body_memory
+    }
+
+    /// Which configuration is in use.
+    pub fn set_config_generation(&self, generation: u64) {
+        self.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+    }
+}
+
+/// Slots of [`RefusalTable`]: a few times the number of refusals.
+const REFUSAL_SLOTS: usize = 256;
+
+/// Counters by refusal code, found by the address of the code's text: no hash over text and no lock.
+struct RefusalTable(Box<[OnceLock<(&'static str, IntCounter)>]>);
+
+impl RefusalTable {
+    fn new() -> Self {
+        Self((0..REFUSAL_SLOTS).map(|_| OnceLock::new()).collect())
+    }
+
+    fn inc(&self, code: &'static str, family: &IntCounterVec) {
+        let start = code.as_ptr().addr().wrapping_mul(0x9E37_79B9) >> 7;
+        for step in 0..REFUSAL_SLOTS {
+            let slot = &self.0[(start + step) % REFUSAL_SLOTS];
+            let (here, counter) = slot.get_or_init(|| (code, family.with_label_values(&[code])));
+            // The compiler may keep one text at two addresses: that is two slots of one counter.
+            if std::ptr::eq(*here, code) {
+                counter.inc();
+                return;
+            }
+        }
+        family.with_label_values(&[code]).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::{CloseReason, HandshakeResult, MethodLabel, UpstreamResult};
+    use std::time::Duration;
+
+    /// Every metric with a sample.
+    fn full() -> (Arc<Metrics>, Vec<Arc<NodeMetrics>>) {
+        let metrics = Metrics::new();
+        metrics.route("a2a", "/api/a2a/jsonrpc").record(MethodLabel::Post, 200, Duration::from_millis(3));
+        metrics.refusal("not_found");
+        let listener = metrics.listener("federation");
+        listener.opened();
+        listener.closed(CloseReason::Idle);
+        listener.handshake(HandshakeResult::Ok, Duration::from_millis(1));
+        metrics.set_certificates("federation", &[("CN=gateway".into(), 1_800_000_000)]);
+        metrics.upstream("hive").first_byte(Duration::from_millis(2));
+        let node = metrics.upstream_node("hive", "10.0.0.1:3000");
+        node.set_up(true);
+        node.record(UpstreamResult::Ok);
+        (metrics, vec![node])
+    }
+
+    #[test]
+    fn every_definition_is_written_out_once_with_its_kind() {
+        let (metrics, _nodes) = full();
+        let text = metrics.encode();
+        for d in DEFINITIONS {
+            let kind = match d.kind {
+                Kind::Counter => "counter",
+                Kind::Gauge => "gauge",
+                Kind::Histogram(_) => "histogram",
+            };
+            assert_eq!(text.matches(&format!("# TYPE {} {kind}\n", d.name)).count(), 1, "{}", d.name);
+        }
+        assert_eq!(text.matches("# TYPE ").count(), DEFINITIONS.len());
+    }
+
+    /// The rules of `promtool check metrics`, as far as names, kinds and helps go.
+    #[test]
+    fn names_keep_the_rules_of_promtool() {
+        for d in DEFINITIONS {
+            assert!(!d.help.is_empty() && d.help.ends_with('.'), "{}", d.name);
+            assert_eq!(d.name.ends_with("_total"), d.kind == Kind::Counter, "{}", d.name);
+            assert!(d.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{}", d.name);
+            assert!(!["_count", "_sum", "_bucket"].iter().any(|s| d.name.ends_with(s)), "{}", d.name);
+            let words = ["ms", "us", "milliseconds", "minutes", "kilobytes", "counter", "gauge", "histogram"];
+            assert!(!d.name.split('_').any(|w| words.contains(&w)), "{}", d.name);
+            if let Kind::Histogram(buckets) = d.kind {
+                assert!(d.name.ends_with("_seconds") && buckets.is_sorted(), "{}", d.name);
+            }
+        }
+    }
+
+    #[test]
+    fn durations_are_told_apart_from_100_microseconds_to_300_seconds() {
+        assert_eq!((DURATION_BUCKETS.first(), DURATION_BUCKETS.last()), (Some(&0.0001), Some(&300.0)));
+    }
+
+    #[test]
+    fn the_metric_of_the_older_gateway_keeps_its_name_and_labels() {
+        let (metrics, _nodes) = full();
+        assert!(
+            metrics.encode().contains(
+                "hive_gateway_http_requests_total{code=\"200\",method=\"POST\",path=\"/api/a2a/jsonrpc\"} 1\n"
+            )
+        );
+    }
+
+    #[test]
+    fn refusals_of_one_code_are_one_counter_wherever_its_text_stands() {
+        let metrics = Metrics::new();
+        let copy: &'static str = Box::leak(String::from("not_found").into_boxed_str());
+        for code in ["not_found", copy, "overloaded"] {
+            metrics.refusal(code);
+        }
+        let text = metrics.encode();
+        assert!(text.contains("hive_gateway_refusals_total{reason=\"not_found\"} 2\n"), "{text}");
+        assert!(text.contains("hive_gateway_refusals_total{reason=\"overloaded\"} 1\n"), "{text}");
+    }
+
+    #[test]
+    fn a_certificate_that_is_no_longer_used_is_no_longer_shown() {
+        let metrics = Metrics::new();
+        metrics.set_certificates("l", &[("CN=old".into(), 1), ("CN=both".into(), 2)]);
+        metrics.set_certificates("other", &[("CN=old".into(), 5)]);
+        metrics.set_certificates("l", &[("CN=both".into(), 3), ("CN=new".into(), 4)]);
+        let text = metrics.encode();
+        let shown: Vec<&str> = text.lines().filter(|l| l.starts_with("hive_gateway_certificate")).collect();
+        let line = |listener, subject, value| {
+            format!(
+                "hive_gateway_certificate_not_after_seconds{{listener=\"{listener}\",subject=\"{subject}\"}} {value}"
+            )
+        };
+        let expected = [line("l", "CN=both", 3), line("l", "CN=new", 4), line("other", "CN=old", 5)];
+        assert_eq!(shown, expected);
+    }
+}

@@ -1,0 +1,309 @@
+//! Decides about a request: one straight line of checks, cheapest and most basic first, until it is admitted or refused.
+
+use std::borrow::Cow;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Version};
+use pingora::Error;
+use pingora::proxy::Session;
+
+use super::Shared;
+use super::body::{self, NoBody};
+use super::connection::Connection;
+use super::context::{Begun, Context, Rpc};
+use crate::headers;
+use crate::json_rpc::{self, EnvelopeError, RawId};
+use crate::refusal::Refusal;
+use crate::request::{self, Form, FormFault, Head};
+use crate::route::Lookup;
+use crate::snapshot::{JsonRpc, ListenerSnapshot, Snapshot};
+
+/// Longest JSON-RPC method name and id that are kept for the log, in bytes.
+const LOGGED_MAX: usize = 128;
+
+/// Why a request goes no further.
+pub enum Stop {
+    /// It is refused.
+    Refused(Refusal),
+    /// Nobody is there to be told.
+    Gone(Box<Error>),
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Stop::Refused(refusal)
+    }
+}
+
+impl From<NoBody> for Stop {
+    fn from(no_body: NoBody) -> Self {
+        match no_body {
+            NoBody::Refused(refusal) => Stop::Refused(refusal),
+            NoBody::Gone(error) => Stop::Gone(error),
+        }
+    }
+}
+
+/// Checks a request as far as its body, and returns that. What is found out on the way is left in `ctx`.
+pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) -> Result<Bytes, Stop> {
+    let connection = connection_of(session).ok_or(Refusal::Internal)?;
+    let snapshot = shared.snapshot();
+    let started = shared.clock.now();
+    shared.request_began();
+    ctx.begun = Some(Begun {
+        connection: connection.clone(),
+        snapshot: snapshot.clone(),
+        started,
+        wall: shared.clock.wall(),
+        _in_flight: shared.metrics.request_started(),
+    });
+    let listener = snapshot.listeners.get(connection.listener.index).ok_or(Refusal::Internal)?;
+    begin(shared, session, &connection, listener);
+    ctx.request_id = Some(request_id(&session.req_header().headers));
+
+    check_header(session, ctx, &connection, listener)?;
+    check_certificate(shared, &connection)?;
+    check_route(session, ctx, &connection, &snapshot)?;
+
+    let Some(route) = ctx.route.clone() else { return Err(Refusal::NotFound.into()) };
+    let within = listener.deadlines.request_body;
+    let body = body::read(shared, session, ctx, route.body_limit, within, started).await?;
+    if let Some(json_rpc) = &route.json_rpc {
+        check_media_type(&session.req_header().headers)?;
+        check_json_rpc(json_rpc, &body, ctx)?;
+    }
+    Ok(body)
+}
+
+/// The connection that a request came on. [`super::downstream::Downstream`] put it there.
+pub fn connection_of(session: &Session) -> Option<Arc<Connection>> {
+    session.digest()?.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref::<Arc<Connection>>().cloned()
+}
+
+/// Sets what Pingora needs told on every request, and lets a connection end that has lived long enough.
+fn begin(shared: &Shared, session: &mut Session, connection: &Connection, listener: &ListenerSnapshot) {
+    let served = connection.begin_request();
+    let old = shared.clock.now().saturating_duration_since(connection.accepted) >= listener.connection_age;
+    let ends = old || served >= listener.requests_per_connection || shared.draining();
+    if connection.http2 {
+        if ends {
+            connection.retire();
+        }
+        return;
+    }
+    // Requests that come early wait their turn; without this they would break the one that is being served.
+    session.as_downstream_mut().set_pipelining_enabled(true);
+    session.as_downstream_mut().set_total_drain_timeout(Some(super::refuse::LINGER));
+    if ends {
+        session.set_keepalive(None);
+    }
+}
+
+/// The client's own request id if it is a sane one, else a new UUIDv7 (RFC 9562): sorts by time.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    match headers.get(headers::X_REQUEST_ID) {
+        Some(id) if headers::sane_request_id(id) => id.clone(),
+        _ => {
+            let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+            let id = uuid::Uuid::now_v7().hyphenated().encode_lower(&mut text);
+            HeaderValue::from_str(id).unwrap_or_else(|_| HeaderValue::from_static("-"))
+        }
+    }
+}
+
+/// Size and strict form; then whose request it is and which host it is for.
+fn check_header(
+    session: &Session,
+    ctx: &mut Context,
+    connection: &Connection,
+    listener: &ListenerSnapshot,
+) -> Result<(), Refusal> {
+    let header = session.req_header();
+    let raw = session.as_downstream().as_http1().map(|h1| h1.get_headers_raw_bytes());
+    let size = raw.as_ref().map_or_else(|| h2_header_size(&header.headers), |raw| raw.len());
+    if size > listener.deadlines.header_bytes {
+        return Err(Refusal::HeaderTooLarge);
+    }
+    if connection.take_odd_request_line() {
+        return Err(Refusal::AmbiguousRequest("the request line holds control or non-ASCII characters"));
+    }
+    let head = Head {
+        method: &header.method,
+        target: header.raw_path(),
+        authority: header.uri.authority().filter(|_| header.version == Version::HTTP_2).map(|a| a.as_str()),
+        scheme: header.uri.scheme_str().filter(|_| header.version == Version::HTTP_2),
+        headers: &header.headers,
+        version: header.version,
+        raw: raw.as_deref(),
+    };
+    let form = request::check_form(&head).map_err(|fault| match fault {
+        FormFault::TwoFederationCredentials => Refusal::TwoFederationCredentials,
+        FormFault::FederationTokenTooLong => Refusal::FederationTokenTooLong,
+        FormFault::TooManyFields => Refusal::HeaderTooLarge,
+        fault => Refusal::AmbiguousRequest(fault.message()),
+    })?;
+    if matches!(header.method, Method::GET | Method::HEAD) && body::announced(session).is_some_and(|n| n > 0) {
+        return Err(Refusal::AmbiguousRequest("a GET or HEAD request with a body"));
+    }
+    ctx.client = Some(request::client_address(connection.remote_ip(), &header.headers, &listener.trusted));
+    check_host(&form, connection, listener)?;
+    ctx.host = Some(form.host.into_owned());
+    Ok(())
+}
+
+/// Uncompressed size as RFC 9113, section 6.5.2, counts it.
+fn h2_header_size(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
+}
+
+/// A client that got in under one name may not ask for another (design, decision 2).
+fn check_host(form: &Form<'_>, connection: &Connection, listener: &ListenerSnapshot) -> Result<(), Refusal> {
+    let (Some(tls), Some(context)) = (&connection.tls, &listener.tls) else { return Ok(()) };
+    let agrees = match &tls.sni {
+        Some(sni) => sni.eq_ignore_ascii_case(&form.host),
+        // Nothing was asked for, so the default certificate was shown; it must be good for the host.
+        None => context.covers(&form.host),
+    };
+    if agrees { Ok(()) } else { Err(Refusal::MisdirectedRequest) }
+}
+
+/// A connection may outlive its certificate; its requests may not.
+fn check_certificate(shared: &Shared, connection: &Connection) -> Result<(), Refusal> {
+    match &connection.identity {
+        Some(identity) if identity.not_after < shared.clock.unix_seconds() => Err(Refusal::CertificateExpired),
+        _ => Ok(()),
+    }
+}
+
+/// Finds the route, and whether this peer may take it.
+fn check_route(
+    session: &Session,
+    ctx: &mut Context,
+    connection: &Connection,
+    snapshot: &Snapshot,
+) -> Result<(), Refusal> {
+    ctx.peer = connection.peer(snapshot);
+    let header = session.req_header();
+    let host = ctx.host.as_deref().unwrap_or_default();
+    let path = path_of(header.raw_path());
+    match snapshot.routes.find(host, path, &header.method) {
+        Lookup::Found { value, .. } => {
+            ctx.route = Some(value.route.clone());
+            ctx.route_metrics = Some(value.metrics.clone());
+            if value.route.peers.allow(ctx.peer.as_deref()) { Ok(()) } else { Err(Refusal::PeerNotAllowed) }
+        }
+        Lookup::MethodNotAllowed { allow, .. } => {
+            // The refusal is shaped and counted as the route's own.
+            let other = allow.split(", ").next().and_then(|m| Method::from_bytes(m.as_bytes()).ok());
+            if let Some(Lookup::Found { value, .. }) = other.map(|m| snapshot.routes.find(host, path, &m)) {
+                ctx.route = Some(value.route.clone());
+                ctx.route_metrics = Some(value.metrics.clone());
+            }
+            Err(Refusal::MethodNotAllowed { allow: allow.to_owned() })
+        }
+        Lookup::HostUnknown => Err(Refusal::MisdirectedRequest),
+        Lookup::NotFound => Err(Refusal::NotFound),
+    }
+}
+
+/// The path of a request target of strict form.
+pub fn path_of(target: &[u8]) -> &[u8] {
+    let path = memchr::memchr(b'?', target).map_or(target, |query| &target[..query]);
+    if path.first() == Some(&b'/') {
+        return path;
+    }
+    // Absolute form, `http://host/path`: its host has been compared with `Host`.
+    memchr::memmem::find(path, b"://")
+        .and_then(|scheme| memchr::memchr(b'/', &path[scheme + 3..]).map(|slash| &path[scheme + 3 + slash..]))
+        .unwrap_or(b"/")
+}
+
+fn check_media_type(headers: &HeaderMap) -> Result<(), Refusal> {
+    let json = headers.get(headers::CONTENT_TYPE).is_some_and(|value| {
+        let media_type = value.as_bytes().split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
+        media_type.eq_ignore_ascii_case(b"application/json")
+    });
+    if json && !headers.contains_key(headers::CONTENT_ENCODING) { Ok(()) } else { Err(Refusal::UnsupportedMediaType) }
+}
+
+fn check_json_rpc(policy: &JsonRpc, body: &[u8], ctx: &mut Context) -> Result<(), Refusal> {
+    let rpc = &mut ctx.rpc;
+    let scanned = json_rpc::scan(body, &policy.limits, |call| {
+        let first = rpc.get_or_insert_with(|| Rpc {
+            method: shortened(&call.method.decode()).into_owned(),
+            id: call.id.map(logged_id),
+            calls: 0,
+            batch: false,
+        });
+        first.calls += 1;
+        if policy.methods.allows_text(&call.method) {
+            ControlFlow::Continue(())
+        } else {
+            // The answer names the call that was refused, wherever in a batch it stood.
+            first.id = call.id.map(logged_id);
+            first.method = shortened(&call.method.decode()).into_owned();
+            ControlFlow::Break(())
+        }
+    });
+    match scanned {
+        Ok(envelope) => {
+            if let Some(rpc) = rpc {
+                rpc.batch = envelope.is_batch;
+            }
+            match envelope.stopped {
+                Some(()) => Err(Refusal::JsonRpcMethodNotAllowed),
+                None => Ok(()),
+            }
+        }
+        Err(fault) => {
+            *rpc = Some(Rpc { method: String::new(), id: fault.id.map(logged_id), calls: 0, batch: false });
+            let why = Cow::Borrowed(fault.error.message());
+            Err(match fault.error {
+                EnvelopeError::Parse(_) | EnvelopeError::TooDeep => Refusal::JsonInvalid(why),
+                _ => Refusal::JsonRpcInvalid(why),
+            })
+        }
+    }
+}
+
+/// An id is given back whole or not at all: a shortened one would be another id.
+fn logged_id(id: RawId<'_>) -> String {
+    id.as_str().to_owned()
+}
+
+fn shortened(text: &str) -> Cow<'_, str> {
+    if text.len() <= LOGGED_MAX {
+        return Cow::Borrowed(text);
+    }
+    let end = (0..=LOGGED_MAX).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+    Cow::Owned(format!("{}…", &text[..end]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_what_stands_before_the_query() {
+        for (target, path) in [
+            ("/a/b?c=/d", "/a/b"),
+            ("/a", "/a"),
+            ("/?x", "/"),
+            ("http://host:1/a/b?c", "/a/b"),
+            ("https://host", "/"),
+            ("http://host?x=/y", "/"),
+        ] {
+            assert_eq!(path_of(target.as_bytes()), path.as_bytes(), "{target}");
+        }
+    }
+
+    #[test]
+    fn a_long_method_is_shortened_between_characters() {
+        let long = "é".repeat(100);
+        let short = shortened(&long);
+        assert!(short.ends_with('…') && short.len() <= LOGGED_MAX + '…'.len_utf8());
+        assert_eq!(shortened("message/send"), "message/send");
+    }
+}

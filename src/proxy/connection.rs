@@ -1,0 +1,198 @@
+//! A client's connection: what is known about it from accept to close, and the phase that it is in.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::watch;
+
+use crate::identity::PeerIdentity;
+use crate::names::ListenerName;
+use crate::observe::{CloseReason, ListenerMetrics};
+use crate::policy::admission::Permit;
+use crate::policy::peers::Peer;
+use crate::snapshot::Snapshot;
+use crate::tls::{Alpn, ConnectionFacts};
+
+/// What every connection of one listener shares, for as long as the process lives.
+pub struct ListenerShared {
+    /// From the configuration.
+    pub name: ListenerName,
+    /// Place in the configuration and in [`Snapshot::listeners`].
+    pub index: usize,
+    /// Counters with this listener's label.
+    pub metrics: Arc<ListenerMetrics>,
+}
+
+/// A connection that got in, from the end of its handshake to its close: its place, and the reason of its end.
+pub struct Admitted {
+    listener: Arc<ListenerShared>,
+    reason: CloseReason,
+    _permit: Permit,
+}
+
+impl Admitted {
+    /// Counts the connection as open.
+    pub fn new(listener: Arc<ListenerShared>, permit: Permit) -> Self {
+        listener.metrics.opened();
+        Self { listener, reason: CloseReason::Normal, _permit: permit }
+    }
+
+    /// Why it will be said to have ended; the first reason counts.
+    pub fn ends_for(&mut self, reason: CloseReason) {
+        if self.reason == CloseReason::Normal {
+            self.reason = reason;
+        }
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.listener.metrics.closed(self.reason);
+    }
+}
+
+/// Where an HTTP/1.1 connection is between two requests. HTTP/2 connections stay `Busy`; frames tell there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// Waiting for a request's first byte.
+    Idle = 0,
+    /// A request has begun to arrive, its header is not whole.
+    Head = 1,
+    /// A request is being served.
+    Busy = 2,
+    /// The request is done; what is still written belongs to it.
+    Ending = 3,
+}
+
+/// One client connection. Shared by its I/O and its requests.
+pub struct Connection {
+    /// Which listener accepted it.
+    pub listener: Arc<ListenerShared>,
+    /// Who is at the other end of the socket.
+    pub remote: SocketAddr,
+    /// What the handshake agreed on; none on a plain listener.
+    pub tls: Option<ConnectionFacts>,
+    /// The client's certificate; none on a plain listener.
+    pub identity: Option<Arc<PeerIdentity>>,
+    /// HTTP/2 by ALPN.
+    pub http2: bool,
+    /// When it was accepted.
+    pub accepted: Instant,
+    requests: AtomicU32,
+    phase: AtomicU8,
+    /// Nanoseconds from `accepted` to the end of the last request.
+    idle_since_ns: AtomicU64,
+    /// The request line had bytes that the HTTP parser would have rewritten.
+    odd_request_line: AtomicU8,
+    /// The peer that this certificate belongs to, as one generation of the configuration sees it.
+    peer: ArcSwapOption<(u64, Option<Arc<Peer>>)>,
+    retire: watch::Sender<bool>,
+}
+
+impl Connection {
+    /// A connection whose handshake is done. Turning `retire` true lets it end after its running requests.
+    pub fn new(
+        listener: Arc<ListenerShared>,
+        remote: SocketAddr,
+        tls: Option<ConnectionFacts>,
+        identity: Option<Arc<PeerIdentity>>,
+        accepted: Instant,
+        retire: watch::Sender<bool>,
+    ) -> Self {
+        let http2 = tls.as_ref().is_some_and(|t| t.alpn == Alpn::Http2);
+        Self {
+            listener,
+            remote,
+            tls,
+            identity,
+            http2,
+            accepted,
+            requests: AtomicU32::new(0),
+            phase: AtomicU8::new(if http2 { Phase::Busy } else { Phase::Idle } as u8),
+            idle_since_ns: AtomicU64::new(0),
+            odd_request_line: AtomicU8::new(0),
+            peer: ArcSwapOption::empty(),
+            retire,
+        }
+    }
+
+    /// The socket's other end, IPv4 in IPv6 unwrapped.
+    pub fn remote_ip(&self) -> IpAddr {
+        self.remote.ip().to_canonical()
+    }
+
+    /// The peer of this connection's certificate, looked up once per configuration.
+    pub fn peer(&self, snapshot: &Snapshot) -> Option<Arc<Peer>> {
+        let identity = self.identity.as_ref()?;
+        if let Some(known) = self.peer.load().as_ref()
+            && known.0 == snapshot.generation
+        {
+            return known.1.clone();
+        }
+        let found = snapshot.peers.find(identity).cloned();
+        self.peer.store(Some(Arc::new((snapshot.generation, found.clone()))));
+        found
+    }
+
+    /// A request's header is whole. Returns how many there have been, this one included.
+    pub fn begin_request(&self) -> u32 {
+        self.set_phase(Phase::Busy);
+        self.requests.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// The request is answered; the next one may come.
+    pub fn end_request(&self, now: Instant) {
+        if self.http2 {
+            return;
+        }
+        let ns = now.saturating_duration_since(self.accepted).as_nanos();
+        self.idle_since_ns.store(u64::try_from(ns).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.set_phase(Phase::Ending);
+    }
+
+    /// Since when nothing has been asked.
+    pub fn idle_since(&self) -> Instant {
+        self.accepted + Duration::from_nanos(self.idle_since_ns.load(Ordering::Relaxed))
+    }
+
+    /// Requests so far.
+    pub fn requests(&self) -> u32 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// The phase now.
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Acquire) {
+            0 => Phase::Idle,
+            1 => Phase::Head,
+            2 => Phase::Busy,
+            _ => Phase::Ending,
+        }
+    }
+
+    /// Changes the phase. On HTTP/2 nothing changes.
+    pub fn set_phase(&self, phase: Phase) {
+        if !self.http2 {
+            self.phase.store(phase as u8, Ordering::Release);
+        }
+    }
+
+    /// Remembers that the request line held bytes which no request line may hold.
+    pub fn mark_odd_request_line(&self) {
+        self.odd_request_line.store(1, Ordering::Relaxed);
+    }
+
+    /// Whether it did, for the request that begins now; forgets it.
+    pub fn take_odd_request_line(&self) -> bool {
+        self.odd_request_line.load(Ordering::Relaxed) != 0 && self.odd_request_line.swap(0, Ordering::Relaxed) != 0
+    }
+
+    /// Lets the connection end after its running requests: HTTP/2 sends GOAWAY.
+    pub fn retire(&self) {
+        let _ = self.retire.send_replace(true);
+    }
+}

@@ -1,0 +1,121 @@
+//! What is known about one request, from its header to its log line.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use http::HeaderValue;
+
+use super::connection::Connection;
+use super::session::Wait;
+use crate::observe::{RequestInFlight, RouteMetrics};
+use crate::policy::body_memory::Share;
+use crate::policy::peers::Peer;
+use crate::refusal::Refusal;
+use crate::request::ClientAddress;
+use crate::snapshot::{Route, Snapshot};
+use crate::upstream::Picked;
+
+/// Most nodes that one request is offered to.
+pub const TRIES_MAX: usize = 8;
+
+/// A request's way so far. Filled in as it goes; what is `None` has not been reached.
+#[derive(Default)]
+pub struct Context {
+    /// Set first; without it there was no request.
+    pub begun: Option<Begun>,
+    /// Who asks.
+    pub client: Option<ClientAddress>,
+    /// Whose certificate it is.
+    pub peer: Option<Arc<Peer>>,
+    /// Where the request goes.
+    pub route: Option<Arc<Route>>,
+    /// Its counters.
+    pub route_metrics: Option<Arc<RouteMetrics>>,
+    /// The name of the request in every log.
+    pub request_id: Option<HeaderValue>,
+    /// Host as compared: lower case, without port.
+    pub host: Option<String>,
+    /// The body, read whole.
+    pub body: Body,
+    /// The first call's method and id.
+    pub rpc: Option<Rpc>,
+    /// Why the gateway answered itself.
+    pub refusal: Option<Refusal>,
+    /// What broke on the way to or from the node, for the log.
+    pub error: Option<String>,
+    /// Nodes and times of forwarding.
+    pub upstream: UpstreamWay,
+}
+
+/// A request's beginning.
+pub struct Begun {
+    /// On which connection.
+    pub connection: Arc<Connection>,
+    /// With which configuration.
+    pub snapshot: Arc<Snapshot>,
+    /// When its header was whole.
+    pub started: Instant,
+    /// The same by the wall.
+    pub wall: SystemTime,
+    /// Counts it while it lasts.
+    pub _in_flight: RequestInFlight,
+}
+
+impl Begun {
+    /// The client's address before any header is believed.
+    pub fn remote_ip(&self) -> IpAddr {
+        self.connection.remote_ip()
+    }
+}
+
+/// A request's body.
+#[derive(Default)]
+pub struct Body {
+    /// Bytes read.
+    pub length: u64,
+    /// How long that took.
+    pub took: Option<Duration>,
+    /// The memory it takes, given back at the end.
+    pub memory: Option<Share>,
+}
+
+/// The JSON-RPC call, for the log.
+#[derive(Debug, Clone)]
+pub struct Rpc {
+    /// Method of the first call.
+    pub method: String,
+    /// Its id, as JSON text.
+    pub id: Option<String>,
+    /// Calls in the body.
+    pub calls: u32,
+    /// Whether they came as a batch.
+    pub batch: bool,
+}
+
+/// The way to a node.
+#[derive(Default)]
+pub struct UpstreamWay {
+    /// The node that has the request.
+    pub picked: Option<Picked>,
+    /// Nodes that could not be reached.
+    pub tried: Vec<u16>,
+    /// Why the last of them could not.
+    pub unreachable: Option<Refusal>,
+    /// How often a node was picked.
+    pub tries: u32,
+    /// When forwarding began.
+    pub started: Option<Instant>,
+    /// When the present try began.
+    pub try_started: Option<Instant>,
+    /// How long connecting took; none on a connection from the pool.
+    pub connect: Option<Duration>,
+    /// How long the first byte took.
+    pub first_byte: Option<Duration>,
+    /// Whether something may have been sent.
+    pub connected: bool,
+    /// The answer's status.
+    pub status: Option<u16>,
+    /// Until when the answer is waited for.
+    pub wait: Option<Arc<Wait>>,
+}

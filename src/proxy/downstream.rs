@@ -1,0 +1,397 @@
+//! The I/O of a client's connection: TLS or plain TCP below, Pingora's HTTP above, and the limits in time that Pingora
+//! has not: header, idle, unread answer, HTTP/2 preface and frames.
+//!
+//! Writes are gathered until they are flushed, so that an answer's header and body leave in one TLS record and one
+//! system call. Nothing is buffered for reading below TLS but what OpenSSL itself needs, and that is released when idle.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use async_trait::async_trait;
+use http::StatusCode;
+use pingora::http::ResponseHeader;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
+};
+use pingora::tls::ssl::SslRef;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+use tokio_openssl::SslStream;
+
+use super::connection::{Admitted, Connection, Phase};
+use super::frames::Frames;
+use crate::observe::CloseReason;
+use crate::snapshot::Deadlines;
+
+/// Writes are gathered up to this size: one TLS record.
+const GATHER_MAX: usize = 16 << 10;
+
+/// TLS or not.
+#[derive(Debug)]
+pub enum Transport {
+    /// HTTPS.
+    Tls(SslStream<TcpStream>),
+    /// Plain HTTP.
+    Plain(TcpStream),
+}
+
+impl Transport {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Transport::Tls(tls) => tls.get_ref(),
+            Transport::Plain(tcp) => tcp,
+        }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Transport::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            Transport::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Transport::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+            Transport::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Transport::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            Transport::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Transport::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            Transport::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+        }
+    }
+}
+
+/// What the client is told when the HTTP parser gives up before there is a request to refuse.
+pub const MALFORMED: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 76\r\n\
+cache-control: no-store\r\nconnection: close\r\n\r\n\
+{\"error\":\"bad_request\",\"message\":\"The request is malformed or ambiguous.\"}\r\n";
+
+/// What the client is told when its header is longer than the limit and still not whole.
+pub const HEADER_TOO_LARGE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r\n\
+content-type: application/json\r\ncontent-length: 75\r\ncache-control: no-store\r\nconnection: close\r\n\r\n\
+{\"error\":\"header_too_large\",\"message\":\"The request header is too large.\"}\r\n";
+
+/// Told of requests that end before they are one.
+pub trait Unparsed: Send + Sync {
+    /// The client was answered `status` on `connection`, with `code` as the refusal.
+    fn refused(&self, connection: &Connection, status: u16, code: &'static str);
+}
+
+/// A client's connection as Pingora sees it.
+pub struct Downstream {
+    transport: Transport,
+    connection: Arc<Connection>,
+    deadlines: Deadlines,
+    unparsed: Arc<dyn Unparsed>,
+    /// Carries the connection to the requests: the only place of a session's digest that takes a value of ours.
+    digest: Arc<ProxyDigest>,
+    socket: Arc<SocketDigest>,
+    timer: Option<Pin<Box<Sleep>>>,
+    gathered: Vec<u8>,
+    gathered_sent: usize,
+    /// When the request's first byte came, and how many have come, while its header is not whole.
+    head_since: Instant,
+    head_bytes: usize,
+    request_line_done: bool,
+    /// Since when the client has taken nothing.
+    stuck_since: Option<Instant>,
+    frames: Option<Frames>,
+    /// The parser's own answer was replaced; what else it writes is dropped.
+    replaced: bool,
+    admitted: Admitted,
+}
+
+impl fmt::Debug for Downstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Downstream").field("remote", &self.connection.remote).finish_non_exhaustive()
+    }
+}
+
+impl Downstream {
+    /// Wraps a connection whose handshake is done.
+    ///
+    /// # Errors
+    /// Never in practice: only if a constant status were not one.
+    pub fn new(
+        transport: Transport,
+        connection: Arc<Connection>,
+        deadlines: Deadlines,
+        unparsed: Arc<dyn Unparsed>,
+        admitted: Admitted,
+        now: Instant,
+    ) -> pingora::Result<Self> {
+        let header = Box::new(ResponseHeader::build(StatusCode::OK, Some(0))?);
+        let digest = Arc::new(ProxyDigest::new(header, Some(Box::new(connection.clone()))));
+        let socket = Arc::new(SocketDigest::from_raw_fd(transport.tcp().as_raw_fd()));
+        let frames = connection.http2.then(|| Frames::new(now));
+        Ok(Self {
+            transport,
+            connection,
+            deadlines,
+            unparsed,
+            digest,
+            socket,
+            timer: None,
+            gathered: Vec::new(),
+            gathered_sent: 0,
+            head_since: now,
+            head_bytes: 0,
+            request_line_done: false,
+            stuck_since: None,
+            frames,
+            replaced: false,
+            admitted,
+        })
+    }
+
+    /// When this connection has to have read something, if it has to.
+    fn read_deadline(&self) -> Option<(Instant, CloseReason)> {
+        if let Some(frames) = &self.frames {
+            return frames.deadline(self.deadlines.request_header, self.deadlines.request_body);
+        }
+        match self.connection.phase() {
+            Phase::Idle | Phase::Ending => Some((self.connection.idle_since() + self.deadlines.idle, CloseReason::Idle)),
+            Phase::Head => Some((self.head_since + self.deadlines.request_header, CloseReason::HeaderTimeout)),
+            Phase::Busy => None,
+        }
+    }
+
+    fn write_deadline(&self) -> Option<(Instant, CloseReason)> {
+        self.stuck_since.map(|since| (since + self.deadlines.write, CloseReason::WriteTimeout))
+    }
+
+    /// Ready when the nearer of both deadlines has passed; otherwise leaves a wake-up for it. The timer is moved only
+    /// to an earlier time: on a busy connection it is touched once per time limit, not once per request.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        loop {
+            let nearest = match (self.read_deadline(), self.write_deadline()) {
+                (Some(r), Some(w)) => Some(if r.0 <= w.0 { r } else { w }),
+                (one, other) => one.or(other),
+            };
+            let Some((deadline, reason)) = nearest else { return Poll::Pending };
+            let deadline = tokio::time::Instant::from_std(deadline);
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+            if timer.deadline() > deadline {
+                timer.as_mut().reset(deadline);
+            }
+            ready!(timer.as_mut().poll(cx));
+            if timer.deadline() >= deadline {
+                self.admitted.ends_for(reason);
+                return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, reason.as_str()));
+            }
+            timer.as_mut().reset(deadline);
+        }
+    }
+
+    /// Keeps the phase and the counts of an HTTP/1.1 header, or of HTTP/2's frames.
+    fn after_read(&mut self, bytes: &[u8]) {
+        if let Some(frames) = &mut self.frames {
+            frames.read(bytes, Instant::now);
+            return;
+        }
+        match self.connection.phase() {
+            Phase::Busy => return,
+            Phase::Idle | Phase::Ending => {
+                self.connection.set_phase(Phase::Head);
+                self.head_since = Instant::now();
+                self.head_bytes = 0;
+                self.request_line_done = false;
+            }
+            Phase::Head => {}
+        }
+        self.head_bytes += bytes.len();
+        if !self.request_line_done {
+            let end = memchr::memchr(b'\n', bytes);
+            self.request_line_done = end.is_some();
+            let line = &bytes[..end.unwrap_or(bytes.len())];
+            // Pingora percent-encodes such bytes; then Hive would get another target than the client sent.
+            if line.iter().any(|b| !matches!(b, b' '..=b'~' | b'\r')) {
+                self.connection.mark_odd_request_line();
+            }
+        }
+    }
+
+    fn poll_send_gathered(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.gathered_sent < self.gathered.len() {
+            let sent = ready!(self.transport.poll_write(cx, &self.gathered[self.gathered_sent..]))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.gathered_sent += sent;
+            self.stuck_since = None;
+        }
+        self.gathered.clear();
+        self.gathered_sent = 0;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Turns a pending write into an error once the client has taken nothing for too long.
+    fn stuck<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        self.stuck_since.get_or_insert_with(Instant::now);
+        match self.poll_deadline(cx) {
+            Poll::Ready(error) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Answers in the parser's place: there is no request yet that the proxy could refuse.
+    fn replace_answer(&mut self, answer: &'static [u8], status: u16, code: &'static str) {
+        if !self.replaced {
+            self.replaced = true;
+            self.admitted.ends_for(CloseReason::ProtocolError);
+            self.gathered.extend_from_slice(answer);
+            self.unparsed.refused(&self.connection, status, code);
+        }
+    }
+}
+
+impl AsyncRead for Downstream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.connection.phase() == Phase::Head && this.head_bytes > this.deadlines.header_bytes {
+            this.admitted.ends_for(CloseReason::HeaderTooLarge);
+            this.replace_answer(HEADER_TOO_LARGE, 431, "header_too_large");
+            ready!(this.poll_send_gathered(cx))?;
+            ready!(this.transport.poll_flush(cx))?;
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        match this.transport.poll_read(cx, buf) {
+            Poll::Ready(Ok(())) => {
+                if buf.filled().len() > before {
+                    this.after_read(&buf.filled()[before..]);
+                }
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+            Poll::Pending => {
+                if this.gathered.is_empty() && this.gathered.capacity() > 0 && this.connection.phase() != Phase::Busy {
+                    this.gathered = Vec::new();
+                }
+                match this.poll_deadline(cx) {
+                    Poll::Ready(error) => Poll::Ready(Err(error)),
+                    Poll::Pending => Poll::Pending,
+                }
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Downstream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        let parser_gave_up = match this.connection.phase() {
+            Phase::Head => true,
+            Phase::Busy => false,
+            // A pipelined request may have come with the one before, unseen here.
+            Phase::Idle | Phase::Ending => buf.starts_with(b"HTTP/1.1 400"),
+        };
+        if parser_gave_up {
+            this.replace_answer(MALFORMED, 400, "bad_request");
+        }
+        if this.replaced {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        if this.gathered.len() + buf.len() > GATHER_MAX {
+            match this.poll_send_gathered(cx) {
+                Poll::Ready(sent) => sent?,
+                Poll::Pending => return this.stuck(cx),
+            }
+            if buf.len() >= GATHER_MAX {
+                return match this.transport.poll_write(cx, buf) {
+                    Poll::Ready(sent) => {
+                        this.stuck_since = None;
+                        Poll::Ready(sent)
+                    }
+                    Poll::Pending => this.stuck(cx),
+                };
+            }
+        }
+        this.gathered.extend_from_slice(buf);
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        match this.poll_send_gathered(cx) {
+            Poll::Ready(sent) => sent?,
+            Poll::Pending => return this.stuck(cx),
+        }
+        match this.transport.poll_flush(cx) {
+            Poll::Pending => this.stuck(cx),
+            done => done,
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.as_mut().poll_flush(cx))?;
+        self.transport.poll_shutdown(cx)
+    }
+}
+
+#[async_trait]
+impl Shutdown for Downstream {
+    async fn shutdown(&mut self) {
+        // The client may be gone already; there is nobody left to tell.
+        let _ = AsyncWriteExt::shutdown(self).await;
+    }
+}
+
+impl UniqueID for Downstream {
+    fn id(&self) -> i32 {
+        self.transport.tcp().as_raw_fd()
+    }
+}
+
+impl Ssl for Downstream {
+    fn get_ssl(&self) -> Option<&SslRef> {
+        match &self.transport {
+            Transport::Tls(tls) => Some(tls.ssl()),
+            Transport::Plain(_) => None,
+        }
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        Some(if self.connection.http2 { ALPN::H2 } else { ALPN::H1 })
+    }
+}
+
+impl GetTimingDigest for Downstream {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for Downstream {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        Some(self.digest.clone())
+    }
+}
+
+impl GetSocketDigest for Downstream {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(self.socket.clone())
+    }
+}
+
+#[async_trait]
+impl Peek for Downstream {}

@@ -1,0 +1,242 @@
+//! From an admitted request to a node and back: which node, what it is told, when another is tried.
+
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use http::HeaderValue;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::proxy::Session;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorSource, ErrorType, Result};
+
+use super::Shared;
+use super::context::{Context, TRIES_MAX};
+use super::session::{self, DEADLINE, Expired, Wait};
+use crate::headers;
+use crate::observe::UpstreamResult;
+use crate::refusal::Refusal;
+
+/// Hands the request's body and deadlines to the forwarding.
+pub fn begin(shared: &Shared, session: &mut Session, ctx: &mut Context, body: Bytes) {
+    let Some(route) = &ctx.route else { return };
+    let now = shared.clock.now();
+    let wait = Wait::new(now, route.response, route.stream_idle);
+    ctx.upstream.started = Some(now);
+    ctx.upstream.wait = Some(wait.clone());
+    session::wrap(&mut session.downstream_session, body, wait);
+}
+
+/// Picks a node that has not been tried.
+pub fn pick(shared: &Shared, ctx: &mut Context) -> Result<Box<HttpPeer>> {
+    let route = ctx.route.as_ref().ok_or_else(|| Error::new(ErrorType::InternalError))?;
+    let way = &mut ctx.upstream;
+    way.picked = None;
+    let Some(picked) = route.upstream.upstream.pick(&way.tried) else {
+        // After a try that failed, that try's reason is the better answer.
+        ctx.refusal = way.unreachable.take().or(Some(Refusal::NoHealthyUpstream));
+        return Err(Error::explain(ErrorType::ConnectNoRoute, "no healthy node left"));
+    };
+    let peer = picked.peer(route.response, route.stream_idle);
+    way.tries += 1;
+    if !way.tried.is_empty() {
+        route.upstream.metrics.retried();
+    }
+    way.try_started = Some(shared.clock.now());
+    way.picked = Some(picked);
+    Ok(peer)
+}
+
+/// A connection to the node is there.
+pub fn connected(shared: &Shared, ctx: &mut Context, reused: bool) {
+    let way = &mut ctx.upstream;
+    way.connected = true;
+    way.connect = match way.try_started {
+        Some(started) if !reused => Some(shared.clock.now().saturating_duration_since(started)),
+        _ => None,
+    };
+}
+
+/// No connection came about: nothing of the request was sent, so another node may have it.
+pub fn connect_failed(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
+    let (result, refusal) = match error.etype() {
+        ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => {
+            (UpstreamResult::ConnectTimeout, Refusal::UpstreamConnectTimeout)
+        }
+        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert => {
+            (UpstreamResult::TlsFailed, Refusal::UpstreamConnectFailed)
+        }
+        _ => (UpstreamResult::ConnectFailed, Refusal::UpstreamConnectFailed),
+    };
+    record_result(ctx, result);
+    ctx.error = Some(describe(&error));
+    ctx.upstream.unreachable = Some(refusal);
+    if let Some(picked) = &ctx.upstream.picked {
+        picked.node().connect_failed();
+        ctx.upstream.tried.push(picked.node().index());
+    }
+    error.set_retry(ctx.upstream.tried.len() < TRIES_MAX);
+    error
+}
+
+/// The exchange with a node broke. It may have read the request, so only what changes nothing is tried again: GET and
+/// HEAD on a connection from the pool that the node had closed meanwhile (design, decision 3).
+pub fn broke(session: &Session, ctx: &mut Context, mut error: Box<Error>, reused: bool) -> Box<Error> {
+    let result = match ctx.upstream.wait.as_ref().and_then(|w| w.expired()) {
+        Some(Expired::Response) => UpstreamResult::ResponseTimeout,
+        Some(Expired::StreamIdle) => UpstreamResult::StreamTimeout,
+        None if *error.esource() == ErrorSource::Downstream => UpstreamResult::ClientGone,
+        None => UpstreamResult::Broken,
+    };
+    record_result(ctx, result);
+    ctx.error = Some(describe(&error));
+    let harmless = matches!(session.req_header().method, http::Method::GET | http::Method::HEAD);
+    if harmless && reused && ctx.upstream.status.is_none() {
+        error.retry.decide_reuse(true);
+    } else {
+        error.set_retry(false);
+    }
+    error
+}
+
+fn record_result(ctx: &Context, result: UpstreamResult) {
+    if let (Some(route), Some(picked)) = (&ctx.route, &ctx.upstream.picked)
+        && let Some(node) = route.upstream.nodes.get(usize::from(picked.node().index()))
+    {
+        node.record(result);
+    }
+}
+
+/// What the client is told when forwarding failed.
+pub fn refusal_for(error: &Error, ctx: &Context) -> Refusal {
+    if ctx.upstream.wait.as_ref().and_then(|w| w.expired()).is_some() {
+        return Refusal::UpstreamTimeout;
+    }
+    match error.etype() {
+        ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Refusal::UpstreamConnectTimeout,
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout => Refusal::UpstreamTimeout,
+        _ if !ctx.upstream.connected && *error.esource() != ErrorSource::Internal => Refusal::UpstreamConnectFailed,
+        _ => match error.esource() {
+            ErrorSource::Upstream | ErrorSource::Unset => Refusal::UpstreamFailed,
+            ErrorSource::Downstream => Refusal::AmbiguousRequest("the request broke off"),
+            ErrorSource::Internal if ctx.upstream.connected => Refusal::UpstreamFailed,
+            ErrorSource::Internal => Refusal::Internal,
+        },
+    }
+}
+
+/// An error in one line, for the log.
+pub fn describe(error: &Error) -> String {
+    if *error.etype() == DEADLINE {
+        return error.context.as_ref().map_or_else(|| "deadline".to_owned(), |c| c.as_str().to_owned());
+    }
+    let mut text = error.to_string().trim().replace(['\n', '\r'], " ");
+    if text.len() > 300 {
+        let end = (0..=300).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+        text.truncate(end);
+    }
+    text
+}
+
+/// Strips what a client may not say, then sets what the gateway says (design, decision 10).
+pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result<()> {
+    let (Some(begun), Some(client)) = (&ctx.begun, &ctx.client) else {
+        return Err(Error::explain(ErrorType::InternalError, "a request without a beginning"));
+    };
+    let snapshot = &begun.snapshot;
+    for name in snapshot.spoofable.to_remove(&request.headers) {
+        request.remove_header(&name);
+    }
+    request.remove_header(&headers::EXPECT);
+    frame_body(request, ctx.body.length)?;
+
+    request.insert_header(headers::X_REAL_IP, address_value(client.address)?)?;
+    request.insert_header(headers::X_FORWARDED_FOR, client.forwarded_for())?;
+    let tls = begun.connection.tls.is_some();
+    request.insert_header(headers::X_FORWARDED_PROTO, HeaderValue::from_static(if tls { "https" } else { "http" }))?;
+    if let Some(host) = request.headers.get(headers::HOST).cloned() {
+        request.insert_header(headers::X_FORWARDED_HOST, host)?;
+    }
+    if let Some(id) = &ctx.request_id {
+        request.insert_header(headers::X_REQUEST_ID, id.clone())?;
+    }
+    let traced = request.headers.get(headers::TRACEPARENT).is_some_and(|t| headers::valid_traceparent(t.as_bytes()));
+    if !traced {
+        // `tracestate` belongs to the context that was not valid.
+        request.remove_header(&headers::TRACESTATE);
+        request.insert_header(headers::TRACEPARENT, headers::new_traceparent(random(), false))?;
+    }
+    if let Some(proof) = &snapshot.gateway_auth {
+        request.insert_header(snapshot.product.gateway_auth.clone(), proof.clone())?;
+    }
+    if let Some(identity) = &begun.connection.identity {
+        if snapshot.config.identity_headers.xfcc {
+            request.insert_header(headers::X_FORWARDED_CLIENT_CERT, identity.xfcc.as_str())?;
+        }
+        if snapshot.config.identity_headers.client_cert {
+            request.insert_header(headers::CLIENT_CERT, identity.client_cert.as_str())?;
+        }
+    }
+    Ok(())
+}
+
+/// The body is here whole, so its length is known, however the client framed it.
+fn frame_body(request: &mut RequestHeader, length: u64) -> Result<()> {
+    let framed = request.headers.contains_key(headers::TRANSFER_ENCODING);
+    request.remove_header(&headers::TRANSFER_ENCODING);
+    request.remove_header(&headers::TRAILER);
+    if length > 0 || framed || matches!(request.method, http::Method::POST | http::Method::PUT | http::Method::PATCH) {
+        request.insert_header(headers::CONTENT_LENGTH, HeaderValue::from(length))?;
+    }
+    Ok(())
+}
+
+fn address_value(address: IpAddr) -> Result<HeaderValue> {
+    HeaderValue::try_from(address.to_string())
+        .map_err(|_| Error::explain(ErrorType::InternalError, "an address that no header can carry"))
+}
+
+fn random() -> [u8; 24] {
+    let mut bytes = [0; 24];
+    bytes[..16].copy_from_slice(uuid::Uuid::new_v4().as_bytes());
+    bytes[16..].copy_from_slice(&uuid::Uuid::new_v4().as_bytes()[8..]);
+    bytes
+}
+
+/// Takes note of the node's answer and of what is between node and gateway only.
+pub fn rewrite_response(shared: &Shared, response: &mut ResponseHeader, ctx: &mut Context) -> Result<()> {
+    let now = shared.clock.now();
+    if let Some(wait) = &ctx.upstream.wait
+        && !response.status.is_informational()
+    {
+        wait.activity(now);
+    }
+    if response.status.is_informational() {
+        return Ok(());
+    }
+    if ctx.upstream.status.is_none() {
+        answered(ctx, response.status.as_u16(), now);
+    }
+    if let Some(picked) = &ctx.upstream.picked {
+        picked.node().learn_keep_alive(&response.headers);
+    }
+    for name in [headers::KEEP_ALIVE, headers::PROXY_CONNECTION, headers::CONNECTION, headers::UPGRADE] {
+        response.remove_header(&name);
+    }
+    if let Some(id) = &ctx.request_id
+        && !response.headers.contains_key(headers::X_REQUEST_ID)
+    {
+        response.insert_header(headers::X_REQUEST_ID, id.clone())?;
+    }
+    Ok(())
+}
+
+fn answered(ctx: &mut Context, status: u16, now: std::time::Instant) {
+    ctx.upstream.status = Some(status);
+    ctx.error = None;
+    let first_byte = ctx.upstream.try_started.map(|started| now.saturating_duration_since(started));
+    ctx.upstream.first_byte = first_byte;
+    record_result(ctx, if status >= 500 { UpstreamResult::ServerError } else { UpstreamResult::Ok });
+    if let (Some(route), Some(first_byte)) = (&ctx.route, first_byte) {
+        route.upstream.metrics.first_byte(first_byte);
+    }
+}

@@ -1,0 +1,286 @@
+//! Accepts connections: admission, TLS handshake in a limited time, identity; then hands them to Pingora's HTTP.
+//!
+//! An accept loop of our own rather than Pingora's, so that the handshake uses the certificates of the moment, is
+//! limited in time and tells why it failed, and so that no more is buffered per connection than needed.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::proxy::HttpProxy;
+use pingora::server::{ListenFds, ShutdownWatch};
+use pingora::services::Service;
+use pingora::tls::ssl::NameType;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_openssl::SslStream;
+
+use super::connection::{Admitted, Connection, ListenerShared};
+use super::downstream::{Downstream, Transport};
+use super::{Gateway, Shared};
+use crate::observe::{ConnectionRefusal, HandshakeRecord, HandshakeResult};
+use crate::policy::admission::{Admission, Denied, Permit};
+use crate::snapshot::{ListenerSnapshot, Snapshot};
+use crate::tls;
+
+/// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+/// After running out of file descriptors, wait this long before the next accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// All public listeners of the gateway, on one runtime.
+pub struct ListenerService {
+    shared: Arc<Shared>,
+    listeners: Vec<(Arc<Listener>, SocketAddr)>,
+    threads: usize,
+    stop: watch::Receiver<bool>,
+}
+
+/// One public listener: what lives as long as the process does.
+struct Listener {
+    shared: Arc<Shared>,
+    listener: Arc<ListenerShared>,
+    proxy: Arc<HttpProxy<Gateway>>,
+    admission: Arc<Admission>,
+}
+
+impl ListenerService {
+    /// A service for every listener of the present snapshot. `stop` turns true when no more connections are wanted.
+    pub fn new(
+        shared: Arc<Shared>,
+        proxy: impl Fn(&Arc<ListenerShared>) -> Arc<HttpProxy<Gateway>>,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        let snapshot = shared.snapshot();
+        let listeners = snapshot
+            .config
+            .listeners
+            .iter()
+            .enumerate()
+            .map(|(index, config)| {
+                let listener = Arc::new(ListenerShared {
+                    name: config.name.clone(),
+                    index,
+                    metrics: shared.metrics.listener(config.name.as_str()),
+                });
+                let listener = Listener {
+                    shared: shared.clone(),
+                    proxy: proxy(&listener),
+                    listener,
+                    admission: Admission::new(),
+                };
+                (Arc::new(listener), config.address)
+            })
+            .collect();
+        Self { threads: snapshot.config.server.threads, shared, listeners, stop }
+    }
+}
+
+/// Opens a listening socket, or takes over the one that an earlier process handed on.
+fn listen(address: SocketAddr, inherited: Option<&ListenFds>) -> io::Result<TcpListener> {
+    let key = address.to_string();
+    if let Some(fds) = inherited
+        && let Some(fd) = fds.lock().get(&key)
+    {
+        // SAFETY: the descriptor was sent by the process before this one under this very address and is taken once.
+        let listener = unsafe { std::net::TcpListener::from_raw_fd(*fd) };
+        listener.set_nonblocking(true)?;
+        return TcpListener::from_std(listener);
+    }
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    let listener: std::net::TcpListener = socket.into();
+    if let Some(fds) = inherited {
+        fds.lock().add(key, listener.as_raw_fd());
+    }
+    TcpListener::from_std(listener)
+}
+
+/// Whether `address` can be listened on; the socket is closed again. For a clear error before anything starts.
+///
+/// # Errors
+/// The system's: in use, no permission, not an address of this machine.
+pub fn try_listen(address: SocketAddr) -> io::Result<()> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1)
+}
+
+#[async_trait]
+impl Service for ListenerService {
+    async fn start_service(&mut self, fds: Option<ListenFds>, _shutdown: ShutdownWatch, _listeners_per_fd: usize) {
+        let mut loops = Vec::new();
+        for (listener, address) in self.listeners.drain(..) {
+            match listen(address, fds.as_ref()) {
+                Ok(socket) => {
+                    log::info!("listener {}: listening on {address}", listener.listener.name);
+                    loops.push(tokio::spawn(listener.accept_loop(socket, self.stop.clone())));
+                }
+                Err(e) => {
+                    log::error!("listener {}: cannot listen on {address}: {e}", listener.listener.name);
+                    self.shared.fail(format!("cannot listen on {address}: {e}"));
+                }
+            }
+        }
+        for accept_loop in loops {
+            let _ = accept_loop.await;
+        }
+    }
+
+    fn name(&self) -> &str {
+        "listeners"
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(self.threads)
+    }
+}
+
+impl Listener {
+    async fn accept_loop(self: Arc<Self>, socket: TcpListener, mut stop: watch::Receiver<bool>) {
+        loop {
+            let accepted = tokio::select! {
+                accepted = socket.accept() => accepted,
+                _ = stop.wait_for(|stop| *stop) => break,
+            };
+            match accepted {
+                Ok((tcp, remote)) => self.accepted(tcp, remote, &stop),
+                Err(e) => {
+                    log::error!("listener {}: accept: {e}", self.listener.name);
+                    if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) {
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        }
+        drop(socket);
+        // Connections that wait for a next request are closed now; running requests go on.
+        self.proxy.http_cleanup().await;
+    }
+
+    fn accepted(self: &Arc<Self>, tcp: TcpStream, remote: SocketAddr, stop: &watch::Receiver<bool>) {
+        let snapshot = self.shared.snapshot();
+        let Some(settings) = snapshot.listeners.get(self.listener.index) else { return };
+        self.listener.metrics.accepted();
+        match self.admission.admit(remote.ip(), &settings.admission, self.shared.clock.now()) {
+            Ok(permit) => {
+                tokio::spawn(self.clone().serve(tcp, remote, permit, snapshot.clone(), stop.clone()));
+            }
+            Err(denied) => self.listener.metrics.refused(match denied {
+                Denied::Total => ConnectionRefusal::Total,
+                Denied::PerAddress => ConnectionRefusal::PerAddress,
+                Denied::Rate => ConnectionRefusal::Rate,
+            }),
+        }
+    }
+
+    async fn serve(
+        self: Arc<Self>,
+        tcp: TcpStream,
+        remote: SocketAddr,
+        permit: Permit,
+        snapshot: Arc<Snapshot>,
+        stop: watch::Receiver<bool>,
+    ) {
+        let accepted = self.shared.clock.now();
+        // Answers are gathered before they are sent; the kernel has nothing to wait for.
+        let _ = tcp.set_nodelay(true);
+        let Some(settings) = snapshot.listeners.get(self.listener.index) else { return };
+        let deadlines = settings.deadlines;
+        let age = settings.connection_age;
+        let Some(transport) = self.handshake(tcp, remote, settings).await else { return };
+        let admitted = Admitted::new(self.listener.clone(), permit);
+        // A connection holds no configuration while it rests.
+        drop(snapshot);
+        let (tls, identity) = match &transport {
+            Transport::Tls(stream) => {
+                (Some(tls::facts(stream.ssl())), tls::identity(stream.ssl()).map(Arc::new))
+            }
+            Transport::Plain(_) => (None, None),
+        };
+        let (retire, retired) = watch::channel(false);
+        let connection =
+            Arc::new(Connection::new(self.listener.clone(), remote, tls, identity, accepted, retire));
+        let now = self.shared.clock.now();
+        let unparsed = self.shared.clone();
+        match Downstream::new(transport, connection.clone(), deadlines, unparsed, admitted, now) {
+            Ok(downstream) => self.speak_http(downstream, connection, retired, stop, age).await,
+            Err(e) => log::error!("listener {}: {e}", self.listener.name),
+        }
+    }
+
+    /// Runs the TLS handshake. None: it failed, and has been counted and logged.
+    async fn handshake(&self, tcp: TcpStream, remote: SocketAddr, settings: &ListenerSnapshot) -> Option<Transport> {
+        let Some(context) = &settings.tls else { return Some(Transport::Plain(tcp)) };
+        let started = self.shared.clock.now();
+        let stream = context.ssl().and_then(|ssl| SslStream::new(ssl, tcp));
+        let mut stream = match stream {
+            Ok(stream) => stream,
+            Err(e) => {
+                log::error!("listener {}: cannot begin a handshake: {e}", self.listener.name);
+                return None;
+            }
+        };
+        let outcome = timeout(settings.handshake, Pin::new(&mut stream).accept()).await;
+        let took = self.shared.clock.now().saturating_duration_since(started);
+        let failure = match outcome {
+            Ok(Ok(())) => {
+                self.listener.metrics.handshake(HandshakeResult::Ok, took);
+                return Some(Transport::Tls(stream));
+            }
+            Ok(Err(error)) => tls::classify(&error, stream.ssl()),
+            Err(_) => tls::timed_out(stream.ssl()),
+        };
+        self.listener.metrics.handshake(failure.result, took);
+        self.shared.log.record_handshake(&HandshakeRecord {
+            time: self.shared.clock.wall(),
+            listener: self.listener.name.as_str(),
+            client: remote.ip().to_canonical(),
+            result: failure.result,
+            detail: Some(&failure.detail),
+            sni: stream.ssl().servername(NameType::HOST_NAME),
+            subject: failure.subject.as_deref(),
+            issuer: failure.issuer.as_deref(),
+            duration: took,
+        });
+        None
+    }
+
+    async fn speak_http(
+        &self,
+        downstream: Downstream,
+        connection: Arc<Connection>,
+        retired: watch::Receiver<bool>,
+        mut stop: watch::Receiver<bool>,
+        age: Duration,
+    ) {
+        let http = self.proxy.process_new(Box::new(downstream), &retired);
+        if connection.http2 {
+            tokio::pin!(http);
+            let old = tokio::time::sleep(age);
+            tokio::pin!(old);
+            // HTTP/2 is told to end by GOAWAY; HTTP/1.1 by `Connection: close` on the next answer.
+            let mut told = false;
+            loop {
+                tokio::select! {
+                    biased;
+                    _ = &mut http => break,
+                    _ = &mut old, if !told => { told = true; connection.retire(); }
+                    _ = stop.wait_for(|stop| *stop), if !told => { told = true; connection.retire(); }
+                }
+            }
+        } else {
+            http.await;
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The end of a request: its log line and its counters.
+
+use pingora::proxy::Session;
+use http::Version;
+
+use super::context::{Begun, Context};
+use super::{Shared, admit, session};
+use crate::headers;
+use crate::observe::{AccessRecord, MethodLabel};
+
+/// The status that is logged when the client left before there was one (nginx's 499).
+const CLIENT_GONE: u16 = 499;
+
+/// Writes the request down and lets its connection go on.
+pub fn record(shared: &Shared, session: &mut Session, ctx: &mut Context) {
+    if let Some(wait) = &ctx.upstream.wait {
+        session::unwrap(&mut session.downstream_session, wait);
+    }
+    let Some(begun) = ctx.begun.take() else { return };
+    let now = shared.clock.now();
+    let duration = now.saturating_duration_since(begun.started);
+    let status = session.response_written().map_or(CLIENT_GONE, |r| r.status.as_u16());
+    let method = MethodLabel::from(&session.req_header().method);
+    match &ctx.route_metrics {
+        Some(metrics) => metrics.record(method, status, duration),
+        None => shared.metrics.unmatched().record(method, status, duration),
+    }
+    if let Some(refusal) = &ctx.refusal {
+        shared.metrics.refusal(refusal.code());
+    }
+    log(shared, session, ctx, &begun, status, duration);
+    begun.connection.end_request(now);
+    ctx.body.memory = None;
+    ctx.upstream.picked = None;
+    shared.request_ended();
+}
+
+fn log(
+    shared: &Shared,
+    session: &Session,
+    ctx: &Context,
+    begun: &Begun,
+    status: u16,
+    duration: std::time::Duration,
+) {
+    let header = session.req_header();
+    let connection = &begun.connection;
+    let tls = connection.tls.as_ref();
+    let trace = header.headers.get(headers::TRACEPARENT).map(|t| t.as_bytes()).filter(|t| headers::valid_traceparent(t));
+    let way = &ctx.upstream;
+    let client = ctx.client.as_ref().map_or_else(|| begun.remote_ip(), |c| c.address);
+    shared.log.record(&AccessRecord {
+        request_id: ctx.request_id.as_ref().and_then(|id| id.to_str().ok()),
+        trace_id: trace.and_then(|t| std::str::from_utf8(&t[3..35]).ok()),
+        peer: ctx.peer.as_ref().map(|p| p.name.as_str()),
+        spiffe_id: connection.identity.as_ref().and_then(|i| i.spiffe_id.as_ref()).map(|id| id.as_str()),
+        tls_version: tls.map(|t| t.version),
+        tls_cipher: tls.map(|t| t.cipher),
+        tls_group: tls.and_then(|t| t.group.as_deref()),
+        sni: tls.and_then(|t| t.sni.as_deref()),
+        http_version: version(header.version),
+        method: header.method.as_str(),
+        host: ctx.host.as_deref().map(str::as_bytes).or_else(|| header.headers.get(headers::HOST).map(|h| h.as_bytes())),
+        path: admit::path_of(header.raw_path()),
+        route: ctx.route.as_ref().map(|r| r.name.as_str()),
+        rpc_method: ctx.rpc.as_ref().map(|r| r.method.as_bytes()).filter(|m| !m.is_empty()),
+        rpc_id: ctx.rpc.as_ref().and_then(|r| r.id.as_deref()).map(str::as_bytes),
+        rpc_calls: ctx.rpc.as_ref().filter(|r| r.batch).map(|r| r.calls),
+        status,
+        refusal: ctx.refusal.as_ref().map(|r| r.code()),
+        refusal_detail: ctx.refusal.as_ref().and_then(|r| r.detail()),
+        bytes_in: ctx.body.length,
+        bytes_out: session.as_downstream().body_bytes_sent() as u64,
+        duration,
+        body: ctx.body.took,
+        upstream_connect: way.connect,
+        upstream_first_byte: way.first_byte,
+        upstream: ctx.route.as_ref().filter(|_| way.tries > 0).map(|r| r.upstream.upstream.name().as_str()),
+        node: way.picked.as_ref().map(|p| &**p.node().url()),
+        tries: way.tries,
+        user_agent: header.headers.get(headers::USER_AGENT).map(|u| u.as_bytes()),
+        error: ctx.error.as_deref(),
+        ..AccessRecord::new(begun.wall, connection.listener.name.as_str(), client)
+    });
+}
+
+fn version(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "HTTP/2",
+        Version::HTTP_10 => "HTTP/1.0",
+        // Nothing else gets as far as a request.
+        _ => "HTTP/1.1",
+    }
+}

@@ -1,0 +1,112 @@
+//! Turns a [`Refusal`] into an answer: the only place that does.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderValue;
+use pingora::http::ResponseHeader;
+use pingora::proxy::{FailToProxy, Session};
+use pingora::{Error, ErrorSource, ErrorType, Result};
+
+use super::context::Context;
+use super::{body, forward, session};
+use crate::headers;
+use crate::json_rpc::{self, RawId};
+use crate::refusal::Refusal;
+
+/// How long a refused client may go on sending what is not read, so that it comes to read the answer.
+pub const LINGER: Duration = Duration::from_secs(2);
+/// How much of it is taken.
+const LINGER_BYTES: u64 = 256 << 10;
+
+/// Answers with `refusal` and leaves it in `ctx` for the log.
+pub async fn refuse(session: &mut Session, ctx: &mut Context, refusal: Refusal) {
+    let body_left = !session.as_downstream_mut().is_body_done();
+    let much_left = body_left && body::announced(session).is_none_or(|n| n > LINGER_BYTES);
+    if refusal.closes_connection() || much_left {
+        session.set_keepalive(None);
+    }
+    // The client may be gone; then there is nobody to answer, and the log says so by the bytes sent.
+    let answered = answer(session, ctx, &refusal).await;
+    ctx.refusal = Some(refusal);
+    if answered.is_ok() && body_left && session.as_downstream().get_keepalive().is_none() {
+        linger(session).await;
+    }
+}
+
+async fn answer(session: &mut Session, ctx: &Context, refusal: &Refusal) -> Result<()> {
+    let on_json_rpc = ctx.route.as_ref().is_some_and(|r| r.json_rpc.is_some());
+    let body = if on_json_rpc { json_rpc_body(ctx, refusal) } else { small_body(refusal) };
+    let mut header = ResponseHeader::build(refusal.status(), Some(8))?;
+    header.insert_header(headers::CONTENT_TYPE, HeaderValue::from_static("application/json"))?;
+    header.insert_header(headers::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
+    header.insert_header(headers::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
+    if let Some(id) = &ctx.request_id {
+        header.insert_header(headers::X_REQUEST_ID, id.clone())?;
+    }
+    if let Some(seconds) = refusal.retry_after_seconds() {
+        header.insert_header(headers::RETRY_AFTER, HeaderValue::from(seconds))?;
+    }
+    if let Refusal::MethodNotAllowed { allow } = refusal {
+        header.insert_header(headers::ALLOW, allow.as_str())?;
+    }
+    let head_only = session.req_header().method == http::Method::HEAD;
+    session.as_downstream_mut().write_response_header(Box::new(header)).await?;
+    if !head_only {
+        session.as_downstream_mut().write_response_body(Bytes::from(body), true).await?;
+    }
+    session.as_downstream_mut().finish_body().await
+}
+
+/// `{"error":"<stable_snake_case>","message":"…"}` (`hive-contract`, "Answers in Hive's own shape").
+fn small_body(refusal: &Refusal) -> Vec<u8> {
+    let mut body = String::with_capacity(96);
+    // Writing to a String can't fail; the message is escaped by serde_json.
+    let message = serde_json::Value::from(refusal.message().into_owned());
+    let _ = write!(body, r#"{{"error":"{}","message":{message}}}"#, refusal.code());
+    body.into_bytes()
+}
+
+fn json_rpc_body(ctx: &Context, refusal: &Refusal) -> Vec<u8> {
+    let id = ctx.rpc.as_ref().and_then(|rpc| rpc.id.as_deref()).map(RawId::of_scanned);
+    json_rpc::error_body(id, refusal.json_rpc_code(), &refusal.message(), None)
+}
+
+/// Reads on for a moment: closing a socket with unread bytes resets it, and the client would lose the answer.
+async fn linger(session: &mut Session) {
+    let mut left = LINGER_BYTES;
+    let _ = tokio::time::timeout(LINGER, async {
+        while let Ok(Some(chunk)) = session.as_downstream_mut().read_request_body().await {
+            left = left.saturating_sub(chunk.len() as u64);
+            if left == 0 {
+                break;
+            }
+        }
+    })
+    .await;
+}
+
+/// Forwarding failed: answers, unless an answer has begun. Then the connection ends without the answer's end, so that
+/// the client can't take a part for the whole.
+pub async fn failed(session: &mut Session, ctx: &mut Context, error: &Error) -> FailToProxy {
+    if let Some(wait) = &ctx.upstream.wait {
+        session::unwrap(&mut session.downstream_session, wait);
+    }
+    if ctx.error.is_none() {
+        ctx.error = Some(forward::describe(error));
+    }
+    let gone = *error.esource() == ErrorSource::Downstream
+        && matches!(
+            error.etype(),
+            ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed | ErrorType::H2Error
+        );
+    if session.response_written().is_some() || (gone && ctx.upstream.status.is_none() && ctx.refusal.is_none()) {
+        return FailToProxy { error_code: 0, can_reuse_downstream: false };
+    }
+    let refusal = ctx.refusal.take().unwrap_or_else(|| forward::refusal_for(error, ctx));
+    let status = refusal.status();
+    session.set_keepalive(None);
+    refuse(session, ctx, refusal).await;
+    FailToProxy { error_code: status, can_reuse_downstream: false }
+}

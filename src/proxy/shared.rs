@@ -1,0 +1,108 @@
+//! What all connections share: the snapshot of the moment, the clock, the counters, the log.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+
+use super::connection::Connection;
+use super::downstream::Unparsed;
+use crate::clock::Clock;
+use crate::observe::{AccessLog, AccessRecord, Metrics};
+use crate::policy::body_memory::BodyMemory;
+use crate::snapshot::Snapshot;
+
+/// One per process.
+pub struct Shared {
+    snapshot: ArcSwap<Snapshot>,
+    /// The time.
+    pub clock: Clock,
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+    /// The access log.
+    pub log: Arc<AccessLog>,
+    /// What waiting bodies may take.
+    pub bodies: Arc<BodyMemory>,
+    /// Requests between their header and their log line.
+    requests: AtomicU64,
+    draining: AtomicBool,
+    failure: Mutex<Option<String>>,
+}
+
+impl Shared {
+    /// The process' shared part, with its first snapshot.
+    pub fn new(snapshot: Snapshot, clock: Clock, metrics: Arc<Metrics>, log: Arc<AccessLog>) -> Arc<Self> {
+        let bodies = BodyMemory::new(snapshot.config.server.body_memory);
+        Arc::new(Self {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            clock,
+            metrics,
+            log,
+            bodies,
+            requests: AtomicU64::new(0),
+            draining: AtomicBool::new(false),
+            failure: Mutex::new(None),
+        })
+    }
+
+    /// The snapshot of the moment.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Whether the process is ending: no request is kept waiting for a next one.
+    pub fn draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The process ends after the running requests.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Counts a request in.
+    pub(super) fn request_began(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts it out.
+    pub(super) fn request_ended(&self) {
+        self.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Requests that are being served.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Something without which the gateway can't serve. The process ends with this text.
+    pub fn fail(&self, why: String) {
+        self.failure.lock().get_or_insert(why);
+    }
+
+    /// Why the process must end, if it must.
+    pub fn failure(&self) -> Option<String> {
+        self.failure.lock().clone()
+    }
+}
+
+impl Unparsed for Shared {
+    fn refused(&self, connection: &Connection, status: u16, code: &'static str) {
+        self.metrics.refusal(code);
+        let identity = connection.identity.as_deref();
+        let tls = connection.tls.as_ref();
+        let snapshot = self.snapshot();
+        let peer = connection.peer(&snapshot);
+        self.log.record(&AccessRecord {
+            peer: peer.as_ref().map(|p| p.name.as_str()),
+            spiffe_id: identity.and_then(|i| i.spiffe_id.as_ref()).map(|id| id.as_str()),
+            tls_version: tls.map(|t| t.version),
+            tls_cipher: tls.map(|t| t.cipher),
+            sni: tls.and_then(|t| t.sni.as_deref()),
+            status,
+            refusal: Some(code),
+            ..AccessRecord::new(self.clock.wall(), connection.listener.name.as_str(), connection.remote_ip())
+        });
+    }
+}

@@ -1,0 +1,254 @@
+//! A listener's context: the gateway's certificates by server name, and the trust in clients.
+
+use std::ffi::c_int;
+use std::path::Path;
+use std::sync::Arc;
+
+use openssl::error::ErrorStack;
+use openssl::ssl::{
+    AlpnError, NameType, Ssl, SslAlert, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslRef,
+    SslSessionCacheMode, SslVerifyMode, SslVersion, select_next_proto,
+};
+use openssl::x509::store::{X509Store, X509StoreBuilder};
+use openssl::x509::{X509, X509NameRef};
+
+use crate::config::file::{ListenerTls, TlsVersion};
+
+use super::TlsFault;
+use super::certificate::{CertificateFacts, SubjectAltNames};
+use super::files::{ChainAndKey, Files, Role, reason};
+use super::handshake::{self, VerifyNotes};
+use super::names::Names;
+
+/// ALPN protocols in the order of the gateway's preference (RFC 7301, section 3.1).
+const ALPN_WIRE: &[u8] = b"\x02h2\x08http/1.1";
+
+/// TLS 1.2: forward secrecy and authenticated encryption only (RFC 9325, section 4.2).
+const TLS12_CIPHERS: &str = "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:\
+    ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:\
+    ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305";
+
+/// 112 bits: no SHA-1 signatures, no RSA below 2048 bits, in the handshake and in the client's chain.
+const SECURITY_LEVEL: u32 = 2;
+
+/// Most intermediates between a client's certificate and the root. Real chains have one or two; each costs a signature
+/// check before the client is known.
+const VERIFY_DEPTH: u32 = 5;
+
+/// Longest certificate message of a client, in bytes. OpenSSL's own limit is 100 KiB.
+const CLIENT_CHAIN_BYTES_MAX: usize = 32 << 10;
+
+/// CA names are told to clients, so that they can pick the right certificate; but not more than this, in bytes of DER,
+/// because every handshake carries them. Beyond it none is told, and clients send what they have.
+const CA_NAMES_BYTES_MAX: usize = 4 << 10;
+
+/// Most certificates of one listener.
+const CERTIFICATES_MAX: usize = 100;
+
+/// A listener's TLS: immutable, shared by its connections.
+pub struct ServerContext {
+    default: SslContext,
+    names: Arc<Names>,
+    certificates: Vec<CertificateFacts>,
+    authorities: Vec<CertificateFacts>,
+    warnings: Vec<TlsFault>,
+}
+
+/// Builds a listener's context from its files, which are relative to `base_dir`. `now` is Unix time in seconds.
+///
+/// # Errors
+/// Everything that is wrong with the certificates, keys and CAs, not only the first.
+pub fn build_listener(tls: &ListenerTls, base_dir: &Path, now: i64) -> Result<ServerContext, Vec<TlsFault>> {
+    let mut files = Files::new(base_dir, now);
+    let mut pairs = Vec::new();
+    if tls.certificates.is_empty() || tls.certificates.len() > CERTIFICATES_MAX {
+        files.fault("certificates", format!("1 to {CERTIFICATES_MAX} certificates are needed"));
+    }
+    for (at, certificate) in tls.certificates.iter().take(CERTIFICATES_MAX).enumerate() {
+        let (cert_field, key_field) = (format!("certificates[{at}].cert"), format!("certificates[{at}].key"));
+        pairs.extend(files.chain_and_key(
+            [&cert_field, &key_field],
+            [&certificate.cert, &certificate.key],
+            Role::Server,
+        ));
+    }
+    let bundle = files.bundle("client_auth.ca", &tls.client_auth.ca);
+    if !files.faults.is_empty() {
+        return Err(files.faults);
+    }
+    let bundle = bundle.unwrap_or_default();
+    let names = index_names(&pairs, &mut files);
+    let contexts = build_contexts(&pairs, &bundle, tls.min_version, Arc::clone(&names)).map_err(|e| {
+        vec![TlsFault {
+            field: "certificates".into(),
+            message: format!("OpenSSL refuses the settings: {}", reason(&e)),
+        }]
+    })?;
+    Ok(ServerContext {
+        default: contexts,
+        names,
+        certificates: pairs.iter().filter_map(|pair| pair.chain.first()).map(|c| CertificateFacts::of(c)).collect(),
+        authorities: bundle.iter().map(|cert| CertificateFacts::of(cert)).collect(),
+        warnings: files.warnings,
+    })
+}
+
+impl ServerContext {
+    /// A new server side of one connection.
+    ///
+    /// # Errors
+    /// Only when OpenSSL gets no memory.
+    pub fn ssl(&self) -> Result<Ssl, ErrorStack> {
+        let mut ssl = Ssl::new(&self.default)?;
+        if let Some(index) = handshake::notes_index() {
+            ssl.set_ex_data(index, VerifyNotes::default());
+        }
+        Ok(ssl)
+    }
+
+    /// Whether a host (lower or upper case, without port) is a SAN of one of the certificates.
+    pub fn covers(&self, host: &str) -> bool {
+        self.names.covers(host)
+    }
+
+    /// The gateway's own certificates, in the order of the configuration.
+    pub fn certificates(&self) -> &[CertificateFacts] {
+        &self.certificates
+    }
+
+    /// The CA bundle.
+    pub fn authorities(&self) -> &[CertificateFacts] {
+        &self.authorities
+    }
+
+    /// Every DNS and IP SAN, with the end of its certificate in Unix seconds.
+    pub fn names(&self) -> impl Iterator<Item = (&str, i64)> {
+        self.certificates.iter().flat_map(|c| c.names.iter().map(|name| (name.as_str(), c.not_after)))
+    }
+
+    /// What is doubtful, but no reason to refuse the configuration.
+    pub fn warnings(&self) -> &[TlsFault] {
+        &self.warnings
+    }
+}
+
+impl std::fmt::Debug for ServerContext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerContext").field("certificates", &self.certificates).finish_non_exhaustive()
+    }
+}
+
+fn index_names(pairs: &[ChainAndKey], files: &mut Files<'_>) -> Arc<Names> {
+    let mut names = Names::default();
+    for (at, pair) in pairs.iter().enumerate() {
+        let sans = pair.chain.first().map(|leaf| SubjectAltNames::of(leaf)).unwrap_or_default();
+        let field = format!("certificates[{at}].cert");
+        if sans.dns.is_empty() && sans.ips.is_empty() {
+            files.warn(&field, "no DNS or IP name among its SANs: no client will accept it".into());
+        }
+        for name in names.add(at, &sans) {
+            files.warn(&field, format!("an earlier certificate has the name {name} too and is the one served"));
+        }
+    }
+    Arc::new(names)
+}
+
+/// The first certificate's context, which hands over to the others by server name.
+fn build_contexts(
+    pairs: &[ChainAndKey],
+    bundle: &[X509],
+    min_version: TlsVersion,
+    names: Arc<Names>,
+) -> Result<SslContext, ErrorStack> {
+    let mut builders = pairs.iter().map(|pair| builder(pair, bundle, min_version));
+    // `build_listener` does not come here without a certificate.
+    let mut first = builders.next().unwrap_or_else(|| Err(ErrorStack::get()))?;
+    let others: Vec<SslContext> = builders.map(|b| b.map(SslContextBuilder::build)).collect::<Result<_, _>>()?;
+    if !others.is_empty() {
+        first.set_servername_callback(move |ssl: &mut SslRef, _: &mut SslAlert| {
+            let certificate = ssl.servername(NameType::HOST_NAME).and_then(|name| names.find(name)).unwrap_or(0);
+            // An unknown name gets the first certificate: the request's Host decides later whether it is served (421).
+            if let Some(context) = certificate.checked_sub(1).and_then(|at| others.get(at)) {
+                ssl.set_ssl_context(context).map_err(|_| openssl::ssl::SniError::ALERT_FATAL)?;
+            }
+            Ok(())
+        });
+    }
+    Ok(first.build())
+}
+
+/// One context. All of a listener's are alike but for the certificate: OpenSSL takes trust, ALPN and CA names from the
+/// one that the connection was handed over to.
+fn builder(pair: &ChainAndKey, bundle: &[X509], min: TlsVersion) -> Result<SslContextBuilder, ErrorStack> {
+    let mut context = SslContextBuilder::new(SslMethod::tls_server())?;
+    set_protocol(&mut context, min)?;
+    let mut chain = pair.chain.iter();
+    if let Some(leaf) = chain.next() {
+        context.set_certificate(leaf)?;
+    }
+    context.set_private_key(&pair.key)?;
+    for issuer in chain {
+        context.add_extra_chain_cert(issuer.clone())?;
+    }
+    context.set_cert_store(store(bundle)?);
+    if ca_names_bytes(bundle) <= CA_NAMES_BYTES_MAX {
+        for cert in bundle {
+            context.add_client_ca(cert)?;
+        }
+    }
+    context.set_verify_depth(VERIFY_DEPTH);
+    limit_client_chain(&mut context);
+    let mode = SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT;
+    let authorities = bundle.iter().filter_map(|cert| cert.subject_name().to_der().ok()).collect::<Vec<_>>();
+    context.set_verify_callback(mode, move |good, store| handshake::note_verification(good, store, &authorities));
+    Ok(context)
+}
+
+fn set_protocol(context: &mut SslContextBuilder, min: TlsVersion) -> Result<(), ErrorStack> {
+    context.set_security_level(SECURITY_LEVEL);
+    context.set_min_proto_version(Some(match min {
+        TlsVersion::Tls12 => SslVersion::TLS1_2,
+        TlsVersion::Tls13 => SslVersion::TLS1_3,
+    }))?;
+    context.set_cipher_list(TLS12_CIPHERS)?;
+    context.set_options(
+        SslOptions::CIPHER_SERVER_PREFERENCE
+            | SslOptions::NO_COMPRESSION
+            | SslOptions::NO_RENEGOTIATION
+            | SslOptions::NO_TICKET,
+    );
+    context.set_mode(SslMode::RELEASE_BUFFERS);
+    context.set_read_ahead(true);
+    context.set_session_cache_mode(SslSessionCacheMode::OFF);
+    context.set_num_tickets(0)?;
+    context.set_session_id_context(b"hive-gateway")?;
+    context.set_alpn_select_callback(|_, offered| select_next_proto(ALPN_WIRE, offered).ok_or(AlpnError::ALERT_FATAL));
+    Ok(())
+}
+
+fn store(bundle: &[X509]) -> Result<X509Store, ErrorStack> {
+    let mut store = X509StoreBuilder::new()?;
+    for cert in bundle {
+        store.add_cert(cert.clone())?;
+    }
+    Ok(store.build())
+}
+
+fn ca_names_bytes(bundle: &[X509]) -> usize {
+    let length = |name: &X509NameRef| name.to_der().map_or(0, |der| der.len() + 2);
+    bundle.iter().map(|cert| length(cert.subject_name())).sum()
+}
+
+/// `SSL_CTX_set_max_cert_list`, which the `openssl` crate lacks.
+fn limit_client_chain(context: &mut SslContextBuilder) {
+    const SET_MAX_CERT_LIST: c_int = 51;
+    // SAFETY: the pointer belongs to a live context; this control takes a number and no pointer (ssl.h, 3.0 to 3.6).
+    unsafe {
+        openssl_sys::SSL_CTX_ctrl(
+            context.as_ptr(),
+            SET_MAX_CERT_LIST,
+            CLIENT_CHAIN_BYTES_MAX as _,
+            std::ptr::null_mut(),
+        );
+    }
+}

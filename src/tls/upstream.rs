@@ -1,0 +1,102 @@
+//! What the gateway needs to call nodes over TLS.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use openssl::sha::Sha256;
+use pingora::protocols::tls::CaType;
+use pingora::utils::tls::CertKey;
+
+use crate::config::file::UpstreamTls;
+
+use super::TlsFault;
+use super::certificate::CertificateFacts;
+use super::files::{Files, Role};
+
+/// Trust in an upstream's nodes, and the gateway's own certificate for them.
+#[derive(Clone)]
+pub struct UpstreamTlsMaterial {
+    /// Roots and intermediates that the nodes' certificates chain to.
+    pub ca: Arc<CaType>,
+    /// The name that every node's certificate must carry; sent as SNI. Never empty: Pingora would not verify then.
+    pub server_name: String,
+    /// The gateway's client certificate, for nodes that ask for one.
+    pub client: Option<Arc<CertKey>>,
+    /// A hash of all of it. Goes into the peer's group key: Pingora would else reuse connections across a change of trust
+    /// (pingora-core, `upstreams/peer.rs`, `PeerOptions::ca`).
+    pub generation: u64,
+    /// Facts of the client certificate, for status and `check`.
+    pub client_facts: Option<CertificateFacts>,
+    /// What is doubtful, but no reason to refuse the configuration.
+    pub warnings: Vec<TlsFault>,
+}
+
+/// Reads and checks the material. File names are relative to `base_dir`; `now` is Unix time in seconds.
+///
+/// # Errors
+/// Everything that is wrong with it, not only the first.
+pub fn build_upstream(tls: &UpstreamTls, base_dir: &Path, now: i64) -> Result<UpstreamTlsMaterial, Vec<TlsFault>> {
+    let mut files = Files::new(base_dir, now);
+    if let Err(why) = check_server_name(&tls.server_name) {
+        files.fault("server_name", why);
+    }
+    let bundle = files.bundle("ca", &tls.ca);
+    let client = match (&tls.cert, &tls.key) {
+        (Some(cert), Some(key)) => files.chain_and_key(["cert", "key"], [cert, key], Role::Client),
+        (Some(_), None) => {
+            files.fault("key", "cert is given without its key".into());
+            None
+        }
+        (None, Some(_)) => {
+            files.fault("cert", "key is given without its cert".into());
+            None
+        }
+        (None, None) => None,
+    };
+    let bundle = match bundle {
+        Some(bundle) if files.faults.is_empty() => bundle,
+        _ => return Err(files.faults),
+    };
+    let mut hash = Sha256::new();
+    hash.update(tls.server_name.as_bytes());
+    // The certificates as they were parsed, not the files: those could have changed in between.
+    let certificates = bundle.iter().chain(client.iter().flat_map(|client| &client.chain));
+    certificates.filter_map(|cert| cert.to_der().ok()).for_each(|der| hash.update(&der));
+    let [a, b, c, d, e, f, g, h, ..] = hash.finish();
+    Ok(UpstreamTlsMaterial {
+        ca: Arc::new(bundle.into_boxed_slice()),
+        server_name: tls.server_name.clone(),
+        client_facts: client.as_ref().and_then(|client| client.chain.first()).map(|c| CertificateFacts::of(c)),
+        client: client.map(|client| Arc::new(CertKey::new(client.chain, client.key))),
+        generation: u64::from_be_bytes([a, b, c, d, e, f, g, h]),
+        warnings: files.warnings,
+    })
+}
+
+/// Pingora verifies the name as a DNS name only, so an address would never match.
+fn check_server_name(name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        return Err("can't be empty: without it no certificate would be verified".into());
+    }
+    if name.parse::<IpAddr>().is_ok() {
+        return Err(format!("{name:?} is an address; write the DNS name that the nodes' certificates carry"));
+    }
+    let good = |label: &str| {
+        (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+    };
+    if name.len() > 253 || !name.split('.').all(good) {
+        return Err(format!("{name:?} is not a DNS name"));
+    }
+    Ok(())
+}
+
+impl std::fmt::Debug for UpstreamTlsMaterial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UpstreamTlsMaterial")
+            .field("server_name", &self.server_name)
+            .field("client", &self.client_facts)
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,208 @@
+//! Active health checks: one loop per node, so that a slow node holds up no other one.
+//!
+//! The check itself is Pingora's [`HealthCheck`] over Pingora's HTTP connector. Its `HttpHealthCheck` is not used: it
+//! brings a connector of its own, which reads the system's certificate bundle twice (31 ms and 1.7 MiB, measured), and one
+//! is needed for each `Host`; it has no limit on a probe as a whole; and it shows no one the answer's `Keep-Alive`.
+//! Its service, too, checks in passes, in which the slowest node sets the pace for all.
+
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use http::HeaderValue;
+use http::header::{ACCEPT, HOST, HeaderName, USER_AGENT};
+use log::{info, warn};
+use pingora::connectors::http::Connector;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::lb::Backend;
+use pingora::lb::health_check::HealthCheck;
+use pingora::protocols::http::client::HttpSession;
+use pingora::protocols::l4::socket::SocketAddr;
+use pingora::server::ShutdownWatch;
+use pingora::{Error, ErrorType, OkOrErr};
+
+use super::Upstream;
+use super::node::{Health, Node, Thresholds};
+use super::random::{fresh_seed, mix};
+use crate::clock::Clock;
+use crate::config::file;
+
+/// The address that a probe calls its own. Hive counts health requests by client address (60 a minute), so without it
+/// they would be counted with those of some client.
+const PROBE_ADDRESS: HeaderValue = HeaderValue::from_static("127.0.0.1");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const PROBE_AGENT: HeaderValue = HeaderValue::from_static("hive-gateway-health");
+const PROBE_ACCEPT: HeaderValue = HeaderValue::from_static("application/json");
+
+/// A health answer is a few bytes; what comes beyond this is not read.
+const PROBE_BODY_MAX: usize = 64 << 10;
+
+/// The least time between two probes that Hive's limit allows. A node that was never up is probed so often.
+const PROBE_INTERVAL_MIN: Duration = Duration::from_secs(2);
+
+/// The first probes of an upstream's nodes stand so far apart, so that a thousand nodes are not asked in one instant.
+const FIRST_PROBE_STAGGER: Duration = Duration::from_millis(1);
+
+/// One for the process: see the module's text for what a connector costs. Nothing is pooled in it, for each probe shall
+/// find out whether the node takes connections.
+static CONNECTOR: LazyLock<Connector> = LazyLock::new(|| Connector::new(None));
+
+/// Probes every node of an upstream until `shutdown` turns true or its sender is gone; returns then, and what probes are
+/// under way end by themselves within their time limit. With health checks off it returns at once.
+///
+/// It is made for one loop after another: a reload ends the old upstream's and starts the new one's. A node that both
+/// have keeps its times, so a probe is neither missed nor doubled however often that happens.
+pub async fn run_health_checks(upstream: Arc<Upstream>, clock: Clock, mut shutdown: ShutdownWatch) {
+    if !upstream.health_check.enabled {
+        return;
+    }
+    let seed = fresh_seed();
+    for node in upstream.nodes() {
+        let watch = NodeWatch {
+            node: node.clone(),
+            check: Probe::new(&upstream.health_check),
+            target: target(node),
+            upstream: upstream.clone(),
+            clock: clock.clone(),
+            seed: mix(seed, node.index().into()),
+        };
+        tokio::spawn(watch.run(shutdown.clone()));
+    }
+    // An error means that the sender is gone, and with it whoever wanted the probes.
+    let _ = shutdown.wait_for(|stop| *stop).await;
+}
+
+/// The loop of one node.
+struct NodeWatch {
+    upstream: Arc<Upstream>,
+    node: Arc<Node>,
+    check: Probe,
+    target: Backend,
+    clock: Clock,
+    seed: u64,
+}
+
+impl NodeWatch {
+    async fn run(self, mut shutdown: ShutdownWatch) {
+        let mut wait = match self.node.last_probe() {
+            Some(last) => self.interval(0).saturating_sub(self.clock.now().saturating_duration_since(last)),
+            None => FIRST_PROBE_STAGGER * u32::from(self.node.index()),
+        };
+        for n in 1.. {
+            tokio::select! {
+                biased;
+                _ = shutdown.wait_for(|stop| *stop) => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+            self.probe_once().await;
+            wait = self.interval(n);
+        }
+    }
+
+    /// Time to the next probe: a tenth more or less than configured, so that many gateways don't fall into step.
+    fn interval(&self, n: u64) -> Duration {
+        let configured = self.upstream.health_check.interval.0;
+        let base = if self.node.was_ever_up() { configured } else { configured.min(PROBE_INTERVAL_MIN) };
+        let permille = u32::try_from(900 + mix(self.seed, n) % 201).unwrap_or(1000);
+        base * permille / 1000
+    }
+
+    async fn probe_once(&self) {
+        let limit = self.upstream.health_check.timeout.0;
+        let result = match tokio::time::timeout(limit, self.check.check(&self.target)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => Err(reason(&e)),
+            Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
+        };
+        let why = result.clone().err().unwrap_or_default();
+        let changed = self.node.probed(result, &self.check.limits, self.clock.now(), self.clock.wall());
+        // Always, not only if this probe changed something: the change may have come from the loop of an older
+        // configuration, whose last probe ended after the new upstream was built.
+        self.upstream.refresh();
+        let (upstream, url) = (self.upstream.name(), self.node.url());
+        match changed {
+            None => {}
+            Some(Health::Down) => warn!("upstream {upstream}: node {url} is down: {why}"),
+            Some(health) => info!("upstream {upstream}: node {url} is {}", health.as_str()),
+        }
+    }
+}
+
+/// Asks a node for its health path.
+struct Probe {
+    path: String,
+    limits: Thresholds,
+}
+
+/// The node as Pingora's health check knows it.
+fn target(node: &Arc<Node>) -> Backend {
+    let mut ext = http::Extensions::new();
+    ext.insert(node.clone());
+    Backend { addr: SocketAddr::Inet(node.address()), weight: node.weight.into(), ext }
+}
+
+#[async_trait]
+impl HealthCheck for Probe {
+    async fn check(&self, target: &Backend) -> pingora::Result<()> {
+        let node = target.ext.get::<Arc<Node>>().or_err(ErrorType::InternalError, "a target without its node")?;
+        let mut request = RequestHeader::build("GET", self.path.as_bytes(), Some(4))?;
+        request.insert_header(HOST, &node.host)?;
+        request.insert_header(USER_AGENT, PROBE_AGENT)?;
+        request.insert_header(ACCEPT, PROBE_ACCEPT)?;
+        request.insert_header(X_REAL_IP, PROBE_ADDRESS)?;
+
+        let peer = node.peer_for_probe();
+        let (mut session, _) = CONNECTOR.get_http_session(&peer).await?;
+        session.write_request_header(Box::new(request)).await?;
+        session.finish_request_body().await?;
+        session.read_response_header().await?;
+        let header = session.response_header().or_err(ErrorType::InvalidHTTPHeader, "no header")?;
+        node.learn_keep_alive(&header.headers);
+        judge(header)?;
+        read_body(&mut session).await
+    }
+
+    fn health_threshold(&self, success: bool) -> usize {
+        let count = if success { self.limits.healthy_after } else { self.limits.unhealthy_after };
+        usize::try_from(count).unwrap_or(usize::MAX)
+    }
+}
+
+impl Probe {
+    fn new(check: &file::HealthCheck) -> Self {
+        let limits =
+            Thresholds { healthy_after: check.healthy_after.max(1), unhealthy_after: check.unhealthy_after.max(1) };
+        Self { path: check.path.clone(), limits }
+    }
+}
+
+/// 2xx is healthy. So is 429: who counts requests is alive.
+fn judge(header: &ResponseHeader) -> pingora::Result<()> {
+    if header.status.is_success() || header.status == http::StatusCode::TOO_MANY_REQUESTS {
+        return Ok(());
+    }
+    Error::e_explain(ErrorType::HTTPStatus(header.status.as_u16()), "")
+}
+
+/// An answer that breaks off is a bad one; what it says is of no interest.
+async fn read_body(session: &mut HttpSession) -> pingora::Result<()> {
+    let mut total = 0;
+    while let Some(bytes) = session.read_response_body().await? {
+        total += bytes.len();
+        if total > PROBE_BODY_MAX {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Why a probe failed, short enough for a log line and the admin page.
+fn reason(error: &Error) -> String {
+    match (error.etype(), error.root_cause()) {
+        (ErrorType::HTTPStatus(status), _) => format!("status {status}"),
+        (kind, cause) => format!("{}: {cause}", kind.as_str()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,314 @@
+//! One node: what is known of it, and what it is doing.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use http::{HeaderMap, HeaderValue};
+use parking_lot::Mutex;
+use pingora::upstreams::peer::HttpPeer;
+
+use super::peer;
+use super::settings::{NodeSettings, Settings, SettingsError};
+use crate::observe::NodeMetrics;
+
+/// What the probes say of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// No probe has been answered yet. Requests may go there; readiness doesn't count it.
+    Unknown,
+    /// Alive.
+    Up,
+    /// Gets no requests.
+    Down,
+}
+
+impl Health {
+    /// For logs and the admin page.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Health::Unknown => "unknown",
+            Health::Up => "up",
+            Health::Down => "down",
+        }
+    }
+
+    fn from_u8(value: u8) -> Self {
+        match value {
+            1 => Health::Up,
+            2 => Health::Down,
+            _ => Health::Unknown,
+        }
+    }
+}
+
+/// A node of an upstream, as one configuration has it. What is learned of it is in its state, which outlives a reload.
+pub struct Node {
+    /// Its place in [`super::Upstream::nodes`].
+    pub(super) index: u16,
+    pub(super) url: Arc<str>,
+    pub(super) address: SocketAddr,
+    /// `Host` of a probe.
+    pub(super) host: HeaderValue,
+    pub(super) weight: u16,
+    pub(super) peer: HttpPeer,
+    idle: Duration,
+    /// Off: the node counts as up, whatever its state says from a time when it was on.
+    checked: bool,
+    pub(super) state: Arc<State>,
+}
+
+impl Node {
+    /// # Errors
+    /// A `Host` that can't be sent.
+    pub(super) fn new(
+        index: u16,
+        node: &NodeSettings,
+        settings: &Settings,
+        state: Arc<State>,
+    ) -> Result<Self, SettingsError> {
+        let host = HeaderValue::from_str(&node.host)
+            .map_err(|_| SettingsError::Probe(format!("{:?} can't be sent as Host", node.host)))?;
+        let node = Self {
+            index,
+            url: node.url.as_str().into(),
+            address: node.address,
+            host,
+            weight: node.weight,
+            peer: peer::template(node, settings),
+            idle: settings.timeouts.idle.0,
+            checked: settings.health_check.enabled,
+            state,
+        };
+        node.state.metrics.set_up(node.is_usable());
+        Ok(node)
+    }
+
+    /// Its place in [`super::Upstream::nodes`]; what [`super::Upstream::pick`] takes as `tried`.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// The URL as configured: the node's name in logs and metrics.
+    pub fn url(&self) -> &Arc<str> {
+        &self.url
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What the probes say; up if there are none.
+    pub fn health(&self) -> Health {
+        if self.checked { self.state.health() } else { Health::Up }
+    }
+
+    /// Whether a request may go there.
+    pub fn is_usable(&self) -> bool {
+        self.health() != Health::Down
+    }
+
+    /// Requests under way, those of an older configuration included.
+    pub fn in_flight(&self) -> u32 {
+        self.state.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// The node's metrics: what comes of each try is recorded there.
+    pub fn metrics(&self) -> &NodeMetrics {
+        &self.state.metrics
+    }
+
+    /// To be called when no connection could be made: counted for [`NodeStatus`].
+    pub fn connect_failed(&self) {
+        self.state.connect_failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// To be called with each answer's headers: learns how long the node keeps an idle connection
+    /// (`Keep-Alive: timeout=5`).
+    ///
+    /// Pingora parses that hint and then doesn't use it: the pool's timer is the peer's `idle_timeout` alone
+    /// (pingora-core, `connectors/http/v1.rs`, `release_http_session`). So the shortest hint that a node ever gave is
+    /// kept here, and [`Node::idle_limit`] follows it. A hint longer than the configured time changes nothing.
+    pub fn learn_keep_alive(&self, headers: &HeaderMap) {
+        let Some(limit) = headers.get(KEEP_ALIVE).and_then(|v| keep_alive_limit(v.as_bytes())) else {
+            return;
+        };
+        let limit_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+        // The load keeps the cache line shared: after the first answer nothing is written any more.
+        if limit_ms < self.state.keep_alive_ms.load(Ordering::Relaxed) {
+            self.state.keep_alive_ms.fetch_min(limit_ms, Ordering::Relaxed);
+        }
+    }
+
+    /// How long an idle connection to this node may be reused: the configured time, or less if the node says so.
+    pub fn idle_limit(&self) -> Duration {
+        let hint = Duration::from_millis(self.state.keep_alive_ms.load(Ordering::Relaxed).into());
+        self.idle.min(hint)
+    }
+
+    /// What the admin page shows.
+    pub fn status(&self) -> NodeStatus {
+        let track = self.state.track.lock();
+        NodeStatus {
+            url: self.url.clone(),
+            address: self.address,
+            weight: self.weight,
+            health: self.health(),
+            in_flight: self.in_flight(),
+            requests: self.state.requests.load(Ordering::Relaxed),
+            connect_failures: self.state.connect_failures.load(Ordering::Relaxed),
+            last_change: track.last_change,
+            last_error: track.last_error.clone(),
+        }
+    }
+
+    /// Takes a probe's result. Returns the change of health that it brought, if any.
+    pub(super) fn probed(
+        &self,
+        result: Result<(), String>,
+        limits: &Thresholds,
+        now: Instant,
+        wall: SystemTime,
+    ) -> Option<Health> {
+        let mut track = self.state.track.lock();
+        track.last_probe = Some(now);
+        let before = self.state.health();
+        let after = track.next(before, result.is_ok(), limits);
+        track.last_error = match result {
+            // The reason why a node is down stays readable while it is down.
+            Ok(()) if after == Health::Down => track.last_error.take(),
+            Ok(()) => None,
+            Err(reason) => Some(reason),
+        };
+        if after == before {
+            return None;
+        }
+        track.last_change = Some(wall);
+        // Stored under the lock, so that two loops (before and after a reload) can't overtake each other.
+        self.state.health.store(after as u8, Ordering::Release);
+        self.state.metrics.set_up(after != Health::Down);
+        Some(after)
+    }
+
+    /// When the last probe ended.
+    pub(super) fn last_probe(&self) -> Option<Instant> {
+        self.state.track.lock().last_probe
+    }
+
+    /// Whether any probe was ever good.
+    pub(super) fn was_ever_up(&self) -> bool {
+        self.state.track.lock().ever_up
+    }
+}
+
+/// What an operator may see of a node.
+#[derive(Debug, Clone)]
+pub struct NodeStatus {
+    /// As configured.
+    pub url: Arc<str>,
+    /// Where it is.
+    pub address: SocketAddr,
+    /// Share of the requests.
+    pub weight: u16,
+    /// What the probes say. [`Health::Up`] is the only one that is confirmed.
+    pub health: Health,
+    /// Requests under way.
+    pub in_flight: u32,
+    /// Requests sent there since the process started.
+    pub requests: u64,
+    /// Connections that could not be made.
+    pub connect_failures: u64,
+    /// When the health last changed; `None` if it never did.
+    pub last_change: Option<SystemTime>,
+    /// Why the last probe failed, or why the node is down.
+    pub last_error: Option<String>,
+}
+
+/// How many probes in a row change a node's health.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Thresholds {
+    /// Good ones that bring a node back.
+    pub(super) healthy_after: u32,
+    /// Bad ones that take it out.
+    pub(super) unhealthy_after: u32,
+}
+
+/// What is learned of a node while the process runs; shared by the [`Node`]s of successive configurations.
+pub(super) struct State {
+    health: AtomicU8,
+    pub(super) in_flight: AtomicU32,
+    pub(super) requests: AtomicU64,
+    connect_failures: AtomicU64,
+    /// The shortest [`keep_alive_limit`] seen; `u32::MAX` before the first.
+    keep_alive_ms: AtomicU32,
+    track: Mutex<Track>,
+    metrics: Arc<NodeMetrics>,
+}
+
+/// The probes' history.
+#[derive(Default)]
+struct Track {
+    /// Probes in a row that speak against the present health.
+    against: u32,
+    /// Whether any probe was ever good.
+    ever_up: bool,
+    last_probe: Option<Instant>,
+    last_change: Option<SystemTime>,
+    last_error: Option<String>,
+}
+
+impl Track {
+    /// The health that follows from a probe. A node that was never up is believed at its first word, good or bad:
+    /// nothing is known that a single probe would have to outweigh.
+    fn next(&mut self, health: Health, good: bool, limits: &Thresholds) -> Health {
+        let (turn, needed) = match (health, good) {
+            (Health::Up, true) | (Health::Down, false) => (health, 0),
+            (Health::Unknown, false) => (Health::Down, 1),
+            (Health::Unknown | Health::Down, true) if !self.ever_up => (Health::Up, 1),
+            (Health::Unknown | Health::Down, true) => (Health::Up, limits.healthy_after),
+            (Health::Up, false) => (Health::Down, limits.unhealthy_after),
+        };
+        self.ever_up |= good;
+        self.against = if turn == health { 0 } else { self.against + 1 };
+        if self.against < needed {
+            return health;
+        }
+        self.against = 0;
+        turn
+    }
+}
+
+impl State {
+    /// A new node's state.
+    pub(super) fn new(metrics: Arc<NodeMetrics>) -> Arc<Self> {
+        Arc::new(Self {
+            health: AtomicU8::new(Health::Unknown as u8),
+            in_flight: AtomicU32::new(0),
+            requests: AtomicU64::new(0),
+            connect_failures: AtomicU64::new(0),
+            keep_alive_ms: AtomicU32::new(u32::MAX),
+            track: Mutex::new(Track::default()),
+            metrics,
+        })
+    }
+
+    fn health(&self) -> Health {
+        Health::from_u8(self.health.load(Ordering::Acquire))
+    }
+}
+
+const KEEP_ALIVE: &str = "keep-alive";
+
+/// How long a connection may lie idle after `Keep-Alive: timeout=N`: a second less than N, for the time that a request
+/// is on its way to the node, and at least half of N.
+fn keep_alive_limit(value: &[u8]) -> Option<Duration> {
+    let value = std::str::from_utf8(value).ok()?;
+    let seconds = value.split(',').find_map(|part| {
+        let (name, number) = part.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("timeout").then(|| number.trim().parse::<u32>().ok())?
+    })?;
+    let named = Duration::from_secs(seconds.into());
+    Some(named.saturating_sub(Duration::from_secs(1)).max(named / 2))
+}

@@ -1,0 +1,214 @@
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use openssl::asn1::Asn1Time;
+use openssl::ec::{EcGroup, EcKey};
+use openssl::hash::MessageDigest;
+use openssl::nid::Nid;
+use openssl::pkey::PKey;
+use openssl::x509::{X509, X509NameBuilder};
+use pingora::ErrorType;
+use pingora::connectors::http::Connector;
+use pingora::http::RequestHeader;
+use pingora::protocols::http::client::HttpSession;
+use pingora::upstreams::peer::Peer;
+use pingora::utils::tls::CertKey;
+
+use super::super::fakes::{Does, FakeNode, OK, build, node, rebuild, settings, until};
+use super::super::{SettingsError, Upstream};
+use super::*;
+use crate::config::file::UpstreamTimeouts;
+use crate::tls::UpstreamTlsMaterial;
+use crate::units::Span;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn idle(settings: Settings, idle: Duration) -> Settings {
+    Settings { timeouts: UpstreamTimeouts { idle: Span(idle), ..UpstreamTimeouts::default() }, ..settings }
+}
+
+/// One request as the proxy makes it; whether its connection was an old one.
+async fn request(connector: &Connector, upstream: &Upstream) -> bool {
+    let picked = upstream.pick(&[]).unwrap();
+    let peer = picked.peer(MINUTE, MINUTE);
+    let (mut session, reused) = connector.get_http_session(&*peer).await.unwrap();
+    let mut head = RequestHeader::build("GET", b"/", None).unwrap();
+    head.insert_header("Host", "hive").unwrap();
+    session.write_request_header(Box::new(head)).await.unwrap();
+    session.finish_request_body().await.unwrap();
+    session.read_response_header().await.unwrap();
+    picked.node().learn_keep_alive(&session.response_header().unwrap().headers);
+    while session.read_response_body().await.unwrap().is_some() {}
+    assert!(matches!(session, HttpSession::H1(_)));
+    connector.release_http_session(session, &*peer, peer.idle_timeout()).await;
+    reused
+}
+
+fn certificate(name: &str) -> CertKey {
+    let key =
+        PKey::from_ec_key(EcKey::generate(&EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap()).unwrap()).unwrap();
+    let mut subject = X509NameBuilder::new().unwrap();
+    subject.append_entry_by_text("CN", name).unwrap();
+    let subject = subject.build();
+    let mut cert = X509::builder().unwrap();
+    cert.set_subject_name(&subject).unwrap();
+    cert.set_issuer_name(&subject).unwrap();
+    cert.set_pubkey(&key).unwrap();
+    cert.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
+    cert.set_not_after(&Asn1Time::days_from_now(1).unwrap()).unwrap();
+    cert.sign(&key, MessageDigest::sha256()).unwrap();
+    CertKey::new(vec![cert.build()], key)
+}
+
+fn material(generation: u64) -> UpstreamTlsMaterial {
+    let client = certificate("gateway");
+    UpstreamTlsMaterial {
+        ca: Arc::new(vec![client.leaf().clone()].into()),
+        server_name: "hive.internal".into(),
+        client: Some(Arc::new(client)),
+        generation,
+        client_facts: None,
+        warnings: Vec::new(),
+    }
+}
+
+fn https(address: std::net::SocketAddr, tls: Option<UpstreamTlsMaterial>) -> Settings {
+    let node = super::super::NodeSettings { tls: true, ..node(address, 1) };
+    Settings { tls, ..settings(vec![node]) }
+}
+
+const ANYWHERE: std::net::SocketAddr =
+    std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 1)), 1);
+
+#[test]
+fn a_peer_carries_the_limits_and_nothing_that_weakens_it() {
+    let upstream = build(https(ANYWHERE, Some(material(1))));
+    let peer = upstream.pick(&[]).unwrap().peer(MINUTE, MINUTE * 5);
+    assert_eq!(peer.options.total_connection_timeout, Some(Duration::from_secs(2)));
+    assert_eq!(peer.options.connection_timeout, None);
+    assert_eq!(peer.options.idle_timeout, Some(Duration::from_secs(4)));
+    assert_eq!(peer.options.read_timeout, Some(MINUTE * 5));
+    assert_eq!(peer.options.write_timeout, Some(MINUTE));
+    assert_eq!(peer.options.http_upstream_request_policy, HttpUpstreamRequestPolicy::deny_upgrades());
+    assert_eq!(peer.options.alpn, ALPN::H1);
+    assert!(peer.options.verify_cert && peer.options.verify_hostname);
+    assert!(peer.is_tls() && peer.proxy.is_none());
+    assert_eq!(peer.sni, "hive.internal");
+    assert!(peer.options.ca.is_some() && peer.client_cert_key.is_some());
+}
+
+#[test]
+fn tls_without_the_means_to_verify_is_refused() {
+    let refused = |settings| Upstream::new(settings, &crate::observe::Metrics::new(), None, None).err();
+    assert!(matches!(refused(https(ANYWHERE, None)), Some(SettingsError::NoTlsMaterial(_))));
+    let nameless = UpstreamTlsMaterial { server_name: String::new(), ..material(1) };
+    assert_eq!(refused(https(ANYWHERE, Some(nameless))), Some(SettingsError::EmptyServerName));
+    assert_eq!(refused(settings(vec![])), Some(SettingsError::NoNodes));
+    assert!(matches!(refused(settings(vec![node(ANYWHERE, 0)])), Some(SettingsError::Weight { .. })));
+}
+
+#[test]
+fn connections_are_shared_only_under_the_same_upstream_and_material() {
+    let hash = |upstream: &Upstream| upstream.pick(&[]).unwrap().peer(MINUTE, MINUTE).reuse_hash();
+    let tls = material(1);
+    let old = build(https(ANYWHERE, Some(tls.clone())));
+    let same = rebuild(https(ANYWHERE, Some(tls.clone())), Some(&old));
+    assert_eq!(hash(&old), hash(&same), "a reload that changes nothing keeps the connections");
+    let newer = rebuild(https(ANYWHERE, Some(UpstreamTlsMaterial { generation: 2, ..tls })), Some(&old));
+    assert_ne!(hash(&old), hash(&newer));
+    let plain = build(settings(vec![node(ANYWHERE, 1)]));
+    let name = crate::names::UpstreamName::new("other").unwrap();
+    let other = build(Settings { name, ..settings(vec![node(ANYWHERE, 1)]) });
+    assert_ne!(hash(&plain), hash(&other));
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_reused_and_closed_after_the_configured_time() {
+    let fake = FakeNode::start(OK).await;
+    let upstream = build(idle(settings(vec![node(fake.address, 1)]), Duration::from_secs(1)));
+    let connector = Connector::new(None);
+    assert!(!request(&connector, &upstream).await);
+    assert!(request(&connector, &upstream).await);
+    until("closed", || fake.open.load(Ordering::SeqCst) == 0).await;
+}
+
+#[tokio::test]
+async fn a_connection_is_not_reused_for_longer_than_the_node_keeps_it() {
+    const SHORT: Does = Does::Answer("HTTP/1.1 200 OK\r\nKeep-Alive: timeout=3\r\nContent-Length: 2\r\n\r\nok");
+    let fake = FakeNode::start(SHORT).await;
+    let upstream = build(idle(settings(vec![node(fake.address, 1)]), MINUTE));
+    let connector = Connector::new(None);
+    assert!(!request(&connector, &upstream).await);
+    assert!(!request(&connector, &upstream).await, "the first one lies in the pool for a minute: never again");
+    assert!(request(&connector, &upstream).await, "the second one lies there for as long as the node said");
+    assert_eq!(upstream.nodes()[0].idle_limit(), Duration::from_secs(2));
+    until("closed", || fake.open.load(Ordering::SeqCst) == 1).await;
+}
+
+#[tokio::test]
+async fn a_longer_hint_changes_nothing() {
+    const LONG: Does = Does::Answer("HTTP/1.1 200 OK\r\nKeep-Alive: timeout=600\r\nContent-Length: 2\r\n\r\nok");
+    let fake = FakeNode::start(LONG).await;
+    let upstream = build(idle(settings(vec![node(fake.address, 1)]), Duration::from_secs(1)));
+    let connector = Connector::new(None);
+    assert!(!request(&connector, &upstream).await);
+    assert!(request(&connector, &upstream).await);
+    assert_eq!(upstream.nodes()[0].idle_limit(), Duration::from_secs(1));
+    until("closed", || fake.open.load(Ordering::SeqCst) == 0).await;
+}
+
+#[test]
+fn hints_are_read_with_care() {
+    let learned = |hint: &str| {
+        let upstream = build(idle(settings(vec![node(ANYWHERE, 1)]), MINUTE));
+        let mut headers = http::HeaderMap::new();
+        headers.insert("keep-alive", hint.parse().unwrap());
+        upstream.nodes()[0].learn_keep_alive(&headers);
+        upstream.nodes()[0].idle_limit().as_millis()
+    };
+    for (hint, limit_ms) in [
+        ("timeout=5", 4_000),
+        ("max=100, Timeout = 5 ", 4_000),
+        ("timeout=2", 1_000),
+        ("timeout=1", 500),
+        ("timeout=0", 0),
+        ("timeout=4294967295", 60_000),
+        ("timeout=-1", 60_000),
+        ("timeout=five", 60_000),
+        ("max=5", 60_000),
+        ("timeout", 60_000),
+    ] {
+        assert_eq!(learned(hint), limit_ms, "{hint}");
+    }
+}
+
+#[tokio::test]
+async fn tcp_and_tls_share_one_limit() {
+    // Takes the connection, and never answers the handshake.
+    let fake = FakeNode::start(Does::Hang).await;
+    let timeouts = UpstreamTimeouts { connect: Span(Duration::from_millis(100)), ..UpstreamTimeouts::default() };
+    let upstream = build(Settings { timeouts, ..https(fake.address, Some(material(1))) });
+    let peer = upstream.pick(&[]).unwrap().peer(MINUTE, MINUTE);
+    let before = Instant::now();
+    let error = Connector::<()>::new(None).get_http_session(&*peer).await.err().unwrap();
+    assert_eq!(error.etype(), &ErrorType::ConnectTimedout);
+    assert!(before.elapsed() < Duration::from_secs(5), "{:?}", before.elapsed());
+}
+
+#[tokio::test]
+async fn http2_in_plain_text_is_spoken_without_asking() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut connection = h2::server::handshake(listener.accept().await.unwrap().0).await.unwrap();
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            assert_eq!(request.headers()["x-real-ip"], "127.0.0.1");
+            respond.send_response(http::Response::new(()), true).unwrap();
+        }
+    });
+    let upstream = build(Settings { protocol: UpstreamProtocol::Http2, ..settings(vec![node(address, 1)]) });
+    let (_stop, stopped) = tokio::sync::watch::channel(false);
+    tokio::spawn(super::super::run_health_checks(upstream.clone(), crate::clock::Clock::System, stopped));
+    until("up over HTTP/2", || upstream.is_ready()).await;
+}
