@@ -1,5 +1,18 @@
 //! The whole gateway on real sockets: the real binary, certificates made in the test, nodes that record what reaches them.
-// Helpers outside of #[test] functions fail a test by panicking too.
+// Functions outside of #[test] ones fail a test by panicking too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
+
+mod a2a;
+mod admin;
+mod bodies;
+mod cli;
+mod demo;
+mod headers;
+mod limits;
+mod log;
+mod routes;
+mod streams;
+mod tls;
+mod upstream;

@@ -26,8 +26,12 @@ pub struct Setup {
     pub limits: String,
     /// Inside `timeouts: { … }` of the listener.
     pub timeouts: String,
+    /// More lines of the listener's `tls`, six spaces deep.
+    pub tls: String,
     /// More lines of the listener, four spaces deep.
     pub listener: String,
+    /// After the address inside `admin: { … }`.
+    pub admin: String,
     /// Inside `server: { … }`.
     pub server: String,
     /// A second listener `plain`, `protocol: http`; its further lines, four spaces deep.
@@ -53,7 +57,9 @@ impl Setup {
             top: String::new(),
             limits: String::new(),
             timeouts: String::new(),
+            tls: String::new(),
             listener: String::new(),
+            admin: String::new(),
             server: String::new(),
             plain: None,
             peers: "
@@ -69,10 +75,16 @@ impl Setup {
         setup
     }
 
+    /// Adds a line to the listener's `tls`.
+    pub fn tls(mut self, line: &str) -> Self {
+        writeln!(self.tls, "      {line}").unwrap();
+        self
+    }
+
     fn text(&self, listen: SocketAddr, plain: SocketAddr, admin: SocketAddr) -> String {
         let mut text = format!(
             "{top}
-admin: {{ address: {admin} }}
+admin: {{ address: {admin}{more_admin} }}
 server: {{ {server} }}
 listeners:
   - name: front
@@ -80,10 +92,13 @@ listeners:
     tls:
       certificates: [ {{ cert: server.pem, key: server.key }} ]
       client_auth: {{ ca: ca.pem }}
+{tls}
     limits: {{ {limits} }}
     timeouts: {{ {timeouts} }}
 {listener}",
             top = self.top,
+            more_admin = self.admin,
+            tls = self.tls,
             server = with(&self.server, &[("drain", "1s"), ("threads", "2")]),
             limits = with(
                 &self.limits,

@@ -1,0 +1,194 @@
+//! The access log: one JSON line for each request, complete, and without secrets.
+
+use serde_json::json;
+
+use crate::support::gateway::{Gateway, Setup};
+use crate::support::h2_client::H2;
+use crate::support::node::Node;
+use crate::support::wait_until;
+
+const SECRET: &str = "s3cr3t-that-nobody-may-read";
+
+fn gateway() -> (Gateway, Node) {
+    let node = Node::start();
+    (Setup::new(&[node.address]).start(), node)
+}
+
+fn call(extra: &str) -> Vec<u8> {
+    let body = r#"{"jsonrpc":"2.0","id":"call-7","method":"message/send","params":{}}"#;
+    format!(
+        "POST /api/a2a/jsonrpc?token={SECRET} HTTP/1.1\r\nHost: gateway.test\r\nContent-Type: application/json\r\n\
+         User-Agent: tester/1\r\nX-Request-Id: log-1\r\nContent-Length: {}\r\n{extra}\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+#[test]
+fn a_line_says_who_asked_what_and_what_came_of_it() {
+    let (gateway, node) = gateway();
+    assert_eq!(gateway.connect("alice").exchange(&call("")).unwrap().status, 200);
+    let line = gateway.wait_log(|l| l["request_id"] == "log-1");
+    for (field, value) in [
+        ("listener", json!("front")),
+        ("client", json!("127.0.0.1")),
+        ("peer", json!("alice")),
+        ("spiffe_id", json!("spiffe://mesh.test/hive/alice")),
+        ("tls_version", json!("TLSv1.3")),
+        ("sni", json!("gateway.test")),
+        ("http_version", json!("HTTP/1.1")),
+        ("method", json!("POST")),
+        ("host", json!("gateway.test")),
+        ("path", json!("/api/a2a/jsonrpc")),
+        ("route", json!("a2a")),
+        ("rpc_method", json!("message/send")),
+        ("rpc_id", json!("call-7")),
+        ("status", json!(200)),
+        ("bytes_in", json!(67)),
+        ("upstream", json!("hive")),
+        ("node", json!(node.address.to_string())),
+        ("tries", json!(1)),
+        ("user_agent", json!("tester/1")),
+    ] {
+        assert_eq!(line[field], value, "{field} in {line}");
+    }
+    assert!(line["duration_us"].as_u64().is_some_and(|us| us > 0), "{line}");
+    assert!(line["bytes_out"].as_u64().is_some_and(|n| n > 0), "{line}");
+    assert!(line["trace_id"].as_str().is_some_and(|t| t.len() == 32), "{line}");
+    let trace = node.only().header("traceparent").unwrap();
+    assert!(trace.contains(line["trace_id"].as_str().unwrap()), "the trace that the node got");
+    let stamp = line["time"].as_str().unwrap_or_else(|| panic!("no time in {line}"));
+    assert!(stamp.len() >= 20 && stamp.ends_with('Z') && stamp.as_bytes()[10] == b'T', "RFC 3339 in UTC: {stamp}");
+}
+
+#[test]
+fn http_2_requests_are_logged_each() {
+    let (gateway, _node) = gateway();
+    let h2 = H2::connect(&gateway.client("bob"), gateway.address).unwrap();
+    for n in 0..3 {
+        let request = H2::request("GET", "/bob").header("x-request-id", format!("h2-{n}"));
+        assert_eq!(h2.send(request.body(()).unwrap(), b"").unwrap().status, 200);
+    }
+    for n in 0..3 {
+        let line = gateway.wait_log(|l| l["request_id"] == format!("h2-{n}"));
+        assert_eq!((&line["http_version"], &line["peer"]), (&json!("HTTP/2"), &json!("bob")), "{line}");
+    }
+}
+
+#[test]
+fn refusals_are_logged_with_their_code() {
+    let (gateway, _node) = gateway();
+    let mut connection = gateway.connect("carol");
+    connection.exchange(b"GET /nowhere HTTP/1.1\r\nHost: gateway.test\r\nX-Request-Id: r-1\r\n\r\n").unwrap();
+    connection.exchange(b"GET /bob HTTP/1.1\r\nHost: gateway.test\r\nX-Request-Id: r-2\r\n\r\n").unwrap();
+    let line = gateway.wait_log(|l| l["request_id"] == "r-1");
+    assert_eq!((&line["status"], &line["refusal"]), (&json!(404), &json!("not_found")), "{line}");
+    assert!(line["peer"].is_null() && line["spiffe_id"] == "spiffe://mesh.test/hive/carol", "{line}");
+    let line = gateway.wait_log(|l| l["request_id"] == "r-2");
+    assert_eq!((&line["status"], &line["refusal"]), (&json!(403), &json!("peer_not_allowed")), "{line}");
+    assert_eq!(line["route"], "bobs", "{line}");
+}
+
+#[test]
+fn a_malformed_request_is_logged_too() {
+    let (gateway, _node) = gateway();
+    gateway.connect("alice").exchange(b"GET /a//b HTTP/1.1\r\nHost: gateway.test\r\n\r\n").unwrap();
+    let line = gateway.wait_log(|l| l["status"] == 400);
+    assert_eq!((&line["refusal"], &line["path"]), (&json!("bad_request"), &json!("/a//b")), "{line}");
+    assert!(line["refusal_detail"].is_string(), "{line}");
+}
+
+#[test]
+fn odd_text_from_a_client_stays_inside_its_line() {
+    let (gateway, _node) = gateway();
+    let mut connection = gateway.connect("alice");
+    connection
+        .exchange(b"GET /echo/\"},{%22 HTTP/1.1\r\nHost: gateway.test\r\nUser-Agent: a\"\\\t\xc3\x28\xe2\x80\xa8b\r\nX-Request-Id: odd-1\r\n\r\n")
+        .unwrap();
+    let line = gateway.wait_log(|l| l["request_id"] == "odd-1" || l["path"].as_str().is_some_and(|p| p.contains("},{")));
+    assert!(line.is_object());
+}
+
+#[test]
+fn neither_log_nor_answers_show_a_secret() {
+    let node = Node::start();
+    let mut setup = Setup::new(&[node.address]);
+    let proof = "gateway-proof-0123456789abcdef0123456789";
+    setup.top = format!("hive: {{ gateway_auth_secret: {proof} }}");
+    let mut gateway = setup.start();
+    let extra = format!(
+        "Authorization: Bearer {SECRET}\r\nCookie: session={SECRET}\r\nX-Hive-Federation-JWT: {SECRET}\r\n\
+         X-Hive-Public-A2A-Key: {SECRET}\r\nX-Hive-Federation-Proxy-Operator-Token: {SECRET}\r\n"
+    );
+    let mut connection = gateway.connect("alice");
+    let answer = connection.exchange(&call(&extra)).unwrap();
+    assert_eq!(answer.status, 200);
+    let refused = format!("GET /nowhere?{SECRET} HTTP/1.1\r\nHost: gateway.test\r\n{extra}\r\n");
+    let answer2 = connection.exchange(refused.as_bytes()).unwrap();
+    assert!(!answer2.text().contains(SECRET));
+    gateway.wait_log(|l| l["status"] == 404);
+    gateway.signal(nix::sys::signal::Signal::SIGTERM);
+    gateway.wait_exit();
+    let said = gateway.stdout() + &gateway.stderr();
+    assert!(!said.contains(SECRET), "a client's secret is in the log:\n{said}");
+    assert!(!said.contains(proof), "the gateway's own secret is in the log");
+}
+
+#[test]
+fn the_log_goes_to_a_file_and_is_whole_at_the_end() {
+    let node = Node::start();
+    let mut setup = Setup::new(&[node.address]);
+    setup.top = "access_log: { path: access.log }".into();
+    let mut gateway = setup.start();
+    let mut connection = gateway.connect("alice");
+    for _ in 0..200 {
+        connection.exchange(b"GET /echo HTTP/1.1\r\nHost: gateway.test\r\n\r\n").unwrap();
+    }
+    drop(connection);
+    let file = gateway.dir().join("access.log");
+    wait_until("the log is flushed within moments", || {
+        std::fs::read_to_string(&file).is_ok_and(|t| t.lines().count() > 0)
+    });
+    gateway.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(gateway.wait_exit().success());
+    let text = std::fs::read_to_string(&file).unwrap();
+    let requests = text.lines().filter(|l| {
+        let line: serde_json::Value = serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"));
+        line["path"] == "/echo"
+    });
+    assert_eq!(requests.count(), 200);
+    assert!(gateway.access_log().iter().all(|l| l["path"] != "/echo"), "not to standard output as well");
+}
+
+#[test]
+fn the_log_can_be_off() {
+    let node = Node::start();
+    let mut setup = Setup::new(&[node.address]);
+    setup.top = "access_log: off".into();
+    let mut gateway = setup.start();
+    gateway.client("alice").get(gateway.address, "/echo").unwrap();
+    gateway.signal(nix::sys::signal::Signal::SIGTERM);
+    gateway.wait_exit();
+    assert!(gateway.access_log().iter().all(|l| l["path"] != "/echo"));
+}
+
+#[test]
+fn a_stream_cut_by_the_client_is_logged_with_what_was_sent() {
+    let node = Node::start_with(|_, exchange| {
+        exchange.begin_stream()?;
+        exchange.event("one")?;
+        exchange.gone_after();
+        exchange.close();
+        Ok(())
+    });
+    let gateway = Setup::new(&[node.address]).start();
+    let mut connection = gateway.connect("alice");
+    connection.send(b"GET /echo HTTP/1.1\r\nHost: gateway.test\r\nX-Request-Id: cut-1\r\n\r\n").unwrap();
+    connection.head().unwrap();
+    connection.chunk().unwrap();
+    connection.vanish();
+    let line = gateway.wait_log(|l| l["request_id"] == "cut-1");
+    assert_eq!(line["status"], 200, "{line}");
+    assert!(line["bytes_out"].as_u64().is_some_and(|n| n > 0), "{line}");
+    assert!(line["error"].is_string(), "that it was cut is said: {line}");
+}
