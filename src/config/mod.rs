@@ -26,6 +26,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::names::{ListenerName, PeerName, RouteName, UpstreamName};
+use crate::policy::peers::PeerRule;
 use crate::secret::Secret;
 
 pub use error::{ConfigError, Located};
@@ -92,19 +93,8 @@ pub struct Listener {
 pub struct Peer {
     /// Routes speak of this name.
     pub name: PeerName,
-    /// What the certificate must show.
+    /// What the certificate must show. No two peers' rules conflict: [`crate::policy::peers::Peers::build`] takes them.
     pub rule: PeerRule,
-}
-
-/// What a peer's certificate must show, as written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PeerRule {
-    /// SPIFFE ID or pattern.
-    Uri(String),
-    /// DNS name or `*.` pattern.
-    Dns(String),
-    /// SHA-256 of the certificate.
-    Fingerprint(String),
 }
 
 /// What is published.

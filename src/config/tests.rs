@@ -286,7 +286,12 @@ fn one_address_is_one_listener_s() {
         "{e:?}"
     );
     let e = wrong("0.0.0.0:8443", "127.0.0.1:9901");
-    assert!(e[0].contains("admin.address: 127.0.0.1:9901 is already taken by listeners[0]"), "{e:?}");
+    assert!(
+        e[0].contains(
+            "3:14: listeners[0].address: 127.0.0.1:9901 is already taken by admin (127.0.0.1:9901) by default"
+        ),
+        "{e:?}"
+    );
 }
 
 #[test]

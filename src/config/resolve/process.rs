@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Resolver;
 use super::ranges::HOUR;
+use super::routes::BODY_MAX;
 use super::secrets::secret;
 use crate::config::file::{self, AccessLog, File};
 use crate::config::{Admin, Hive, Route, Server};
@@ -19,16 +20,25 @@ const PREFIX_LENGTH_MAX: usize = 32;
 
 /// Two that would listen in one place.
 pub(super) fn addresses(r: &mut Resolver<'_>, file: &File) {
+    let mut all = vec![("admin".to_owned(), file.admin.address)];
+    all.extend(file.listeners.iter().enumerate().map(|(i, l)| (format!("listeners[{i}]"), l.address)));
+    if r.located.has("admin.address") {
+        // It is written, so it can be the one that is wrong.
+        all.rotate_left(1);
+    }
     let mut taken: Vec<(String, SocketAddr)> = Vec::new();
-    let listeners = file.listeners.iter().enumerate().map(|(i, l)| (format!("listeners[{i}]"), l.address));
-    for (owner, address) in listeners.chain([("admin".to_owned(), file.admin.address)]) {
+    for (owner, address) in all {
         let path = format!("{owner}.address");
         if r.is_guessed(&path) {
             continue;
         }
         if let Some((other, theirs)) = taken.iter().find(|(_, theirs)| collide(*theirs, address)) {
-            let line = r.located.place(&format!("{other}.address")).line;
-            r.error(&path, format!("{address} is already taken by {other} ({theirs}) in line {line}"));
+            let theirs_at = format!("{other}.address");
+            let whence = match r.located.has(&theirs_at) {
+                true => format!("in line {}", r.located.place(&theirs_at).line),
+                false => "by default".to_owned(),
+            };
+            r.error(&path, format!("{address} is already taken by {other} ({theirs}) {whence}"));
         }
         taken.push((owner, address));
     }
@@ -94,7 +104,8 @@ pub(super) fn server(r: &mut Resolver<'_>, server: &file::Server, routes: &[Rout
     }
     r.span("server.drain", server.drain, Duration::ZERO, HOUR);
     r.size("server.body_memory", server.body_memory, &(1 << 20..=1 << 40));
-    if let Some((i, route)) = routes.iter().enumerate().max_by_key(|(_, route)| route.body_limit)
+    let possible = routes.iter().enumerate().filter(|(_, route)| route.body_limit <= BODY_MAX);
+    if let Some((i, route)) = possible.max_by_key(|(_, route)| route.body_limit)
         && route.body_limit > server.body_memory.0
         && !r.has_guess(&format!("routes[{i}].body"))
     {

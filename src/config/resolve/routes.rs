@@ -9,7 +9,7 @@ use crate::config::nearest::known_ones;
 use crate::config::{Peer, Route, RoutePeers, Upstream};
 
 /// Longest body that Hive takes.
-const BODY_MAX: u64 = 16 << 20;
+pub(super) const BODY_MAX: u64 = 16 << 20;
 
 pub(super) fn resolve(
     r: &mut Resolver<'_>,
