@@ -13,6 +13,7 @@ mod expand;
 mod load;
 mod locate;
 mod nearest;
+mod place;
 mod required;
 mod resolve;
 mod wording;
@@ -31,7 +32,7 @@ use crate::secret::Secret;
 
 pub use error::{ConfigError, Located};
 pub use load::{Loaded, Surroundings, load, load_in, load_text};
-pub use locate::Place;
+pub use place::Place;
 
 /// The configuration as the program uses it: names are references, files are absolute, patterns are parsed.
 #[derive(Debug)]

@@ -1,4 +1,5 @@
 //! The files of `conf/` load, each bad file fails as it says itself, and the reference leaves nothing out.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeSet;
 use std::fs;

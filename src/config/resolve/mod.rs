@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::file::{File, Protocol};
-use super::locate::Steps;
+use super::place::Steps;
 use super::{Config, ConfigError, Located, Surroundings};
 use crate::tls::ServerContext;
 

@@ -10,13 +10,12 @@ use super::routes::BODY_MAX;
 use super::secrets::secret;
 use crate::config::file::{self, AccessLog, File};
 use crate::config::{Admin, Hive, Route, Server};
+use crate::headers::ProductHeaders;
 
 /// Least length of the gateway's proof: Hive refuses shorter ones.
 const GATEWAY_SECRET_LEAST: usize = 32;
 /// Least length of the operator's secret.
 const ADMIN_SECRET_LEAST: usize = 16;
-/// Longest header prefix: header names are logged and compared.
-const PREFIX_LENGTH_MAX: usize = 32;
 
 /// Two that would listen in one place.
 pub(super) fn addresses(r: &mut Resolver<'_>, file: &File) {
@@ -55,12 +54,8 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
 /// `hive`
 pub(super) fn hive(r: &mut Resolver<'_>, hive: file::Hive) -> Hive {
     let prefix = hive.header_prefix;
-    let letters = prefix.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    let ends = prefix.starts_with(|c: char| c.is_ascii_alphabetic()) && !prefix.ends_with('-');
-    if !letters || !ends || prefix.len() > PREFIX_LENGTH_MAX {
-        let rule =
-            format!("a letter, then letters, digits and '-', at most {PREFIX_LENGTH_MAX} in all, such as X-Hive");
-        r.error("hive.header_prefix", format!("{prefix:?} can't begin a header's name; write {rule}"));
+    if let Err(why) = ProductHeaders::with_prefix(&prefix) {
+        r.error("hive.header_prefix", why);
     }
     let (inline, file) = (hive.gateway_auth_secret, hive.gateway_auth_secret_file);
     let gateway_auth = secret(r, "hive", "gateway_auth_secret", inline, file, GATEWAY_SECRET_LEAST);
