@@ -56,7 +56,8 @@ fn check(file: &Path, strict: bool, around: &Surroundings<'_>) -> Report {
                     format_args!("{}: {} with --strict", file.display(), many(warnings.len(), "warning")),
                 );
             }
-            Report { problems, summary: summary(&config, around.now_unix), good }
+            let summary = if good { summary(&config, around.now_unix) } else { String::new() };
+            Report { problems, summary, good }
         }
     }
 }
