@@ -86,17 +86,26 @@ fn the_sdk_finds_the_card() {
 fn the_sdk_sends_a_message_and_gets_its_task() {
     let server = SdkServer::start();
     let gateway = gateway(server.address);
-    let found = client(&gateway, "alice", "send");
-    assert_eq!(found["text"], "echo: Grüße, 世界 🐝");
-    assert_eq!(found["state"], "TASK_STATE_COMPLETED");
-    assert_eq!(found["got"], found["task"], "tasks/get finds it again");
+    // Version 1.0 of the protocol, and 0.3 with its other method names.
+    for what in ["send", "send_v03"] {
+        let found = client(&gateway, "alice", what);
+        assert_eq!(found["text"], "echo: Grüße, 世界 🐝", "{what}");
+        assert_eq!(found["state"], "TASK_STATE_COMPLETED", "{what}");
+        assert_eq!(found["got"], found["task"], "{what}: tasks/get finds it again");
+    }
 }
 
 #[test]
 fn the_sdk_streams_events_in_time() {
     let server = SdkServer::start();
     let gateway = gateway(server.address);
-    let found = client(&gateway, "alice", "stream");
+    for what in ["stream", "stream_v03"] {
+        assert_in_time(&client(&gateway, "alice", what));
+    }
+}
+
+#[track_caller]
+fn assert_in_time(found: &Value) {
     let gaps = |side: &str| -> Vec<f64> {
         let times: Vec<f64> = found[side].as_array().unwrap().iter().map(|t| t.as_f64().unwrap()).collect();
         times.windows(2).map(|w| w[1] - w[0]).collect()
