@@ -17,6 +17,7 @@ use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use pingora::tls::ssl::NameType;
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -34,6 +35,24 @@ use crate::tls;
 const BACKLOG: i32 = 4096;
 /// After running out of file descriptors, wait this long before the next accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a client whose handshake failed may take to read the alert.
+const ALERT_WAIT: Duration = Duration::from_millis(500);
+
+/// Ends the sending half and reads what the client still sends: closing at once would reset the connection, and the
+/// client would see that instead of the alert.
+async fn let_alert_arrive(tcp: &mut TcpStream) {
+    let mut rest = [0; 4096];
+    if tcp.shutdown().await.is_ok() {
+        let mut left: usize = 64 << 10;
+        while let Ok(read @ 1..) = tcp.read(&mut rest).await {
+            left = left.saturating_sub(read);
+            if left == 0 {
+                break;
+            }
+        }
+    }
+}
 
 /// All public listeners of the gateway, on one runtime.
 pub struct ListenerService {
@@ -231,7 +250,12 @@ impl Listener {
                 self.listener.metrics.handshake(HandshakeResult::Ok, took);
                 return Some(Transport::Tls(stream));
             }
-            Ok(Err(error)) => tls::classify(&error, stream.ssl()),
+            Ok(Err(error)) => {
+                let failure = tls::classify(&error, stream.ssl());
+                let tcp = stream.get_mut();
+                let _ = timeout(ALERT_WAIT, let_alert_arrive(tcp)).await;
+                failure
+            }
             Err(_) => tls::timed_out(stream.ssl()),
         };
         self.listener.metrics.handshake(failure.result, took);

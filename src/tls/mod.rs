@@ -44,3 +44,5 @@ impl fmt::Display for TlsFault {
 mod file_tests;
 #[cfg(test)]
 mod handshake_tests;
+#[cfg(test)]
+mod test_files;

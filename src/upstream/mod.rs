@@ -17,6 +17,7 @@ mod node;
 mod peer;
 mod random;
 mod settings;
+mod silence;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,6 +25,7 @@ use std::sync::atomic::Ordering;
 pub use health::run_health_checks;
 pub use node::{Health, Node, NodeStatus};
 pub use settings::{NodeSettings, Settings, SettingsError};
+pub use silence::SilenceWatch;
 
 use balance::Balancer;
 
