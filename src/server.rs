@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
-use pingora::apps::HttpServerOptions;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -65,8 +65,7 @@ pub fn run(file: &Path) -> Result<(), RunError> {
         config::file::AccessLog::Off => AccessLogTarget::Off,
         config::file::AccessLog::File(path) => AccessLogTarget::File(path.into()),
     };
-    let log = AccessLog::open(&target, clock.clone(), &metrics)
-        .map_err(|e| RunError::Start(e.to_string()))?;
+    let log = AccessLog::open(&target, clock.clone(), &metrics).map_err(|e| RunError::Start(e.to_string()))?;
     for (what, address) in config
         .listeners
         .iter()
@@ -155,8 +154,7 @@ struct Signals {
 #[async_trait]
 impl ShutdownSignalWatch for Signals {
     async fn recv(&self) -> ShutdownSignal {
-        let (Ok(mut terminate), Ok(mut interrupt)) =
-            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
         else {
             self.shared.fail("cannot listen for signals".to_owned());
             return ShutdownSignal::FastShutdown;

@@ -271,8 +271,9 @@ fn upstream(
     now_unix: i64,
 ) -> Result<UpstreamSnapshot, String> {
     let tls = config.tls.as_ref().map(|t| {
-        tls::build_upstream(t, std::path::Path::new("/"), now_unix)
-            .map_err(|faults| faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect::<Vec<_>>().join("; "))
+        tls::build_upstream(t, std::path::Path::new("/"), now_unix).map_err(|faults| {
+            faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect::<Vec<_>>().join("; ")
+        })
     });
     let nodes = config.endpoints.iter().map(|e| NodeSettings {
         url: e.url.clone(),

@@ -1,10 +1,17 @@
 //! What the demo writes and prints: certificates, a configuration to learn from, and commands to try.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use openssl::error::ErrorStack;
+
 use super::demo::DemoError;
+use super::pki::{CERTIFICATE_HOURS_DEFAULT, CertificateSpec, Development, PkiError, Validity, write_issued};
+use crate::clock::Clock;
 
 /// How long the demo's gateway lets running requests go on after Ctrl-C, in seconds.
 pub const DRAIN_SECONDS: u32 = 2;
@@ -131,14 +138,34 @@ pub fn write(layout: &Layout<'_>) -> Result<(), DemoError> {
         let path = layout.directory.join(name);
         std::fs::write(&path, text).map_err(|why| DemoError::File { path, why })
     };
-    put("gateway.secret", &secret()?)?;
+    certificates(layout.directory).map_err(|e| DemoError::Pki(e.to_string()))?;
     put("gateway.yaml", &layout.yaml())
 }
 
+/// A CA (its keys are thrown away), the gateway's certificate and the client's, and the gateway's secret.
+fn certificates(directory: &Path) -> Result<(), PkiError> {
+    let validity = Validity::hours_from(Clock::System.unix_seconds(), CERTIFICATE_HOURS_DEFAULT);
+    let ca = Development::new("Hive Gateway demo", validity)?;
+    let server = CertificateSpec::server("localhost", validity).dns("localhost").ip(Ipv4Addr::LOCALHOST.into());
+    let client = CertificateSpec::client("hive-paris", validity).uri("spiffe://mesh.example/hive/paris");
+    write_issued(directory, "server", &server.issue(&ca.intermediate)?, true)?;
+    write_issued(directory, "client", &client.issue(&ca.intermediate)?, true)?;
+    write_private(&directory.join("gateway.secret"), &secret()?)?;
+    let path = directory.join("ca.pem");
+    std::fs::write(&path, ca.root.cert_pem()?).map_err(|e| PkiError::Io(path, e))
+}
+
+/// For the owner's eyes only, from its first byte on.
+fn write_private(path: &Path, text: &str) -> Result<(), PkiError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options.open(path).and_then(|mut file| file.write_all(text.as_bytes())).map_err(|e| PkiError::Io(path.into(), e))
+}
+
 /// 64 hex digits.
-fn secret() -> Result<String, DemoError> {
+fn secret() -> Result<String, ErrorStack> {
     let mut bytes = [0; 32];
-    openssl::rand::rand_bytes(&mut bytes).map_err(|e| DemoError::Pki(e.to_string()))?;
+    openssl::rand::rand_bytes(&mut bytes)?;
     Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
 }
 

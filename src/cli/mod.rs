@@ -23,6 +23,8 @@ pub struct Cli {
 enum Command {
     /// Runs the gateway; SIGTERM drains it.
     Run(RunArgs),
+    /// Makes a CA and certificates for development.
+    Pki(pki::PkiArgs),
     /// Starts two small Hive nodes and a gateway in front, and prints what to try.
     Demo(demo::DemoArgs),
     /// Makes a development PKI.
@@ -42,7 +44,13 @@ struct RunArgs {
 /// Runs the command and says how the process ends: 0 done, 1 failed, 2 (clap's) not understood.
 pub fn run(cli: Cli) -> ExitCode {
     match cli.command {
-        Command::Run(args) => ended(crate::server::run(&args.config)),
+        Command::Run(args) => {
+            // RUST_LOG changes it; see the documentation of `env_logger`.
+            let filter = env_logger::Env::default().default_filter_or("info,pingora=warn");
+            env_logger::Builder::from_env(filter).init();
+            ended(crate::server::run(&args.config))
+        }
+        Command::Pki(args) => ended(pki::run(&args)),
         Command::Demo(args) => ended(demo::run(&args)),
         Command::Pki(args) => ended(pki::run(&args)),
         Command::Version => {

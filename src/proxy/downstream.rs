@@ -169,7 +169,9 @@ impl Downstream {
             return frames.deadline(self.deadlines.request_header, self.deadlines.request_body);
         }
         match self.connection.phase() {
-            Phase::Idle | Phase::Ending => Some((self.connection.idle_since() + self.deadlines.idle, CloseReason::Idle)),
+            Phase::Idle | Phase::Ending => {
+                Some((self.connection.idle_since() + self.deadlines.idle, CloseReason::Idle))
+            }
             Phase::Head => Some((self.head_since + self.deadlines.request_header, CloseReason::HeaderTimeout)),
             Phase::Busy => None,
         }

@@ -89,12 +89,8 @@ impl ListenerService {
                     index,
                     metrics: shared.metrics.listener(config.name.as_str()),
                 });
-                let listener = Listener {
-                    shared: shared.clone(),
-                    proxy: proxy(&listener),
-                    listener,
-                    admission: Admission::new(),
-                };
+                let listener =
+                    Listener { shared: shared.clone(), proxy: proxy(&listener), listener, admission: Admission::new() };
                 (Arc::new(listener), config.address)
             })
             .collect();
@@ -222,14 +218,11 @@ impl Listener {
         // A connection holds no configuration while it rests.
         drop(snapshot);
         let (tls, identity) = match &transport {
-            Transport::Tls(stream) => {
-                (Some(tls::facts(stream.ssl())), tls::identity(stream.ssl()).map(Arc::new))
-            }
+            Transport::Tls(stream) => (Some(tls::facts(stream.ssl())), tls::identity(stream.ssl()).map(Arc::new)),
             Transport::Plain(_) => (None, None),
         };
         let (retire, retired) = watch::channel(false);
-        let connection =
-            Arc::new(Connection::new(self.listener.clone(), remote, tls, identity, accepted, retire));
+        let connection = Arc::new(Connection::new(self.listener.clone(), remote, tls, identity, accepted, retire));
         let now = self.shared.clock.now();
         let unparsed = self.shared.clone();
         match Downstream::new(transport, connection.clone(), deadlines, unparsed, admitted, now) {

@@ -1,7 +1,7 @@
 //! The end of a request: its log line and its counters.
 
-use pingora::proxy::Session;
 use http::Version;
+use pingora::proxy::Session;
 
 use super::context::{Begun, Context};
 use super::{Shared, admit, session};
@@ -35,18 +35,12 @@ pub fn record(shared: &Shared, session: &mut Session, ctx: &mut Context) {
     shared.request_ended();
 }
 
-fn log(
-    shared: &Shared,
-    session: &Session,
-    ctx: &Context,
-    begun: &Begun,
-    status: u16,
-    duration: std::time::Duration,
-) {
+fn log(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, status: u16, duration: std::time::Duration) {
     let header = session.req_header();
     let connection = &begun.connection;
     let tls = connection.tls.as_ref();
-    let trace = header.headers.get(headers::TRACEPARENT).map(|t| t.as_bytes()).filter(|t| headers::valid_traceparent(t));
+    let trace =
+        header.headers.get(headers::TRACEPARENT).map(|t| t.as_bytes()).filter(|t| headers::valid_traceparent(t));
     let way = &ctx.upstream;
     let client = ctx.client.as_ref().map_or_else(|| begun.remote_ip(), |c| c.address);
     shared.log.record(&AccessRecord {
@@ -60,7 +54,11 @@ fn log(
         sni: tls.and_then(|t| t.sni.as_deref()),
         http_version: version(header.version),
         method: header.method.as_str(),
-        host: ctx.host.as_deref().map(str::as_bytes).or_else(|| header.headers.get(headers::HOST).map(|h| h.as_bytes())),
+        host: ctx
+            .host
+            .as_deref()
+            .map(str::as_bytes)
+            .or_else(|| header.headers.get(headers::HOST).map(|h| h.as_bytes())),
         path: admit::path_of(header.raw_path()),
         route: ctx.route.as_ref().map(|r| r.name.as_str()),
         rpc_method: ctx.rpc.as_ref().map(|r| r.method.as_bytes()).filter(|m| !m.is_empty()),

@@ -60,11 +60,7 @@ fn listener(shared: &Shared, config: &config::Listener, built: &ListenerSnapshot
         },
         connections: shared.metrics.listener(config.name.as_str()).open_connections(),
         certificates: certificates
-            .map(|c| CertificateStatus {
-                subject: c.subject.clone(),
-                names: c.names.clone(),
-                not_after: c.not_after,
-            })
+            .map(|c| CertificateStatus { subject: c.subject.clone(), names: c.names.clone(), not_after: c.not_after })
             .collect(),
     }
 }

@@ -85,7 +85,9 @@ fn a_bearer_secret_guards_all_but_health_and_readiness() {
     let refused = gateway.admin_get("/v1/metrics").unwrap();
     assert_eq!(refused.status, 401);
     assert!(refused.header("www-authenticate").unwrap().starts_with("Bearer"));
-    for (secret, status) in [("0123456789abcdef0123456789abcdef", 200), ("0123456789abcdef0123456789abcdee", 401), ("", 401)] {
+    for (secret, status) in
+        [("0123456789abcdef0123456789abcdef", 200), ("0123456789abcdef0123456789abcdee", 401), ("", 401)]
+    {
         let head = format!("GET /v1/metrics HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\n\r\n");
         assert_eq!(ask(&gateway, &head).status, status, "{secret:?}");
     }

@@ -12,7 +12,19 @@ const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 /// Around every buffer size on the way.
 const SIZES: &[usize] = &[
-    1, 2, 100, 4 * KIB, 16 * KIB - 1, 16 * KIB + 1, 64 * KIB - 1, 64 * KIB, 64 * KIB + 1, 100_000, MIB, 3 * MIB + 7, 16 * MIB,
+    1,
+    2,
+    100,
+    4 * KIB,
+    16 * KIB - 1,
+    16 * KIB + 1,
+    64 * KIB - 1,
+    64 * KIB,
+    64 * KIB + 1,
+    100_000,
+    MIB,
+    3 * MIB + 7,
+    16 * MIB,
 ];
 
 fn gateway() -> (Gateway, Node) {
@@ -277,7 +289,8 @@ fn a_refused_expectation_gets_its_refusal_instead_of_100() {
     connection.send(head("/nowhere", "Content-Length: 5\r\nExpect: 100-continue\r\n").as_bytes()).unwrap();
     assert_eq!(connection.head().unwrap().status, 404);
     let mut connection = gateway.connect("alice");
-    let answer = connection.exchange(head("/echo", "Content-Length: 5\r\nExpect: something-else\r\n").as_bytes()).unwrap();
+    let answer =
+        connection.exchange(head("/echo", "Content-Length: 5\r\nExpect: something-else\r\n").as_bytes()).unwrap();
     assert_eq!(answer.status, 417);
     assert_eq!(node.count(), 0);
 }

@@ -84,9 +84,8 @@ upstreams:
     std::fs::write(&file, yaml.replace("    surprise: 1\n", "")).unwrap();
     let output = run(&["check", "--config", &path]);
     let said = text(&output.stderr) + &text(&output.stdout);
-    let expected = format!(
-        "{path}:10:15: routes[0].upstream: no upstream named \"hvie\"; known: hive (did you mean \"hive\"?)"
-    );
+    let expected =
+        format!("{path}:10:15: routes[0].upstream: no upstream named \"hvie\"; known: hive (did you mean \"hive\"?)");
     assert!(said.contains(&expected), "{said}\nlacks\n{expected}");
     assert!(said.contains("routes[1].paths[0]") && said.contains("routes[1].peers"), "{said}");
 }

@@ -105,7 +105,8 @@ fn odd_text_from_a_client_stays_inside_its_line() {
     connection
         .exchange(b"GET /echo/\"},{%22 HTTP/1.1\r\nHost: gateway.test\r\nUser-Agent: a\"\\\t\xc3\x28\xe2\x80\xa8b\r\nX-Request-Id: odd-1\r\n\r\n")
         .unwrap();
-    let line = gateway.wait_log(|l| l["request_id"] == "odd-1" || l["path"].as_str().is_some_and(|p| p.contains("},{")));
+    let line =
+        gateway.wait_log(|l| l["request_id"] == "odd-1" || l["path"].as_str().is_some_and(|p| p.contains("},{")));
     assert!(line.is_object());
 }
 

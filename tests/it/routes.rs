@@ -61,7 +61,11 @@ fn a_peer_that_the_route_does_not_name_is_403() {
     let (gateway, node) = gateway();
     for (who, path) in [("alice", "/bob"), ("carol", "/bob")] {
         for answer in both(&gateway, who, "GET", path) {
-            assert_eq!((answer.status, answer.json()["error"].as_str()), (403, Some("peer_not_allowed")), "{who} {path}");
+            assert_eq!(
+                (answer.status, answer.json()["error"].as_str()),
+                (403, Some("peer_not_allowed")),
+                "{who} {path}"
+            );
         }
     }
     for answer in both(&gateway, "carol", "POST", "/api/a2a/jsonrpc") {
@@ -110,10 +114,24 @@ fn what_was_matched_is_byte_for_byte_what_the_node_gets() {
 fn every_ambiguous_target_is_400() {
     let (gateway, node) = gateway();
     let targets = [
-        "/.well-known/%2e%2e/x", "/.well-known/%2E", "/.well-known/a%2fb", "/.well-known/a%2Fb", "/.well-known/a%5cb",
-        "/.well-known//x", "//.well-known/x", "/.well-known/./x", "/.well-known/../x", "/.well-known/..", "/echo;a=b",
-        "/.well-known/a\\b", "/.well-known/a%00b", "/.well-known/x#y", "http://elsewhere.test/echo", "/.well-known/%zz",
-        "/.well-known/%", "*",
+        "/.well-known/%2e%2e/x",
+        "/.well-known/%2E",
+        "/.well-known/a%2fb",
+        "/.well-known/a%2Fb",
+        "/.well-known/a%5cb",
+        "/.well-known//x",
+        "//.well-known/x",
+        "/.well-known/./x",
+        "/.well-known/../x",
+        "/.well-known/..",
+        "/echo;a=b",
+        "/.well-known/a\\b",
+        "/.well-known/a%00b",
+        "/.well-known/x#y",
+        "http://elsewhere.test/echo",
+        "/.well-known/%zz",
+        "/.well-known/%",
+        "*",
     ];
     for target in targets {
         let mut connection = gateway.connect("alice");

@@ -6,7 +6,7 @@ use foreign_types::ForeignTypeRef;
 use openssl::hash::MessageDigest;
 use openssl::ssl::{SslSessionCacheMode, SslVersion};
 
-use crate::support::certs::{Identity, Leaf, Pki, self_signed};
+use crate::support::certs::{Identity, Leaf, Pki, Usage, client_leaf, from_now};
 use crate::support::client::Client;
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::h2_client::H2;
@@ -21,13 +21,14 @@ fn gateway() -> (Gateway, Node) {
 }
 
 fn alice() -> Leaf {
-    Leaf::client("alice", "spiffe://mesh.test/hive/alice")
+    client_leaf("alice", "spiffe://mesh.test/hive/alice")
 }
 
 /// Neither HTTP version gets through, and both are counted as one of these results.
 #[track_caller]
 fn assert_refused(gateway: &Gateway, node: &Node, client: &Client, results: &[&str]) {
-    let sum = || results.iter().map(|r| gateway.metric(HANDSHAKES, &[("listener", "front"), ("result", r)])).sum::<f64>();
+    let sum =
+        || results.iter().map(|r| gateway.metric(HANDSHAKES, &[("listener", "front"), ("result", r)])).sum::<f64>();
     let before = (sum(), gateway.metric(HANDSHAKES, &[("result", "ok")]));
     let h1 = client.get(gateway.address, CARD);
     assert!(h1.is_err(), "HTTP/1.1 got {h1:?}");
@@ -84,7 +85,7 @@ fn no_certificate_is_refused() {
 
 #[test]
 fn a_self_signed_certificate_is_refused() {
-    assert_identity_refused(|_| Some(self_signed(&alice())), &["unknown_ca"]);
+    assert_identity_refused(|_| Some(alice().self_signed().unwrap()), &["unknown_ca"]);
 }
 
 #[test]
@@ -96,44 +97,48 @@ fn another_ca_with_the_same_subject_is_refused() {
 fn another_ca_with_the_subject_of_a_known_intermediate_is_refused() {
     let node = Node::start();
     let setup = Setup::new(&[node.address]);
-    let mut bundle = setup.pki.root.cert.to_pem().unwrap();
-    bundle.extend(setup.pki.intermediate.cert.to_pem().unwrap());
+    let bundle = setup.pki.0.bundle_pem().unwrap();
     std::fs::write(setup.dir.path().join("ca.pem"), bundle).unwrap();
     let gateway = setup.start();
-    let stranger = Pki::default().leaf(&alice()).without_chain();
+    let stranger = Pki::default().leaf(&Leaf { with_intermediates: false, ..alice() });
     assert_refused(&gateway, &node, &gateway.client_with(Some(stranger)), &["bad_signature", "unknown_ca"]);
     // With the intermediate in the bundle a client need not send it.
-    let known = gateway.pki().client("alice").without_chain();
+    let known = gateway.pki().leaf(&Leaf { with_intermediates: false, ..alice() });
     assert_eq!(gateway.client_with(Some(known)).get(gateway.address, CARD).unwrap().status, 200);
 }
 
 #[test]
 fn an_expired_certificate_is_refused() {
-    assert_identity_refused(|pki| Some(pki.leaf(&Leaf { not_before: -7200, not_after: -60, ..alice() })), &["expired"]);
+    assert_identity_refused(|pki| Some(pki.leaf(&Leaf { validity: from_now(-7200, -60), ..alice() })), &["expired"]);
 }
 
 #[test]
 fn a_certificate_that_is_not_yet_valid_is_refused() {
-    assert_identity_refused(|pki| Some(pki.leaf(&Leaf { not_before: 3600, ..alice() })), &["not_yet_valid"]);
+    assert_identity_refused(
+        |pki| Some(pki.leaf(&Leaf { validity: from_now(3600, 7200), ..alice() })),
+        &["not_yet_valid"],
+    );
 }
 
 #[test]
 fn a_server_only_certificate_is_refused() {
-    let leaf = Leaf { server_auth: true, client_auth: false, ..alice() };
+    let leaf = Leaf { usage: Usage::Server, ..alice() };
     assert_identity_refused(|pki| Some(pki.leaf(&leaf)), &["wrong_purpose"]);
 }
 
 #[test]
 fn a_missing_intermediate_is_refused() {
-    assert_identity_refused(|pki| Some(pki.client("alice").without_chain()), &["chain_incomplete", "unknown_ca"]);
+    assert_identity_refused(
+        |pki| Some(pki.leaf(&Leaf { with_intermediates: false, ..alice() })),
+        &["chain_incomplete", "unknown_ca"],
+    );
 }
 
 #[test]
 fn a_sha1_signature_is_refused() {
     let (gateway, node) = gateway();
     let weak = gateway.pki().leaf(&Leaf { digest: MessageDigest::sha1(), ..alice() });
-    let client =
-        gateway.client_with(Some(weak)).configure(|b| b.set_cipher_list("DEFAULT:@SECLEVEL=0").unwrap());
+    let client = gateway.client_with(Some(weak)).configure(|b| b.set_cipher_list("DEFAULT:@SECLEVEL=0").unwrap());
     assert_refused(&gateway, &node, &client, &["weak_signature"]);
 }
 
@@ -253,7 +258,7 @@ fn no_session_is_resumed() {
 #[test]
 fn a_failed_handshake_is_logged_with_its_reason() {
     let (gateway, _node) = gateway();
-    let expired = gateway.pki().leaf(&Leaf { not_before: -7200, not_after: -60, ..alice() });
+    let expired = gateway.pki().leaf(&Leaf { validity: from_now(-7200, -60), ..alice() });
     let _ = gateway.client_with(Some(expired)).get(gateway.address, CARD);
     crate::support::wait_until("the log names reason, SNI and subject", || {
         let said = gateway.stderr() + &gateway.stdout();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use openssl::ssl::SslContext;
 
-use crate::support::certs::{Identity, Leaf, Pki};
+use crate::support::certs::{self, Identity, Pki, client_leaf, server_leaf};
 use crate::support::client::Response;
 use crate::support::gateway::{Gateway, ROUTES, Setup, upstream};
 use crate::support::node::{Node, server_context, sha256};
@@ -42,15 +42,15 @@ struct TlsSide {
 impl TlsSide {
     fn new() -> Self {
         let mesh = Pki::new("Hive");
-        let node = mesh.leaf(&Leaf::server(&["hive.internal"]));
-        let gateway = mesh.leaf(&Leaf::client("gateway", "spiffe://mesh.test/gateway"));
+        let node = mesh.leaf(&server_leaf(&["hive.internal"]));
+        let gateway = mesh.leaf(&client_leaf("gateway", "spiffe://mesh.test/gateway"));
         Self { mesh, node, gateway }
     }
 
     fn setup(&self, address: SocketAddr, client: bool, server_name: &str, more: &str) -> Setup {
         let mut setup = Setup::new(&[address]);
         self.mesh.write_root(setup.dir.path(), "hive-ca");
-        self.gateway.write(setup.dir.path(), "gw");
+        certs::write(&self.gateway, setup.dir.path(), "gw");
         let own = if client { ", cert: gw.pem, key: gw.key" } else { "" };
         let tls = format!("tls: {{ ca: hive-ca.pem, server_name: {server_name}{own} }}{more}");
         setup.upstreams = upstream("hive", "https", &[address], &tls);
@@ -74,7 +74,8 @@ fn the_gateway_speaks_mutual_tls_to_a_node() {
 fn a_node_that_wants_a_certificate_gets_no_request_without_one() {
     let side = TlsSide::new();
     let node = Node::start_tls(&side.node, &side.mesh);
-    let gateway = side.setup(node.address, false, "hive.internal", ", health_check: { enabled: false }").start_unready();
+    let gateway =
+        side.setup(node.address, false, "hive.internal", ", health_check: { enabled: false }").start_unready();
     let answer = get(&gateway);
     assert!(matches!(answer.status, 502 | 503), "{}", answer.status);
     assert_eq!(node.count(), 0);
@@ -83,7 +84,7 @@ fn a_node_that_wants_a_certificate_gets_no_request_without_one() {
 #[test]
 fn a_node_with_another_name_or_ca_gets_no_request() {
     let side = TlsSide::new();
-    let stranger = Pki::new("Hive").leaf(&Leaf::server(&["hive.internal"]));
+    let stranger = Pki::new("Hive").leaf(&server_leaf(&["hive.internal"]));
     for (identity, name) in [(&side.node, "other.internal"), (&stranger, "hive.internal")] {
         let node = Node::start_tls(identity, &side.mesh);
         let gateway = side.setup(node.address, true, name, ", health_check: { enabled: false }").start_unready();

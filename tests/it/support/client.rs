@@ -25,7 +25,7 @@ pub struct Client {
 
 impl Client {
     pub fn new(pki: &Pki, identity: Option<Identity>) -> Self {
-        Self { ca: pki.root.cert.clone(), identity, sni: Some("gateway.test".into()), configure: None }
+        Self { ca: pki.0.root.cert.clone(), identity, sni: Some("gateway.test".into()), configure: None }
     }
 
     pub fn sni(mut self, name: Option<&str>) -> Self {
@@ -137,10 +137,6 @@ impl Connection {
             Stream::Tls(s) => s.get_ref(),
             Stream::Plain(s) => s,
         }
-    }
-
-    pub fn local_address(&self) -> SocketAddr {
-        self.tcp().local_addr().unwrap()
     }
 
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::certs::{Identity, Leaf, Pki};
+use super::certs::{self, Identity, Pki, server_leaf};
 use super::client::{Client, Connection, Response};
 use super::{PATIENCE, TempDir, wait_until};
 
@@ -70,7 +70,7 @@ impl Setup {
             routes: ROUTES.into(),
             upstreams: upstream("hive", "http", nodes, "health_check: { interval: 2s }"),
         };
-        setup.pki.leaf(&Leaf::server(&["gateway.test", "other.test"])).write(setup.dir.path(), "server");
+        certs::write(&setup.pki.leaf(&server_leaf(&["gateway.test", "other.test"])), setup.dir.path(), "server");
         setup.pki.write_root(setup.dir.path(), "ca");
         setup
     }
@@ -312,10 +312,6 @@ impl Gateway {
             assert!(Instant::now() < deadline, "no such line in the access log:\n{}", self.stdout());
             std::thread::sleep(Duration::from_millis(10));
         }
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
     }
 
     pub fn signal(&self, signal: Signal) {

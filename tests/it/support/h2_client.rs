@@ -154,10 +154,6 @@ impl H2 {
         wait_until("the HTTP/2 connection ends", || self.ended.lock().unwrap().is_some());
         self.ended.lock().unwrap().unwrap()
     }
-
-    pub fn has_ended(&self) -> bool {
-        self.ended.lock().unwrap().is_some()
-    }
 }
 
 impl Streaming<'_> {

@@ -255,7 +255,7 @@ pub fn server_context(identity: &Identity, mesh: &Pki, alpn: &'static [u8]) -> S
     b.set_private_key(&identity.key).unwrap();
     identity.chain.iter().for_each(|c| b.add_extra_chain_cert(c.clone()).unwrap());
     let mut store = X509StoreBuilder::new().unwrap();
-    store.add_cert(mesh.root.cert.clone()).unwrap();
+    store.add_cert(mesh.0.root.cert.clone()).unwrap();
     b.set_cert_store(store.build());
     b.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
     b.set_session_id_context(b"node").unwrap();

@@ -1,0 +1,32 @@
+# Everything that a developer does often. `make` alone says what there is.
+.DEFAULT_GOAL := help
+CARGO ?= cargo
+
+.PHONY: help setup run build test check bench clean
+
+help: ## Says what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Installs what is missing for building and testing
+	scripts/setup
+
+run: ## The demo: a gateway, two Hive nodes, and commands to try (ARGS="--port 0")
+	$(CARGO) run --release --quiet -- demo $(ARGS)
+
+build: ## The gateway as it is shipped: target/release/hive-gateway
+	$(CARGO) build --release --locked
+
+test: setup ## Every test: units, the whole gateway on real sockets, the A2A SDK, examples in the documentation
+	$(CARGO) test --locked
+
+check: ## Format, lints, documentation, dependencies
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	scripts/audit
+
+bench: build ## Hot functions by criterion, then load on a whole gateway (about five minutes; leave the machine alone)
+	$(CARGO) bench --locked
+
+clean: ## Removes what was built
+	$(CARGO) clean
