@@ -25,10 +25,10 @@ enum Command {
     Run(RunArgs),
     /// Makes a CA and certificates for development.
     Pki(pki::PkiArgs),
+    /// Checks a configuration and all that it names, and shows what would run.
+    Check(check::CheckArgs),
     /// Starts two small Hive nodes and a gateway in front, and prints what to try.
     Demo(demo::DemoArgs),
-    /// Makes a development PKI.
-    Pki(pki::PkiArgs),
     /// Prints the version of the gateway and of its TLS library.
     Version,
 }
@@ -50,9 +50,9 @@ pub fn run(cli: Cli) -> ExitCode {
             env_logger::Builder::from_env(filter).init();
             ended(crate::server::run(&args.config))
         }
+        Command::Check(args) => check::run(&args),
         Command::Pki(args) => ended(pki::run(&args)),
         Command::Demo(args) => ended(demo::run(&args)),
-        Command::Pki(args) => ended(pki::run(&args)),
         Command::Version => {
             println!("hive-gateway {} ({})", env!("CARGO_PKG_VERSION"), openssl::version::version());
             ExitCode::SUCCESS
