@@ -26,8 +26,6 @@ enum Command {
     Pki(pki::PkiArgs),
     /// Starts two small Hive nodes and a gateway in front, and prints what to try.
     Demo(demo::DemoArgs),
-    /// Makes a development PKI.
-    Pki(pki::PkiArgs),
     /// Prints the version of the gateway and of its TLS library.
     Version,
 }
@@ -51,7 +49,6 @@ pub fn run(cli: Cli) -> ExitCode {
         }
         Command::Pki(args) => ended(pki::run(&args)),
         Command::Demo(args) => ended(demo::run(&args)),
-        Command::Pki(args) => ended(pki::run(&args)),
         Command::Version => {
             println!("hive-gateway {} ({})", env!("CARGO_PKG_VERSION"), openssl::version::version());
             ExitCode::SUCCESS
