@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 
 pub mod demo;
 mod demo_files;
-mod node;
+pub mod node;
 pub mod pki;
 
 /// Perimeter proxy for Hive: mutual TLS in, Hive nodes behind, default deny.
