@@ -38,8 +38,8 @@ pub enum SpiffeError {
     PathCharacter,
 }
 
-/// A SPIFFE ID: `spiffe://trust-domain/path` (SPIFFE-ID, section 2). The path may be missing; a certificate that names a
-/// workload has one.
+/// A SPIFFE ID: `spiffe://trust-domain/path` (SPIFFE-ID, section 2). The path may be missing; a certificate that
+/// names a workload has one.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct SpiffeId {
     uri: String,
@@ -124,7 +124,8 @@ impl fmt::Debug for SpiffeId {
 /// when the certificate was read, so that each can stand in a header or a log line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerIdentity {
-    /// Set only if the certificate is an X.509-SVID: exactly one URI SAN, a valid SPIFFE ID with a path, and not a CA's.
+    /// Set only if the certificate is an X.509-SVID: exactly one URI SAN, a valid SPIFFE ID with a path, and not a
+    /// CA's.
     pub spiffe_id: Option<SpiffeId>,
     /// Every URI SAN, in order.
     pub uris: Vec<String>,
@@ -175,9 +176,9 @@ fn push_hex(out: &mut String, bytes: &[u8]) {
 }
 
 /// One element of `X-Forwarded-Client-Cert` as Envoy writes it ("HTTP header manipulation",
-/// `x-forwarded-client-cert`): `Hash=…;Subject="…";URI=…;DNS=…`. `Subject` is always quoted, other values when they hold
-/// `,`, `;`, `=`, a quote or a backslash; inside quotes, quotes and backslashes are escaped by a backslash.
-/// At most [`XFCC_LENGTH_MAX`] bytes long.
+/// `x-forwarded-client-cert`): `Hash=…;Subject="…";URI=…;DNS=…`. `Subject` is always quoted, other values when they
+/// hold `,`, `;`, `=`, a quote or a backslash; inside quotes, quotes and backslashes are escaped by a backslash. At
+/// most [`XFCC_LENGTH_MAX`] bytes long.
 pub fn xfcc(fingerprint: &[u8; 32], subject: &str, uris: &[String], dns: &[String]) -> String {
     let mut out =
         String::with_capacity(96 + subject.len() + uris.iter().chain(dns).map(|n| n.len() + 5).sum::<usize>());

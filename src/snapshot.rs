@@ -13,7 +13,7 @@ use crate::json_rpc::{self, MethodPolicy};
 use crate::names::RouteName;
 use crate::observe::{Metrics, NodeMetrics, RouteMetrics, UpstreamMetrics};
 use crate::policy::admission;
-use crate::policy::peers::{Peer, PeerMatcher, PeerRule, Peers};
+use crate::policy::peers::{Peer, PeerMatcher, Peers};
 use crate::request::TrustedProxies;
 use crate::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
 use crate::tls::{self, ServerContext};
@@ -182,15 +182,7 @@ impl Snapshot {
 }
 
 fn peers(config: &Config) -> Result<Peers, String> {
-    let matcher = |p: &config::Peer| {
-        let rule = match &p.rule {
-            config::PeerRule::Uri(text) => PeerRule::parse_uri(text),
-            config::PeerRule::Dns(text) => PeerRule::parse_dns(text),
-            config::PeerRule::Fingerprint(text) => PeerRule::parse_fingerprint(text),
-        };
-        rule.map(|rule| PeerMatcher { name: p.name.clone(), rule })
-    };
-    let matchers = config.peers.iter().map(matcher).collect::<Result<Vec<_>, String>>()?;
+    let matchers = config.peers.iter().map(|p| PeerMatcher { name: p.name.clone(), rule: p.rule.clone() }).collect();
     Peers::build(matchers).map_err(|conflicts| conflicts.into_iter().map(|c| c.why).collect::<Vec<_>>().join("; "))
 }
 

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+pub mod check;
 pub mod demo;
 mod demo_files;
 pub mod node;
@@ -24,6 +25,8 @@ enum Command {
     Run(RunArgs),
     /// Makes a CA and certificates for development.
     Pki(pki::PkiArgs),
+    /// Checks a configuration and all that it names, and shows what would run.
+    Check(check::CheckArgs),
     /// Starts two small Hive nodes and a gateway in front, and prints what to try.
     Demo(demo::DemoArgs),
     /// Prints the version of the gateway and of its TLS library.
@@ -47,6 +50,7 @@ pub fn run(cli: Cli) -> ExitCode {
             env_logger::Builder::from_env(filter).init();
             ended(crate::server::run(&args.config))
         }
+        Command::Check(args) => check::run(&args),
         Command::Pki(args) => ended(pki::run(&args)),
         Command::Demo(args) => ended(demo::run(&args)),
         Command::Version => {

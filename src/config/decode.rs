@@ -7,8 +7,9 @@ use serde_path_to_error::Segment;
 use serde_yaml::Value;
 
 use super::file::File;
-use super::locate::{Fault, Kind, Place, Step, Steps, Tree};
+use super::locate::{Kind, Tree};
 use super::nearest::nearest;
+use super::place::{Fault, Place, Step, Steps};
 use super::required::{required, stand_in};
 use super::wording::{Said, take_apart, wrong_value};
 

@@ -5,7 +5,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::locate::{Place, Tree};
+use super::locate::Tree;
+use super::place::Place;
 
 /// One thing that is wrong with the configuration.
 ///

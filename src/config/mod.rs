@@ -13,6 +13,7 @@ mod expand;
 mod load;
 mod locate;
 mod nearest;
+mod place;
 mod required;
 mod resolve;
 mod wording;
@@ -26,11 +27,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::names::{ListenerName, PeerName, RouteName, UpstreamName};
+use crate::policy::peers::PeerRule;
 use crate::secret::Secret;
 
 pub use error::{ConfigError, Located};
 pub use load::{Loaded, Surroundings, load, load_in, load_text};
-pub use locate::Place;
+pub use place::Place;
 
 /// The configuration as the program uses it: names are references, files are absolute, patterns are parsed.
 #[derive(Debug)]
@@ -92,19 +94,8 @@ pub struct Listener {
 pub struct Peer {
     /// Routes speak of this name.
     pub name: PeerName,
-    /// What the certificate must show.
+    /// What the certificate must show. No two peers' rules conflict: [`crate::policy::peers::Peers::build`] takes them.
     pub rule: PeerRule,
-}
-
-/// What a peer's certificate must show, as written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PeerRule {
-    /// SPIFFE ID or pattern.
-    Uri(String),
-    /// DNS name or `*.` pattern.
-    Dns(String),
-    /// SHA-256 of the certificate.
-    Fingerprint(String),
 }
 
 /// What is published.

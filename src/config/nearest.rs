@@ -11,7 +11,7 @@ pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
 }
 
 /// `; known: a, b (did you mean "a"?)`, at most eight known ones.
-pub(super) fn known_ones<'a>(word: &str, known: &[&'a str]) -> String {
+pub(super) fn known_ones(word: &str, known: &[&str]) -> String {
     const SHOWN: usize = 8;
     if known.is_empty() {
         return "; none is known".into();

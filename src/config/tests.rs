@@ -254,6 +254,10 @@ fn secrets_are_never_shown() {
         ("hive:\n  gateway_auth_secret: ${SHORT_SECRET}\n", "hunter2hunter2"),
         ("server:\n  drain: ${SHORT_SECRET}\n", "hunter2hunter2"),
         ("admin: { bearer_secret: \"hunter2 hunter2 hunter2\" }\n", "hunter2"),
+        ("hive:\n  gateway_auth_secret: !hunter2\n", "hunter2"),
+        ("hive:\n  gateway_auth_secret: *hunter2\n", "hunter2"),
+        ("hive:\n  gateway_auth_secret: x${hunter2-}\n", "hunter2"),
+        ("hive:\n  gateway_auth_secret: {hunter2: 1}: x\n", "hunter2"),
         ("admin: { bearer_sercet: hunter2hunter2hunter2 }\n", "hunter2"),
     ] {
         let all = loaded_errors(&(GOOD.to_owned() + tail));
@@ -286,7 +290,12 @@ fn one_address_is_one_listener_s() {
         "{e:?}"
     );
     let e = wrong("0.0.0.0:8443", "127.0.0.1:9901");
-    assert!(e[0].contains("admin.address: 127.0.0.1:9901 is already taken by listeners[0]"), "{e:?}");
+    assert!(
+        e[0].contains(
+            "3:14: listeners[0].address: 127.0.0.1:9901 is already taken by admin (127.0.0.1:9901) by default"
+        ),
+        "{e:?}"
+    );
 }
 
 #[test]
@@ -419,7 +428,7 @@ fn the_process_s_blocks() {
     let with = |tail: &str| errors(&format!("{GOOD}{tail}\n"));
     assert!(with("admin: { address: 0.0.0.0:9901 }")[0].contains("can be reached from other machines"));
     assert!(with("admin: { bearer_secret: 0123456789abcde }")[0].contains("15 characters are too few"));
-    assert!(with("hive: { header_prefix: X_Hive }")[0].contains("header_prefix: \"X_Hive\""));
+    assert!(with("hive: { header_prefix: X_Hive }")[0].contains("hive.header_prefix: character '_'"));
     assert!(with("access_log: nowhere")[0].contains("\"nowhere\" can't stand here; write stdout, off, or { path }"));
     assert_eq!(with("access_log: off"), Vec::<String>::new());
     assert_eq!(with("access_log: { path: a.log }"), Vec::<String>::new());
@@ -457,4 +466,40 @@ fn what_an_alias_says_is_wrong_where_the_alias_stands() {
     let e = errors(&text);
     assert_eq!(e.len(), 2, "{e:?}");
     assert!(e[0].starts_with("11:20: routes[0].paths[1]") && e[1].starts_with("15:23: routes[1].paths[1]"), "{e:?}");
+}
+
+#[test]
+fn no_damage_to_a_file_makes_more_than_errors_in_it() {
+    let reference = include_str!("../../conf/reference.yaml");
+    let lines = |text: &str| text.lines().map(ToOwned::to_owned).collect::<Vec<_>>();
+    let mut damaged = Vec::new();
+    for text in [GOOD, reference] {
+        let lines = lines(text);
+        for i in 0..lines.len() {
+            damaged.push([&lines[..i], &lines[i + 1..]].concat().join("\n"));
+            damaged.push(lines[..i].join("\n"));
+        }
+    }
+    for (i, _) in GOOD.char_indices() {
+        for new in ["", "[", "}", ":", "\n", "\"", "5", "*", "${"] {
+            damaged.push(format!("{}{new}{}", &GOOD[..i], &GOOD[i + 1..]));
+        }
+    }
+    for text in damaged {
+        let lines = text.lines().count();
+        for e in loaded_errors(&text) {
+            let place = e.place.unwrap();
+            assert!(place.line >= 1 && place.column >= 1 && place.line <= lines + 2, "{e}\n{text}");
+        }
+    }
+}
+
+#[test]
+fn a_large_file_with_wrong_peers_is_read_in_time() {
+    let peers: String =
+        (0..20_000).map(|i| format!("  - {{ name: {i}, uri: \"spiffe://mesh.example/hive/{i}\" }}\n")).collect();
+    let text = GOOD.replace("peers:\n", &format!("peers:\n{peers}  - {{ nam: x }}\n  - 7\n"));
+    let e = errors(&text);
+    assert_eq!(e.len(), 3, "{e:?}");
+    assert!(e[1].starts_with("20008:7: peers[20000].nam: unknown key"), "{e:?}");
 }

@@ -1,4 +1,7 @@
 //! Why a body is refused.
+
+use std::fmt;
+
 use super::RawId;
 
 /// Not JSON, and where.
@@ -6,28 +9,49 @@ use super::RawId;
 pub struct ParseFault {
     /// What is wrong.
     pub kind: ParseFaultKind,
-    /// Offset of the wrong byte.
+    /// Offset of the wrong byte, from 0.
     pub offset: usize,
 }
 
-/// What is wrong with text that is not JSON.
+/// What is wrong with a text that is not JSON (RFC 8259).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ParseFaultKind {
-    /// Ends too early; empty too.
+    /// Ends too early; an empty body, too.
     UnexpectedEnd,
+    /// Another byte was expected by the grammar.
+    UnexpectedByte,
+    /// A zero byte, in a string or between: not JSON in UTF-8, perhaps UTF-16.
+    Nul,
+    /// A byte order mark at the beginning (RFC 8259, section 8.1).
+    ByteOrderMark,
+    /// Not UTF-8.
+    NotUtf8,
+    /// A control character unescaped in a string.
+    ControlCharacter,
+    /// A backslash with something after it that is no escape.
+    BadEscape,
+    /// An escaped half of a surrogate pair without the other: no Unicode string. RFC 8259, section 8.2, allows it and
+    /// leaves open what it means, so two parsers differ; refused in every string, where `serde_json` only refuses it in
+    /// strings that it decodes.
+    LoneSurrogate,
+    /// `01`, `1.`, `.5`, `1e`, `-`, …
+    BadNumber,
+    /// More text after the value.
+    TrailingText,
 }
 
 /// Why a body is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum EnvelopeError {
     /// Not well-formed JSON.
     Parse(ParseFault),
-    /// Nested deeper than the limit.
+    /// Objects and arrays nested deeper than the limit.
     TooDeep,
-    /// JSON, not a request; says why.
+    /// JSON, not a request (JSON-RPC 2.0, section 4); says why.
     InvalidRequest(&'static str),
-    /// A top-level key twice; says which.
+    /// `jsonrpc`, `method`, `id` or `params` twice, in whatever spelling: parsers disagree on which one counts.
     DuplicateKey(&'static str),
     /// A batch, where none is taken.
     BatchRefused,
@@ -36,28 +60,81 @@ pub enum EnvelopeError {
 }
 
 impl EnvelopeError {
-    /// -32700 for what is not JSON, else -32600.
+    /// -32700 (parse error) for what is not JSON, else -32600 (invalid request).
     pub fn json_rpc_code(&self) -> i32 {
         match self {
             Self::Parse(_) => -32700,
-            _ => -32600,
+            Self::TooDeep
+            | Self::InvalidRequest(_)
+            | Self::DuplicateKey(_)
+            | Self::BatchRefused
+            | Self::BatchTooLong => -32600,
         }
     }
+
     /// Stable snake_case name for log and metrics.
     pub fn code(&self) -> &'static str {
-        unimplemented!()
+        match self {
+            Self::Parse(fault) => fault.kind.row().0,
+            Self::TooDeep => "json_too_deep",
+            Self::InvalidRequest(_) => "rpc_invalid_request",
+            Self::DuplicateKey(_) => "rpc_duplicate_key",
+            Self::BatchRefused => "rpc_batch_refused",
+            Self::BatchTooLong => "rpc_batch_too_long",
+        }
     }
+
     /// What the client is told.
     pub fn message(&self) -> &'static str {
-        unimplemented!()
+        match self {
+            Self::Parse(fault) => fault.kind.row().1,
+            Self::TooDeep => "The JSON is nested too deeply.",
+            Self::InvalidRequest(why) => why,
+            Self::DuplicateKey("jsonrpc") => "The member \"jsonrpc\" came twice.",
+            Self::DuplicateKey("method") => "The member \"method\" came twice.",
+            Self::DuplicateKey("id") => "The member \"id\" came twice.",
+            Self::DuplicateKey("params") => "The member \"params\" came twice.",
+            Self::DuplicateKey(_) => "A member came twice.",
+            Self::BatchRefused => "Batches are not accepted here.",
+            Self::BatchTooLong => "The batch holds too many calls.",
+        }
     }
 }
 
-/// A refusal with the request's id, where it was readable.
+impl ParseFaultKind {
+    fn row(self) -> (&'static str, &'static str) {
+        match self {
+            Self::UnexpectedEnd => ("json_unexpected_end", "The JSON text ends too early."),
+            Self::UnexpectedByte => ("json_unexpected_byte", "The body is not valid JSON."),
+            Self::Nul => ("json_nul", "The body holds a NUL byte; JSON is UTF-8."),
+            Self::ByteOrderMark => ("json_byte_order_mark", "The body begins with a byte order mark."),
+            Self::NotUtf8 => ("json_not_utf8", "The body is not UTF-8."),
+            Self::ControlCharacter => ("json_control_character", "A string holds an unescaped control character."),
+            Self::BadEscape => ("json_bad_escape", "A string holds a bad escape."),
+            Self::LoneSurrogate => ("json_lone_surrogate", "A string holds half of a surrogate pair."),
+            Self::BadNumber => ("json_bad_number", "The body holds a malformed number."),
+            Self::TrailingText => ("json_trailing_text", "There is text after the JSON value."),
+        }
+    }
+}
+
+impl fmt::Display for EnvelopeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Parse(fault) => write!(f, "{} (byte {})", fault.kind.row().1, fault.offset),
+            _ => f.write_str(self.message()),
+        }
+    }
+}
+
+impl std::error::Error for EnvelopeError {}
+
+/// A refusal, with the request's id where it was readable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault<'a> {
     /// Why.
     pub error: EnvelopeError,
-    /// The id of the call at fault.
+    /// The id of the call at fault, if it stood before what ended the scan. `None` if it was missing, of a wrong type, or
+    /// there twice.
     pub id: Option<RawId<'a>>,
 }

@@ -1,13 +1,20 @@
 //! The JSON-RPC 2.0 envelope: scan, refuse, answer (design, decision 5).
+//!
+//! [`scan`](scan()) reads a body once and builds nothing: it checks that the whole text is JSON and shows each call's method and
+//! id, as slices of the body. The forwarded bytes are the received ones.
 
+#[doc(hidden)]
+pub mod agreement;
 mod answer;
 mod fault;
+mod lexer;
 mod method_policy;
 pub mod scan;
 mod text;
 
-pub use answer::error_body;
+pub use answer::{ID_ECHO_LENGTH_MAX, error_body};
 pub use fault::{EnvelopeError, Fault, ParseFault, ParseFaultKind};
+pub use lexer::DEPTH_MAX;
 pub use method_policy::MethodPolicy;
-pub use scan::{Call, Envelope, Limits, Params, ParamsKind, scan};
+pub use scan::{Call, Envelope, Limits, METHOD_LENGTH_MAX, Params, ParamsKind, scan};
 pub use text::{RawId, Text};

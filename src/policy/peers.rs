@@ -314,8 +314,8 @@ impl Peers {
         }
     }
 
-    /// The peer that a certificate belongs to. Of several DNS SANs that match equally well, the peer that stands first in
-    /// the configuration.
+    /// The peer that a certificate belongs to. Of several DNS SANs that match equally well, the peer that stands
+    /// first in the configuration.
     pub fn find(&self, id: &PeerIdentity) -> Option<&Arc<Peer>> {
         let index = self
             .find_fingerprint(&id.fingerprint)

@@ -47,13 +47,14 @@ impl CertificateFacts {
     }
 }
 
-/// Who the client of a finished handshake is. `None` only if there is no certificate, which a listener's context does not
-/// let happen. Parses: call it once per connection.
+/// Who the client of a finished handshake is. `None` only if there is no certificate, which a listener's context does
+/// not let happen. Parses: call it once per connection.
 pub fn identity(ssl: &SslRef) -> Option<PeerIdentity> {
     ssl.peer_certificate().and_then(|cert| identity_of(&cert))
 }
 
-/// Who a certificate, verified before, is about. `None` if OpenSSL can't hash or encode it, which takes a want of memory.
+/// Who a certificate, verified before, is about. `None` if OpenSSL can't hash or encode it, which takes a want of
+/// memory.
 pub fn identity_of(cert: &X509Ref) -> Option<PeerIdentity> {
     let fingerprint: [u8; 32] = (*cert.digest(MessageDigest::sha256()).ok()?).try_into().ok()?;
     let der = cert.to_der().ok()?;
@@ -74,8 +75,8 @@ pub fn identity_of(cert: &X509Ref) -> Option<PeerIdentity> {
     })
 }
 
-/// The ID of an X.509-SVID (X509-SVID, sections 2 and 5.2): the one URI SAN, with a path, of a certificate that can't sign
-/// others.
+/// The ID of an X.509-SVID (X509-SVID, sections 2 and 5.2): the one URI SAN, with a path, of a certificate that can't
+/// sign others.
 fn spiffe_id(cert: &X509Ref, uris: &[String]) -> Option<SpiffeId> {
     let [uri] = uris else { return None };
     let signs = X509KeyUsage::KEY_CERT_SIGN | X509KeyUsage::CRL_SIGN;
@@ -140,8 +141,8 @@ fn printable(bytes: &[u8]) -> String {
     out
 }
 
-/// A name as RFC 4514 writes it: the last RDN first, `CN=paris,O=Hive`. Bytes that are not printable ASCII are escaped as
-/// `\C3`. RDNs of several values read as several RDNs.
+/// A name as RFC 4514 writes it: the last RDN first, `CN=paris,O=Hive`. Bytes that are not printable ASCII are
+/// escaped as `\C3`. RDNs of several values read as several RDNs.
 pub(super) fn name(name: &X509NameRef) -> String {
     let entries: Vec<_> = name.entries().collect();
     let mut out = String::with_capacity(entries.len() * 24);

@@ -159,10 +159,8 @@ impl<'a> Files<'a> {
             if !is_issued_by(&pair[0], &pair[1]) {
                 let (this, next) = (at + 1, at + 2);
                 let issuer = name(pair[0].issuer_name());
-                self.fault(
-                    field,
-                    format!("{file}: certificate {next} did not issue certificate {this}, whose issuer is {issuer:?}; write the leaf first, then each issuer"),
-                );
+                let why = format!("certificate {next} did not issue certificate {this}, whose issuer is {issuer:?}");
+                self.fault(field, format!("{file}: {why}; write the leaf first, then each issuer"));
             }
         }
         if let Some(leaf) = chain.first() {

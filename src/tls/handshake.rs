@@ -245,8 +245,8 @@ pub fn facts(ssl: &SslRef) -> ConnectionFacts {
     }
 }
 
-/// `SSL_get_negotiated_group`, which the `openssl` crate lacks. It gives a NID, or for groups without one the TLS number
-/// with a bit set (ssl.h, 3.0 to 3.6); `SSL_get0_group_name` would need 3.2.
+/// `SSL_get_negotiated_group`, which the `openssl` crate lacks. It gives a NID, or for groups without one the TLS
+/// number with a bit set (ssl.h, 3.0 to 3.6); `SSL_get0_group_name` would need 3.2.
 fn group(ssl: &SslRef) -> Option<&'static str> {
     const GET_NEGOTIATED_GROUP: c_int = 134;
     const TLS_NUMBER: c_int = 0x100_0000;

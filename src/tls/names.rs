@@ -6,7 +6,8 @@ use ahash::AHashMap;
 
 use super::certificate::SubjectAltNames;
 
-/// The SANs of a listener's certificates: exact names before wildcards, the certificate that stands first before others.
+/// The SANs of a listener's certificates: exact names before wildcards, the certificate that stands first before
+/// others.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     exact: AHashMap<Box<str>, usize>,

@@ -23,8 +23,8 @@ pub struct UpstreamTlsMaterial {
     pub server_name: String,
     /// The gateway's client certificate, for nodes that ask for one.
     pub client: Option<Arc<CertKey>>,
-    /// A hash of all of it. Goes into the peer's group key: Pingora would else reuse connections across a change of trust
-    /// (pingora-core, `upstreams/peer.rs`, `PeerOptions::ca`).
+    /// A hash of all of it. Goes into the peer's group key: Pingora would else reuse connections across a change of
+    /// trust (pingora-core, `upstreams/peer.rs`, `PeerOptions::ca`).
     pub generation: u64,
     /// Facts of the client certificate, for status and `check`.
     pub client_facts: Option<CertificateFacts>,

@@ -17,7 +17,6 @@ mod node;
 mod peer;
 mod random;
 mod settings;
-mod silence;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,7 +24,6 @@ use std::sync::atomic::Ordering;
 pub use health::run_health_checks;
 pub use node::{Health, Node, NodeStatus};
 pub use settings::{NodeSettings, Settings, SettingsError};
-pub use silence::SilenceWatch;
 
 use balance::Balancer;
 

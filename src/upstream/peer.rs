@@ -69,7 +69,7 @@ impl Picked {
     ///
     /// Pingora has one `read_timeout` per request: the longest wait of any single read, from the answer's first byte to
     /// its last, and no filter can change it once the request runs (pingora-proxy, `proxy_h1.rs`, `proxy_1to1`). So it
-    /// is set to the longer of the two; [`super::SilenceWatch`] keeps the exact ones where they differ.
+    /// is set to the longer of the two; the proxy keeps the exact ones where they differ.
     pub fn peer(&self, response: Duration, stream_idle: Duration) -> Box<HttpPeer> {
         Box::new(self.node().peer_for(response, stream_idle))
     }

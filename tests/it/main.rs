@@ -8,6 +8,7 @@ mod a2a;
 mod admin;
 mod bodies;
 mod cli;
+mod conf;
 mod demo;
 mod headers;
 mod limits;

@@ -76,7 +76,8 @@ pub struct Authority {
     pub cert: X509,
     /// Its key.
     pub key: PKey<Private>,
-    /// What those it issues for must send along: its own certificate and those above, without the root. Empty for a root.
+    /// What those it issues for must send along: its own certificate and those above, without the root. Empty for a
+    /// root.
     pub chain: Vec<X509>,
 }
 

@@ -1,33 +1,59 @@
-//! Certificates, keys and bundles that the file names.
-
-use std::fs;
+//! Certificates, keys and bundles that the file names: read, judged, and forgotten.
 
 use super::Resolver;
+use crate::config::Route;
 use crate::config::file::{ListenerTls, UpstreamTls};
+use crate::tls::{self, TlsFault};
 
-/// The files of a listener; their names are absolute.
-pub(super) fn listener(r: &mut Resolver<'_>, at: &str, tls: &ListenerTls) {
-    for (i, files) in tls.certificates.iter().enumerate() {
-        exists(r, &format!("{at}.certificates[{i}].cert"), &files.cert);
-        exists(r, &format!("{at}.certificates[{i}].key"), &files.key);
+/// The files of a listener. What its certificates cover is kept for [`check_hosts`].
+pub(super) fn listener(r: &mut Resolver<'_>, at: &str, settings: &ListenerTls) {
+    if !r.around.read_files || settings.certificates.is_empty() {
+        return;
     }
-    exists(r, &format!("{at}.client_auth.ca"), &tls.client_auth.ca);
-}
-
-/// The files of an upstream; their names are absolute.
-pub(super) fn upstream(r: &mut Resolver<'_>, at: &str, tls: &UpstreamTls) {
-    exists(r, &format!("{at}.ca"), &tls.ca);
-    for (key, name) in [("cert", &tls.cert), ("key", &tls.key)] {
-        if let Some(name) = name {
-            exists(r, &format!("{at}.{key}"), name);
+    match tls::build_listener(settings, r.base, r.around.now_unix) {
+        Ok(context) => {
+            warn(r, at, context.warnings());
+            r.contexts.push(context);
         }
+        Err(faults) => error(r, at, faults),
     }
 }
 
-fn exists(r: &mut Resolver<'_>, path: &str, name: &str) {
-    if r.around.read_files
-        && let Err(e) = fs::metadata(name)
-    {
-        r.error(path, format!("the file {name:?} can't be read: {e}"));
+/// The files of an upstream.
+pub(super) fn upstream(r: &mut Resolver<'_>, at: &str, settings: &UpstreamTls) {
+    if !r.around.read_files {
+        return;
+    }
+    match tls::build_upstream(settings, r.base, r.around.now_unix) {
+        Ok(material) => warn(r, at, &material.warnings),
+        Err(faults) => error(r, at, faults),
+    }
+}
+
+fn error(r: &mut Resolver<'_>, at: &str, faults: Vec<TlsFault>) {
+    for TlsFault { field, message } in faults {
+        r.error(&format!("{at}.{field}"), message);
+    }
+}
+
+fn warn(r: &mut Resolver<'_>, at: &str, faults: &[TlsFault]) {
+    for TlsFault { field, message } in faults {
+        r.warn(&format!("{at}.{field}"), message.clone());
+    }
+}
+
+/// Hosts of routes that no certificate covers: the gateway answers 421 to all their requests.
+pub(super) fn check_hosts(r: &mut Resolver<'_>, routes: &[Route], plain_listener: bool) {
+    if plain_listener || r.contexts.is_empty() {
+        return;
+    }
+    let contexts = std::mem::take(&mut r.contexts);
+    for (i, route) in routes.iter().enumerate() {
+        for (j, host) in route.hosts.iter().enumerate() {
+            if !host.starts_with("*.") && !contexts.iter().any(|c| c.covers(host)) {
+                let path = format!("routes[{i}].hosts[{j}]");
+                r.warn(&path, format!("no certificate of a listener is for {host}: its requests are refused with 421"));
+            }
+        }
     }
 }

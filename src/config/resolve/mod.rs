@@ -14,9 +14,10 @@ mod upstreams;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::file::File;
-use super::locate::Steps;
+use super::file::{File, Protocol};
+use super::place::Steps;
 use super::{Config, ConfigError, Located, Surroundings};
+use crate::tls::ServerContext;
 
 /// Resolves the file. `guessed` are the places where something harmless stands in for what could not be decoded;
 /// about them nothing more is said.
@@ -31,7 +32,8 @@ pub(super) fn resolve(
     around: &Surroundings<'_>,
 ) -> Result<(Config, Vec<ConfigError>), Vec<ConfigError>> {
     let guessed = guessed.iter().map(Steps::to_string).collect();
-    let mut r = Resolver { located, guessed, base, around, errors: Vec::new(), warnings: Vec::new() };
+    let mut r =
+        Resolver { located, guessed, base, around, errors: Vec::new(), warnings: Vec::new(), contexts: Vec::new() };
     process::addresses(&mut r, &file);
     let hive = process::hive(&mut r, file.hive);
     let peers = peers::resolve(&mut r, file.peers);
@@ -42,6 +44,7 @@ pub(super) fn resolve(
     let access_log = process::access_log(&mut r, file.access_log);
     let server = process::server(&mut r, &file.server, &routes);
     listeners::check_peers_can_be_known(&mut r, &listeners, &routes);
+    certificates::check_hosts(&mut r, &routes, listeners.iter().any(|l| l.protocol == Protocol::Http));
     if !r.errors.is_empty() || !r.guessed.is_empty() {
         return Err(r.errors);
     }
@@ -69,6 +72,8 @@ struct Resolver<'a> {
     around: &'a Surroundings<'a>,
     errors: Vec<ConfigError>,
     warnings: Vec<ConfigError>,
+    /// Of the listeners whose files are good.
+    contexts: Vec<ServerContext>,
 }
 
 impl Resolver<'_> {

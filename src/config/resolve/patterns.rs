@@ -1,17 +1,20 @@
-//! Hosts, paths and methods of routes.
+//! Hosts, paths and methods of routes, in their normal form.
+
+use crate::json_rpc::MethodPolicy;
+use crate::route::{HostPattern, MethodSet, PathPattern};
 
 pub(super) fn host(text: &str) -> Result<String, String> {
-    Ok(text.to_ascii_lowercase())
+    HostPattern::parse(text).map(|pattern| pattern.as_str().to_owned())
 }
 
 pub(super) fn path(text: &str) -> Result<String, String> {
-    if text.starts_with('/') { Ok(text.to_owned()) } else { Err(format!("{text:?} does not begin with '/'")) }
+    PathPattern::parse(text).map(|pattern| pattern.as_str().to_owned())
 }
 
 pub(super) fn method(text: &str) -> Result<String, String> {
-    Ok(text.to_owned())
+    MethodSet::parse(&[text]).map(|_| text.to_owned())
 }
 
 pub(super) fn rpc_method(text: &str) -> Result<String, String> {
-    if text.is_empty() { Err("a method can't be empty".into()) } else { Ok(text.to_owned()) }
+    MethodPolicy::new(Some(&[text.to_owned()])).map(|_| text.to_owned())
 }

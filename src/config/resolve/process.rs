@@ -6,29 +6,38 @@ use std::time::Duration;
 
 use super::Resolver;
 use super::ranges::HOUR;
+use super::routes::BODY_MAX;
 use super::secrets::secret;
 use crate::config::file::{self, AccessLog, File};
 use crate::config::{Admin, Hive, Route, Server};
+use crate::headers::ProductHeaders;
 
 /// Least length of the gateway's proof: Hive refuses shorter ones.
 const GATEWAY_SECRET_LEAST: usize = 32;
 /// Least length of the operator's secret.
 const ADMIN_SECRET_LEAST: usize = 16;
-/// Longest header prefix: header names are logged and compared.
-const PREFIX_LENGTH_MAX: usize = 32;
 
 /// Two that would listen in one place.
 pub(super) fn addresses(r: &mut Resolver<'_>, file: &File) {
+    let mut all = vec![("admin".to_owned(), file.admin.address)];
+    all.extend(file.listeners.iter().enumerate().map(|(i, l)| (format!("listeners[{i}]"), l.address)));
+    if r.located.has("admin.address") {
+        // It is written, so it can be the one that is wrong.
+        all.rotate_left(1);
+    }
     let mut taken: Vec<(String, SocketAddr)> = Vec::new();
-    let listeners = file.listeners.iter().enumerate().map(|(i, l)| (format!("listeners[{i}]"), l.address));
-    for (owner, address) in listeners.chain([("admin".to_owned(), file.admin.address)]) {
+    for (owner, address) in all {
         let path = format!("{owner}.address");
         if r.is_guessed(&path) {
             continue;
         }
         if let Some((other, theirs)) = taken.iter().find(|(_, theirs)| collide(*theirs, address)) {
-            let line = r.located.place(&format!("{other}.address")).line;
-            r.error(&path, format!("{address} is already taken by {other} ({theirs}) in line {line}"));
+            let theirs_at = format!("{other}.address");
+            let whence = match r.located.has(&theirs_at) {
+                true => format!("in line {}", r.located.place(&theirs_at).line),
+                false => "by default".to_owned(),
+            };
+            r.error(&path, format!("{address} is already taken by {other} ({theirs}) {whence}"));
         }
         taken.push((owner, address));
     }
@@ -45,12 +54,8 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
 /// `hive`
 pub(super) fn hive(r: &mut Resolver<'_>, hive: file::Hive) -> Hive {
     let prefix = hive.header_prefix;
-    let letters = prefix.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    let ends = prefix.starts_with(|c: char| c.is_ascii_alphabetic()) && !prefix.ends_with('-');
-    if !letters || !ends || prefix.len() > PREFIX_LENGTH_MAX {
-        let rule =
-            format!("a letter, then letters, digits and '-', at most {PREFIX_LENGTH_MAX} in all, such as X-Hive");
-        r.error("hive.header_prefix", format!("{prefix:?} can't begin a header's name; write {rule}"));
+    if let Err(why) = ProductHeaders::with_prefix(&prefix) {
+        r.error("hive.header_prefix", why);
     }
     let (inline, file) = (hive.gateway_auth_secret, hive.gateway_auth_secret_file);
     let gateway_auth = secret(r, "hive", "gateway_auth_secret", inline, file, GATEWAY_SECRET_LEAST);
@@ -94,7 +99,8 @@ pub(super) fn server(r: &mut Resolver<'_>, server: &file::Server, routes: &[Rout
     }
     r.span("server.drain", server.drain, Duration::ZERO, HOUR);
     r.size("server.body_memory", server.body_memory, &(1 << 20..=1 << 40));
-    if let Some((i, route)) = routes.iter().enumerate().max_by_key(|(_, route)| route.body_limit)
+    let possible = routes.iter().enumerate().filter(|(_, route)| route.body_limit <= BODY_MAX);
+    if let Some((i, route)) = possible.max_by_key(|(_, route)| route.body_limit)
         && route.body_limit > server.body_memory.0
         && !r.has_guess(&format!("routes[{i}].body"))
     {

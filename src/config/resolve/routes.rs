@@ -7,9 +7,10 @@ use super::{Resolver, patterns};
 use crate::config::file::{self, Body};
 use crate::config::nearest::known_ones;
 use crate::config::{Peer, Route, RoutePeers, Upstream};
+use crate::route::MethodSet;
 
 /// Longest body that Hive takes.
-const BODY_MAX: u64 = 16 << 20;
+pub(super) const BODY_MAX: u64 = 16 << 20;
 
 pub(super) fn resolve(
     r: &mut Resolver<'_>,
@@ -144,55 +145,43 @@ fn json_rpc(r: &mut Resolver<'_>, at: &str, rpc: &file::JsonRpc) {
     list(r, &path, methods, patterns::rpc_method, Some(empty));
 }
 
+/// Host and path, and the routes that have both.
+type Taken<'a> = HashMap<(Option<&'a str>, &'a str), Vec<(usize, MethodSet)>>;
+
 /// Two routes that a single request could both mean.
 fn overlaps(r: &mut Resolver<'_>, routes: &[Route]) {
-    let mut taken: HashMap<(Option<&str>, &str), Vec<usize>> = HashMap::new();
+    let mut taken = Taken::new();
     for (i, route) in routes.iter().enumerate() {
-        if ["hosts", "paths", "methods"].iter().any(|key| r.has_guess(&format!("routes[{i}].{key}"))) {
-            continue;
-        }
+        let guess = ["hosts", "paths", "methods"].iter().any(|key| r.has_guess(&format!("routes[{i}].{key}")));
+        let Some(methods) = MethodSet::parse(&route.methods).ok().filter(|_| !guess) else { continue };
         let mut hosts: Vec<_> = route.hosts.iter().map(|h| Some(h.as_str())).collect();
         if hosts.is_empty() {
             hosts.push(None);
         }
-        // One error for each path, however many hosts, methods and other routes share it.
-        let mut told = BTreeSet::new();
         for (j, path) in route.paths.iter().enumerate() {
+            // One error for each path, however many hosts, methods and other routes share it.
+            let mut told = false;
             for host in &hosts {
                 let others = taken.entry((*host, path)).or_default();
-                let common = |o: &usize| common_method(&routes[*o].methods, &route.methods).map(|method| (*o, method));
-                let found = others.iter().filter(|o| **o != i).find_map(common);
-                if let Some((other, method)) = found.filter(|_| told.insert(j)) {
-                    overlap(r, (i, j), other, &routes[other], method, *host);
+                let shared = |(other, theirs): &(usize, MethodSet)| (*other, theirs.intersection(methods));
+                let found = others.iter().map(shared).find(|(other, common)| *other != i && !common.is_empty());
+                if let Some((other, common)) = found.filter(|_| !told) {
+                    told = true;
+                    overlap(r, &format!("routes[{i}].paths[{j}]"), other, &routes[other], common, *host);
                 }
-                if others.last() != Some(&i) {
-                    others.push(i);
+                if others.last().is_none_or(|(last, _)| *last != i) {
+                    others.push((i, methods));
                 }
             }
         }
     }
 }
 
-fn overlap(
-    r: &mut Resolver<'_>,
-    (i, j): (usize, usize),
-    other: usize,
-    first: &Route,
-    method: &str,
-    host: Option<&str>,
-) {
-    let line = r.located.place(&format!("routes[{other}]")).line;
-    let path = format!("routes[{i}].paths[{j}]");
+fn overlap(r: &mut Resolver<'_>, path: &str, i: usize, other: &Route, common: MethodSet, host: Option<&str>) {
+    let line = r.located.place(&format!("routes[{i}]")).line;
     let host = host.map_or(String::new(), |h| format!(" of host {h}"));
-    let why = format!("{method}{host} here is already taken by route {} in line {line}", first.name);
-    r.error(&path, format!("{why}; give it to one of the two"));
-}
-
-fn common_method<'a>(first: &[String], second: &'a [String]) -> Option<&'a str> {
-    // GET brings HEAD along.
-    let takes = |all: &[String], m: &str| all.iter().any(|x| x == m || (m == "HEAD" && x == "GET"));
-    let head = takes(first, "HEAD") && takes(second, "HEAD");
-    second.iter().map(String::as_str).find(|m| takes(first, m)).or(head.then_some("HEAD"))
+    let why = format!("{}{host} here is already taken by route {} in line {line}", common.allow(), other.name);
+    r.error(path, format!("{why}; give it to one of the two"));
 }
 
 fn unused(r: &mut Resolver<'_>, routes: &[Route], peers: &[Peer], upstreams: &[Upstream]) {
@@ -211,22 +200,5 @@ fn unused(r: &mut Resolver<'_>, routes: &[Route], peers: &[Peer], upstreams: &[U
     }
     for (i, upstream) in upstreams.iter().enumerate().filter(|(i, _)| !used_upstreams[*i]) {
         r.warn(&format!("upstreams[{i}]"), format!("no route goes to the upstream {}", upstream.name));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn get_and_head_meet() {
-        let common = |a: &[&str], b: &[&str]| {
-            let own = |l: &[&str]| l.iter().map(ToString::to_string).collect::<Vec<_>>();
-            common_method(&own(a), &own(b)).map(ToOwned::to_owned)
-        };
-        assert_eq!(common(&["GET"], &["POST", "HEAD"]).unwrap(), "HEAD");
-        assert_eq!(common(&["HEAD"], &["GET"]).unwrap(), "HEAD");
-        assert_eq!(common(&["POST", "GET"], &["GET"]).unwrap(), "GET");
-        assert_eq!(common(&["POST"], &["GET"]), None);
     }
 }

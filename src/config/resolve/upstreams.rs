@@ -144,11 +144,13 @@ fn timeouts(r: &mut Resolver<'_>, at: &str, t: &UpstreamTimeouts) {
 }
 
 fn upstream_tls(r: &mut Resolver<'_>, at: &str, mut tls: UpstreamTls) -> UpstreamTls {
+    let before = r.errors.len();
     let name_path = format!("{at}.server_name");
     if tls.server_name.is_empty() {
         let why = "empty: any certificate of the CA would do; write the name in the nodes' certificates";
         r.error(&name_path, why);
-    } else if !endpoint::is_host(&tls.server_name) {
+    } else if !endpoint::is_host(&tls.server_name) || tls.server_name.parse::<IpAddr>().is_ok() {
+        // Pingora verifies names only, no addresses.
         let why = format!("{:?} is not a host name; write one such as hive.internal", tls.server_name);
         r.error(&name_path, why);
     }
@@ -161,9 +163,13 @@ fn upstream_tls(r: &mut Resolver<'_>, at: &str, mut tls: UpstreamTls) -> Upstrea
         }
         _ => {}
     }
+    let whole = r.errors.len() == before;
     tls.ca = r.absolute(&tls.ca);
     tls.cert = tls.cert.map(|name| r.absolute(&name));
     tls.key = tls.key.map(|name| r.absolute(&name));
-    super::certificates::upstream(r, at, &tls);
+    // With an error of the block's own the files would be judged by half of it.
+    if whole {
+        super::certificates::upstream(r, at, &tls);
+    }
     tls
 }

@@ -1,0 +1,245 @@
+//! `hive-gateway check`: everything that is wrong with a configuration, or what it would run.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::config::{self, Config, ConfigError, Loaded, RoutePeers, Surroundings, file};
+use crate::tls::{self, CertificateFacts};
+
+const DAY_SECONDS: i64 = 24 * 3600;
+
+/// Reads a configuration and everything that it names, and says what is wrong or what would run.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The configuration.
+    #[arg(short, long, value_name = "FILE", default_value = "conf/gateway.yaml")]
+    pub config: PathBuf,
+    /// Fail on warnings too.
+    #[arg(long)]
+    pub strict: bool,
+}
+
+/// Errors and warnings go to standard error, one a line; the summary to standard output. Fails if there is an error, or
+/// a warning with `--strict`.
+pub fn run(args: &CheckArgs) -> ExitCode {
+    let env = |name: &str| std::env::var(name).ok();
+    let around = Surroundings::of_system(&env);
+    let report = check(&args.config, args.strict, &around);
+    eprint!("{}", report.problems);
+    print!("{}", report.summary);
+    if report.good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What `check` says.
+#[derive(Debug)]
+struct Report {
+    problems: String,
+    summary: String,
+    good: bool,
+}
+
+fn check(file: &Path, strict: bool, around: &Surroundings<'_>) -> Report {
+    match config::load_in(file, around) {
+        Err(errors) => Report { problems: failure(file, &errors), summary: String::new(), good: false },
+        Ok(Loaded { config, warnings, .. }) => {
+            let mut problems = String::new();
+            for warning in &warnings {
+                line(&mut problems, format_args!("warning: {warning}"));
+            }
+            let good = !strict || warnings.is_empty();
+            if !good {
+                line(
+                    &mut problems,
+                    format_args!("{}: {} with --strict", file.display(), many(warnings.len(), "warning")),
+                );
+            }
+            let summary = if good { summary(&config, around.now_unix) } else { String::new() };
+            Report { problems, summary, good }
+        }
+    }
+}
+
+fn failure(file: &Path, errors: &[ConfigError]) -> String {
+    let mut text = String::new();
+    for error in errors {
+        line(&mut text, format_args!("{error}"));
+    }
+    line(&mut text, format_args!("{}: {}", file.display(), many(errors.len(), "error")));
+    text
+}
+
+fn many(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+fn line(text: &mut String, what: std::fmt::Arguments<'_>) {
+    // Writing to a String never fails.
+    let _ = writeln!(text, "{what}");
+}
+
+/// What would run.
+fn summary(config: &Config, now_unix: i64) -> String {
+    let mut text = String::new();
+    line(&mut text, format_args!("{} is good (SHA-256 {})", config.source.display(), &config.hash[..16]));
+    listeners(&mut text, config, now_unix);
+    peers(&mut text, config);
+    routes(&mut text, config);
+    upstreams(&mut text, config, now_unix);
+    let secret = if config.admin.bearer.is_some() { "with a secret" } else { "without a secret" };
+    line(&mut text, format_args!("admin\n  {}, {secret}", config.admin.address));
+    text
+}
+
+fn listeners(text: &mut String, config: &Config, now_unix: i64) {
+    line(text, format_args!("listeners"));
+    for listener in &config.listeners {
+        let kind = match listener.protocol {
+            file::Protocol::Https => "https",
+            file::Protocol::Http => "http, plain text",
+        };
+        line(text, format_args!("  {}: {} ({kind})", listener.name, listener.address));
+        // The files were good a moment ago, so an error here is a file that has just been changed.
+        let context = listener.tls.as_ref().and_then(|tls| tls::build_listener(tls, Path::new(""), now_unix).ok());
+        let Some(context) = context else { continue };
+        for certificate in context.certificates() {
+            line(text, format_args!("    certificate {}", facts(certificate, now_unix)));
+        }
+        for authority in context.authorities() {
+            line(text, format_args!("    clients of {}", facts(authority, now_unix)));
+        }
+    }
+}
+
+fn facts(certificate: &CertificateFacts, now_unix: i64) -> String {
+    let days = (certificate.not_after - now_unix).div_euclid(DAY_SECONDS);
+    let left = match days {
+        0 => "less than a day".to_owned(),
+        _ => many(usize::try_from(days).unwrap_or(0), "day"),
+    };
+    let names = match certificate.names.as_slice() {
+        [] => String::new(),
+        names => format!(" for {}", names.join(", ")),
+    };
+    format!("{}{names}: {left} left", certificate.subject)
+}
+
+/// Most peers that are listed one by one; there may be 100,000.
+const PEERS_SHOWN: usize = 20;
+
+fn peers(text: &mut String, config: &Config) {
+    line(text, format_args!("peers: {}", config.peers.len()));
+    for peer in config.peers.iter().take(PEERS_SHOWN) {
+        line(text, format_args!("  {}: {}", peer.name, peer.rule));
+    }
+    if config.peers.len() > PEERS_SHOWN {
+        line(text, format_args!("  and {} more", config.peers.len() - PEERS_SHOWN));
+    }
+}
+
+fn routes(text: &mut String, config: &Config) {
+    line(text, format_args!("routes"));
+    for route in &config.routes {
+        let hosts = if route.hosts.is_empty() { "any host".to_owned() } else { route.hosts.join(", ") };
+        let peers = match &route.peers {
+            RoutePeers::Any => "any peer".to_owned(),
+            RoutePeers::Of(indexes) => {
+                let names = indexes.iter().take(PEERS_SHOWN).map(|i| config.peers[*i].name.as_str());
+                let more = indexes.len().saturating_sub(PEERS_SHOWN);
+                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+                names.collect::<Vec<_>>().join(", ") + &more
+            }
+        };
+        let methods = route.methods.join(" ");
+        let kind = if route.json_rpc.is_some() { " (JSON-RPC)" } else { "" };
+        let to = &config.upstreams[route.upstream].name;
+        line(
+            text,
+            format_args!("  {}: {methods} {} of {hosts}, {peers} -> {to}{kind}", route.name, route.paths.join(" ")),
+        );
+    }
+}
+
+fn upstreams(text: &mut String, config: &Config, now_unix: i64) {
+    line(text, format_args!("upstreams"));
+    for upstream in &config.upstreams {
+        let health = match &upstream.health_check {
+            check if check.enabled => format!("{} every {}", check.path, check.interval),
+            _ => "no health check".to_owned(),
+        };
+        line(text, format_args!("  {}: {health}", upstream.name));
+        for node in &upstream.endpoints {
+            let address = node.address.to_string();
+            let resolved = if node.host == address { String::new() } else { format!(" ({address})") };
+            line(text, format_args!("    {}{resolved} weight {}", node.url, node.weight));
+        }
+        let Some(settings) = &upstream.tls else { continue };
+        line(text, format_args!("    as {}", settings.server_name));
+        let material = tls::build_upstream(settings, Path::new(""), now_unix).ok();
+        if let Some(client) = material.and_then(|m| m.client_facts) {
+            line(text, format_args!("    with certificate {}", facts(&client, now_unix)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::load_text;
+
+    const NOW: i64 = 1_800_000_000;
+
+    fn around() -> Surroundings<'static> {
+        Surroundings {
+            env: &|_| None,
+            addresses: &|_, _| Err(std::io::Error::other("no names in tests")),
+            now_unix: NOW,
+            read_files: false,
+        }
+    }
+
+    #[test]
+    fn the_summary_says_what_would_run() {
+        let text = r#"listeners: [{ name: main, address: "127.0.0.1:8080", protocol: http }]
+routes: [{ name: a2a, paths: [/a, /b], methods: [POST], peers: any, upstream: hive, json_rpc: {} }]
+upstreams: [{ name: hive, endpoints: ["http://10.0.1.10:3000", { url: "http://10.0.1.11:3000", weight: 2 }] }]
+"#;
+        let config = load_text(Path::new("g.yaml"), text, &around()).unwrap().config;
+        let said = summary(&config, NOW);
+        for part in [
+            "main: 127.0.0.1:8080 (http, plain text)",
+            "a2a: POST /a /b of any host, any peer -> hive (JSON-RPC)",
+            "hive: /api/health every 10s",
+            "http://10.0.1.11:3000 weight 2",
+            "127.0.0.1:9901, without a secret",
+        ] {
+            assert!(said.contains(part), "{part} not in\n{said}");
+        }
+    }
+
+    #[test]
+    fn days_left_are_counted() {
+        let mut of = CertificateFacts {
+            subject: "CN=gw".into(),
+            issuer: String::new(),
+            serial: String::new(),
+            names: vec!["a.example".into()],
+            uris: Vec::new(),
+            not_before: NOW,
+            not_after: NOW + 3 * DAY_SECONDS + 5,
+        };
+        assert_eq!(facts(&of, NOW), "CN=gw for a.example: 3 days left");
+        of.not_after = NOW + 5;
+        assert!(facts(&of, NOW).ends_with("less than a day left"));
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_an_error() {
+        let report = check(Path::new("no/such/file.yaml"), false, &around());
+        assert!(!report.good && report.summary.is_empty());
+        assert!(report.problems.starts_with("no/such/file.yaml: can't be read: "), "{}", report.problems);
+        assert!(report.problems.ends_with("no/such/file.yaml: 1 error\n"), "{}", report.problems);
+    }
+}
