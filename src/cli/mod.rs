@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 pub mod check;
 pub mod demo;
 mod demo_files;
-mod node;
+pub mod node;
 pub mod pki;
 
 /// Perimeter proxy for Hive: mutual TLS in, Hive nodes behind, default deny.

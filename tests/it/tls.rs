@@ -173,13 +173,15 @@ fn plain_http_on_the_tls_port_is_counted_as_not_tls() {
 }
 
 #[test]
-fn without_sni_no_host_can_agree_with_it() {
+fn without_sni_only_what_the_default_certificate_covers_is_served() {
     let (gateway, node) = gateway();
     let client = gateway.client("alice").sni(None);
-    let answer = client.get(gateway.address, CARD).unwrap();
-    assert_eq!(answer.status, 421, "{}", answer.text());
-    assert_eq!(H2::connect(&client, gateway.address).unwrap().get(CARD).unwrap().status, 421);
-    assert_eq!(node.count(), 0);
+    let ask = |host: &str| {
+        let mut connection = client.connect(gateway.address).unwrap();
+        connection.exchange(format!("GET {CARD} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).unwrap().status
+    };
+    assert_eq!((ask("evil.example"), ask("127.0.0.1"), node.count()), (421, 421, 0));
+    assert_eq!((ask("gateway.test"), node.count()), (200, 1));
 }
 
 #[test]

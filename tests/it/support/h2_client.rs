@@ -139,6 +139,27 @@ impl H2 {
         self.send(Self::request("GET", path).body(()).unwrap(), b"")
     }
 
+    /// The same request so many times at once; the bodies, each read as it comes.
+    pub fn get_all(&self, path: &str, times: usize) -> Result<Vec<Vec<u8>>, String> {
+        self.wait(async {
+            let mut running = tokio::task::JoinSet::new();
+            for _ in 0..times {
+                let mut send = self.send.clone().ready().await?;
+                let (future, _) = send.send_request(Self::request("GET", path).body(()).unwrap(), true)?;
+                running.spawn(async move {
+                    let mut stream = future.await?.into_body();
+                    let mut body = Vec::new();
+                    while let Some(data) = stream.data().await.transpose()? {
+                        stream.flow_control().release_capacity(data.len())?;
+                        body.extend_from_slice(&data);
+                    }
+                    Ok::<_, h2::Error>(body)
+                });
+            }
+            running.join_all().await.into_iter().collect()
+        })
+    }
+
     pub fn stream(&self, request: Request<()>, body: &[u8]) -> Result<Streaming<'_>, String> {
         let (future, mut stream) = self.begin(request, body.is_empty())?;
         if !body.is_empty() {
