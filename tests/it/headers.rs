@@ -113,7 +113,7 @@ fn connection_can_remove_neither_the_gateways_headers_nor_save_its_own() {
     let (gateway, node) = gateway();
     let mut connection = gateway.connect("alice");
     let fields = format!(
-        "Connection: X-Real-IP, keep-alive\r\nConnection: x-private, X-Forwarded-For, X-Forwarded-Client-Cert\r\n\
+        "Connection: X-Real-IP, keep-alive\r\nConnection: x-private\r\n\
          X-Private: {FORGED}\r\nX-Real-IP: {FORGED}\r\nKeep-Alive: timeout=99\r\nProxy-Connection: keep-alive\r\n"
     );
     let answer = exchange(&mut connection, &fields);
@@ -123,6 +123,11 @@ fn connection_can_remove_neither_the_gateways_headers_nor_save_its_own() {
     for name in ["x-private", "keep-alive", "proxy-connection"] {
         assert!(request.header(name).is_none(), "{name} is the client's matter with the gateway");
     }
+    for nominated in ["Host", "X-Hive-Federation-JWT, keep-alive", "content-length"] {
+        let fields = format!("Connection: {nominated}\r\n");
+        assert_eq!(exchange(&mut gateway.connect("alice"), &fields).status, 400, "{nominated}");
+    }
+    assert_eq!(node.count(), 1);
 }
 
 #[test]

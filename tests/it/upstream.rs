@@ -387,6 +387,8 @@ fn a_killed_node_under_load_costs_only_the_requests_on_it_and_comes_back() {
                     if answer.status != 200 {
                         assert_eq!(answer.status, 502, "{}", answer.text());
                         failed.fetch_add(1, Ordering::Relaxed);
+                        assert_eq!(answer.header("connection"), Some("close"));
+                        connection = client.connect(gateway.address).unwrap();
                     }
                     done.fetch_add(1, Ordering::Relaxed);
                 }
