@@ -4,7 +4,7 @@
 
 use std::hint::black_box;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use hive_gateway::clock::Clock;
@@ -80,6 +80,22 @@ fn access_log(c: &mut Criterion) {
     let target = AccessLogTarget::File(PathBuf::from("/dev/null"));
     let log = AccessLog::open(&target, Clock::System, &metrics).unwrap();
     c.bench_function("access_log/record", |b| b.iter(|| log.record(black_box(&record))));
+    // All threads at once, each its own lines: what the lock between them costs.
+    c.bench_function("access_log/record_2_threads", |b| {
+        b.iter_custom(|rounds| {
+            let started = Instant::now();
+            std::thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| (0..rounds).for_each(|_| log.record(black_box(&record))));
+                }
+            });
+            started.elapsed()
+        });
+    });
+    log.close(Duration::from_secs(10));
+    for line in metrics.encode().lines().filter(|l| l.starts_with("hive_gateway_access_log")) {
+        println!("{line}");
+    }
 }
 
 criterion_group!(benches, metrics, access_log);

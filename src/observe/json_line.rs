@@ -11,15 +11,33 @@ const HEX: &[u8; 16] = b"0123456789abcdef";
 const CUT: &[u8] = b"...";
 
 /// Bytes that can't be copied as they are: controls, quote, backslash, DEL and all of non-ASCII.
-static NEEDS_CARE: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut b = 0;
-    while b < 256 {
-        table[b] = b < 0x20 || b == b'"' as usize || b == b'\\' as usize || b >= 0x7f;
-        b += 1;
+fn needs_care(b: u8) -> bool {
+    b < 0x20 || b == b'"' || b == b'\\' || b >= 0x7f
+}
+
+/// Whether no byte needs care: eight at a time, the last eight once more rather than the rest one by one.
+fn is_plain(text: &[u8]) -> bool {
+    let (words, rest) = text.as_chunks::<8>();
+    match text.last_chunk::<8>() {
+        Some(last) if !rest.is_empty() => words.iter().chain([last]).all(|w| is_plain_word(*w)),
+        Some(_) => words.iter().all(|w| is_plain_word(*w)),
+        None => !text.iter().any(|&b| needs_care(b)),
     }
-    table
-};
+}
+
+/// [`needs_care`] of no byte in the word. Subtracting borrows into a byte's highest bit if the byte was less; a byte is
+/// equal to another if their difference by XOR is less than 1. A borrow can only spread from a byte that needs care.
+fn is_plain_word(word: [u8; 8]) -> bool {
+    const fn each(b: u8) -> u64 {
+        u64::from_ne_bytes([b; 8])
+    }
+    const fn less(word: u64, than: u8) -> u64 {
+        word.wrapping_sub(each(than)) & !word
+    }
+    let word = u64::from_ne_bytes(word);
+    let special = less(word ^ each(b'"'), 1) | less(word ^ each(b'\\'), 1) | less(word ^ each(0x7f), 1);
+    (word | less(word, 0x20) | special) & each(0x80) == 0
+}
 
 /// An object being written to the end of a buffer.
 pub(super) struct JsonLine<'o>(&'o mut Vec<u8>);
@@ -36,6 +54,8 @@ impl<'o> JsonLine<'o> {
         line
     }
 
+    // Inlined with its callers, so that a key is a few constant stores and not a copy: an eighth of the whole line.
+    #[inline(always)]
     fn key(&mut self, key: &'static str) {
         self.0.extend_from_slice(b",\"");
         self.0.extend_from_slice(key.as_bytes());
@@ -43,6 +63,7 @@ impl<'o> JsonLine<'o> {
     }
 
     /// A text of which at most `bytes_max` bytes are kept; what is cut ends in `...`.
+    #[inline(always)]
     pub(super) fn text(&mut self, key: &'static str, value: &[u8], bytes_max: usize) {
         self.key(key);
         self.0.push(b'"');
@@ -56,12 +77,14 @@ impl<'o> JsonLine<'o> {
     }
 
     /// A text, or nothing at all.
+    #[inline(always)]
     pub(super) fn optional(&mut self, key: &'static str, value: Option<impl AsRef<[u8]>>, bytes_max: usize) {
         if let Some(value) = value {
             self.text(key, value.as_ref(), bytes_max);
         }
     }
 
+    #[inline(always)]
     pub(super) fn number(&mut self, key: &'static str, value: u64) {
         self.key(key);
         push_number(self.0, value);
@@ -110,8 +133,13 @@ fn cut(value: &[u8], bytes_max: usize) -> &[u8] {
 }
 
 fn push_escaped(out: &mut Vec<u8>, mut rest: &[u8]) {
+    // Nearly always there is nothing to escape.
+    if is_plain(rest) {
+        out.extend_from_slice(rest);
+        return;
+    }
     loop {
-        let plain = rest.iter().position(|&b| NEEDS_CARE[usize::from(b)]).unwrap_or(rest.len());
+        let plain = rest.iter().position(|&b| needs_care(b)).unwrap_or(rest.len());
         out.extend_from_slice(&rest[..plain]);
         rest = &rest[plain..];
         match rest {
@@ -248,6 +276,18 @@ mod tests {
             assert!(text.chars().all(|c| !c.is_control()), "{value:?} became {text:?}");
             let back: String = serde_json::from_str(&format!("\"{text}\"")).unwrap();
             assert_eq!(back, String::from_utf8_lossy(&value), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn a_byte_that_needs_care_is_found_at_every_place_of_every_length() {
+        for length in 0..40 {
+            assert!(is_plain(&vec![b' '; length]) && is_plain(&vec![b'~'; length]) && is_plain(&vec![b'!'; length]));
+            for (place, b) in (0..length).flat_map(|place| (0..=255u8).map(move |b| (place, b))) {
+                let mut text = vec![b'a'; length];
+                text[place] = b;
+                assert_eq!(is_plain(&text), !needs_care(b), "{b:#x} at {place} of {length}");
+            }
         }
     }
 
