@@ -142,7 +142,9 @@ impl Refusal {
             Refusal::BodyTooLarge => (413, "payload_too_large", -32700, "The request body is too large."),
             Refusal::BodyTimeout => (408, "body_timeout", -32700, "The request body took too long."),
             Refusal::BodyMemoryExhausted => (503, "overloaded", -32603, "The gateway is overloaded. Try again."),
-            Refusal::ExpectationFailed => (417, "expectation_failed", -32600, "Only Expect: 100-continue is supported."),
+            Refusal::ExpectationFailed => {
+                (417, "expectation_failed", -32600, "Only Expect: 100-continue is supported.")
+            }
             Refusal::UnsupportedMediaType => {
                 (415, "unsupported_media_type", -32700, "Send application/json without a content coding.")
             }
@@ -150,7 +152,9 @@ impl Refusal {
             Refusal::JsonRpcInvalid(_) => (400, "invalid_json_rpc", -32600, "The body is not a JSON-RPC request."),
             Refusal::JsonRpcMethodNotAllowed => (403, "json_rpc_method_not_allowed", -32601, "Method not allowed."),
             Refusal::NoHealthyUpstream => (503, "no_healthy_upstream", -32603, "No Hive node is available."),
-            Refusal::UpstreamConnectFailed => (502, "upstream_connect_failed", -32603, "No Hive node could be reached."),
+            Refusal::UpstreamConnectFailed => {
+                (502, "upstream_connect_failed", -32603, "No Hive node could be reached.")
+            }
             Refusal::UpstreamConnectTimeout => {
                 (504, "upstream_connect_timeout", -32603, "No Hive node could be reached in time.")
             }

@@ -46,7 +46,7 @@ fn a_line_says_who_asked_what_and_what_came_of_it() {
         ("status", json!(200)),
         ("bytes_in", json!(67)),
         ("upstream", json!("hive")),
-        ("node", json!(node.address.to_string())),
+        ("node", json!(format!("http://{}", node.address))),
         ("tries", json!(1)),
         ("user_agent", json!("tester/1")),
     ] {

@@ -238,7 +238,7 @@ fn json_rpc_refusals_have_hives_codes_and_the_requests_id() {
     let (gateway, node) = gateway();
     for (body, status, code, id) in [
         ("{", 400, -32700, serde_json::Value::Null),
-        (r#"{"jsonrpc":"2.0","id":7,"method":"a""#, 400, -32700, serde_json::Value::Null),
+        (r#"{"jsonrpc":"2.0","id":7,"method":"a""#, 400, -32700, 7.into()),
         (r#"{"jsonrpc":"1.0","id":7,"method":"a"}"#, 400, -32600, 7.into()),
         (r#"{"jsonrpc":"2.0","id":"x","method":3}"#, 400, -32600, "x".into()),
         (r#"{"jsonrpc":"2.0","id":7,"method":"a","meth\u006fd":"b"}"#, 400, -32600, 7.into()),
