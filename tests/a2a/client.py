@@ -56,6 +56,9 @@ async def send(client, _http):
 
 
 async def stream(client, _http):
+    # Once without looking: what Python does for the first time takes its time.
+    async for _ in client.send_message(say("stream")):
+        pass
     found = {"sent": [], "seen": []}
     async for event in client.send_message(say("stream")):
         text = fold(found, event)
