@@ -9,9 +9,9 @@ use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
-use super::Shared;
 use super::context::{Context, TRIES_MAX};
 use super::session::{self, DEADLINE, Expired, Wait};
+use super::{Shared, admit};
 use crate::headers;
 use crate::observe::UpstreamResult;
 use crate::refusal::Refusal;
@@ -147,6 +147,10 @@ pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result
         request.remove_header(&name);
     }
     request.remove_header(&headers::EXPECT);
+    if request.raw_path().first() != Some(&b'/') {
+        let target = admit::origin_form(request.raw_path()).to_vec();
+        request.set_raw_path(&target)?;
+    }
     frame_body(request, ctx.body.length)?;
 
     request.insert_header(headers::X_REAL_IP, address_value(client.address)?)?;

@@ -52,7 +52,7 @@ fn log(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, status:
         spiffe_id: connection.identity.as_ref().and_then(|i| i.spiffe_id.as_ref()).map(|id| id.as_str()),
         tls_version: tls.map(|t| t.version),
         tls_cipher: tls.map(|t| t.cipher),
-        tls_group: tls.and_then(|t| t.group.as_deref()),
+        tls_group: tls.and_then(|t| t.group),
         sni: tls.and_then(|t| t.sni.as_deref()),
         http_version: version(header.version),
         method: header.method.as_str(),
