@@ -101,14 +101,12 @@ fn serve(shared: &Arc<Shared>) {
     let conf = server.configuration.clone();
     let (stop, stopped) = watch::channel(false);
 
-    let idle = |listener: usize| snapshot.listeners.get(listener).map(|l| l.deadlines.idle);
     let header = |listener: usize| snapshot.listeners.get(listener).map_or(32 << 10, |l| l.deadlines.header_bytes);
     let proxy = |listener: &Arc<crate::proxy::connection::ListenerShared>| {
         let mut proxy = HttpProxy::new(Gateway::new(shared.clone()), conf.clone());
         let mut options = HttpServerOptions::default();
         // CONNECT is refused like any other ambiguous request, in the gateway's own words.
         options.allow_connect_method_proxying = true;
-        options.h2_idle_timeout = idle(listener.index);
         proxy.server_options = Some(options);
         let mut h2 = default_h2_options();
         // The proxy refuses what is over the limit with 431; the codec's own limit is only the last line.

@@ -6,14 +6,24 @@ use super::text::Text;
 /// The deepest nesting that can be configured; a larger limit counts as this.
 pub const DEPTH_MAX: u16 = 512;
 
-/// Why the lexer stopped; where is [`Lexer::at`]. One byte, so that results stay in registers.
+/// Why the lexer stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stop {
     Parse(Kind),
     TooDeep,
 }
 
+/// Why and where it stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stopped {
+    pub(super) stop: Stop,
+    pub(super) at: usize,
+}
+
 /// A place in a text.
+///
+/// What is called often is always inlined, and the rest takes the lexer by value: so the place stays in a register.
+#[derive(Clone, Copy)]
 pub(super) struct Lexer<'a> {
     text: &'a str,
     pub(super) at: usize,
@@ -25,11 +35,13 @@ impl<'a> Lexer<'a> {
         Self { text, at: 0, depth_max: usize::from(depth_max.min(DEPTH_MAX)) }
     }
 
+    #[inline(always)]
     pub(super) fn peek(&self) -> Option<u8> {
         self.text.as_bytes().get(self.at).copied()
     }
 
     /// The text from `start` to here.
+    #[inline(always)]
     pub(super) fn since(&self, start: usize) -> &'a str {
         // Both ends stand beside ASCII characters; the empty text is never the answer.
         self.text.get(start..self.at).unwrap_or_default()
@@ -37,33 +49,36 @@ impl<'a> Lexer<'a> {
 
     /// The next byte that has a meaning, which is not consumed.
     #[inline(always)]
-    pub(super) fn next(&mut self) -> Result<u8, Stop> {
-        self.skip_white_space();
-        self.peek().ok_or(Stop::Parse(Kind::UnexpectedEnd))
-    }
-
-    #[inline(always)]
-    pub(super) fn skip_white_space(&mut self) {
-        while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
-            self.at += 1;
+    pub(super) fn next(&mut self) -> Result<u8, Stopped> {
+        loop {
+            match self.peek() {
+                // Most JSON has no white space.
+                Some(byte) if byte > b' ' => return Ok(byte),
+                Some(b' ' | b'\n' | b'\r' | b'\t') => self.at += 1,
+                _ => return Err(self.unexpected(Kind::UnexpectedByte)),
+            }
         }
     }
 
     /// What to say of the byte here, that the grammar does not allow.
     #[cold]
-    pub(super) fn unexpected(&self, kind: Kind) -> Stop {
-        Stop::Parse(match self.peek() {
+    pub(super) fn unexpected(self, kind: Kind) -> Stopped {
+        self.stopped(match self.peek() {
             None => Kind::UnexpectedEnd,
             Some(0) => Kind::Nul,
             Some(_) => kind,
         })
     }
 
+    fn stopped(self, kind: Kind) -> Stopped {
+        Stopped { stop: Stop::Parse(kind), at: self.at }
+    }
+
     /// Consumes a container's opening bracket, of which it is number `depth` from the outside.
     #[inline(always)]
-    pub(super) fn open(&mut self, depth: usize) -> Result<(), Stop> {
+    pub(super) fn open(&mut self, depth: usize) -> Result<(), Stopped> {
         if depth > self.depth_max {
-            return Err(Stop::TooDeep);
+            return Err(Stopped { stop: Stop::TooDeep, at: self.at });
         }
         self.at += 1;
         Ok(())
@@ -71,106 +86,120 @@ impl<'a> Lexer<'a> {
 
     /// A member's name and colon, from white space before it to the value.
     #[inline(always)]
-    pub(super) fn name(&mut self) -> Result<Text<'a>, Stop> {
+    pub(super) fn name(&mut self) -> Result<Text<'a>, Stopped> {
         if self.next()? != b'"' {
             return Err(self.unexpected(Kind::UnexpectedByte));
         }
         let start = self.at + 1;
         let escaped = self.string()?;
-        let name = Text::new(self.text.get(start..self.at - 1).unwrap_or_default(), escaped);
+        let end = self.at - 1;
         if self.next()? != b':' {
             return Err(self.unexpected(Kind::UnexpectedByte));
         }
         self.at += 1;
-        Ok(name)
+        Ok(Text::new(self.text.get(start..end).unwrap_or_default(), escaped))
     }
 
     /// A string, from its opening quote. Says whether there are escapes in it.
     #[inline(always)]
-    pub(super) fn string(&mut self) -> Result<bool, Stop> {
+    pub(super) fn string(&mut self) -> Result<bool, Stopped> {
         self.at = plain_end(self.text.as_bytes(), self.at + 1);
-        if self.peek() == Some(b'"') {
-            self.at += 1;
-            return Ok(false);
+        let escaped = self.peek() != Some(b'"');
+        if escaped {
+            self.at = self.string_with_escapes()?;
         }
-        self.string_with_escapes()
+        self.at += 1;
+        Ok(escaped)
     }
 
-    /// The rest of a string whose plain beginning ended with another byte than a quote.
-    fn string_with_escapes(&mut self) -> Result<bool, Stop> {
+    /// The closing quote of a string whose plain beginning ended with another byte.
+    #[inline(never)]
+    fn string_with_escapes(mut self) -> Result<usize, Stopped> {
+        let bytes = self.text.as_bytes();
         loop {
             match self.peek() {
-                Some(b'"') => {
-                    self.at += 1;
-                    return Ok(true);
-                }
-                Some(b'\\') => self.escape()?,
+                Some(b'"') => return Ok(self.at),
+                Some(b'\\') => {}
                 _ => return Err(self.unexpected(Kind::ControlCharacter)),
             }
-            self.at = plain_end(self.text.as_bytes(), self.at);
-        }
-    }
-
-    /// An escape, from its backslash.
-    fn escape(&mut self) -> Result<(), Stop> {
-        self.at += 1;
-        match self.peek() {
-            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {
-                self.at += 1;
-                Ok(())
+            self.at += 1;
+            match self.peek() {
+                Some(b'u') => self.unicode_escape()?,
+                Some(byte) if SHORT_ESCAPES[usize::from(byte)] => self.at += 1,
+                _ => return Err(self.unexpected(Kind::BadEscape)),
             }
-            Some(b'u') => self.unicode_escape(),
-            _ => Err(self.unexpected(Kind::BadEscape)),
+            // Escapes come in groups (`\n\t`, or a whole text of `\u0436`); then there is no run to look for.
+            if self.peek() != Some(b'\\') {
+                self.at = plain_end(bytes, self.at);
+            }
         }
     }
 
-    /// From the `u` of `\uXXXX`; the second half of a surrogate pair belongs to it.
-    fn unicode_escape(&mut self) -> Result<(), Stop> {
-        let start = self.at - 1;
-        let lone = |lexer: &mut Self| {
-            lexer.at = start;
-            Err(Stop::Parse(Kind::LoneSurrogate))
-        };
-        match self.unit()? {
-            0xd800..=0xdbff => {}
-            0xdc00..=0xdfff => return lone(self),
-            _ => return Ok(()),
+    /// `\uXXXX`, from its `u`; the second half of a surrogate pair belongs to it.
+    #[inline(always)]
+    fn unicode_escape(&mut self) -> Result<(), Stopped> {
+        let unit = self.unit()?;
+        if unit & 0xf800 == 0xd800 {
+            self.at = self.surrogate_pair(unit)?;
+        }
+        Ok(())
+    }
+
+    /// What follows a pair of escaped surrogates, from behind the first.
+    fn surrogate_pair(mut self, first: u32) -> Result<usize, Stopped> {
+        const ESCAPE_LENGTH: usize = 6;
+        let lone = Stopped { stop: Stop::Parse(Kind::LoneSurrogate), at: self.at - ESCAPE_LENGTH };
+        if first >= 0xdc00 {
+            return Err(lone);
         }
         match self.text.as_bytes().get(self.at..) {
             Some([b'\\', b'u', ..]) => self.at += 1,
             // The text ends inside of what may become a pair.
             Some([] | [b'\\']) => {
                 self.at = self.text.len();
-                return Err(Stop::Parse(Kind::UnexpectedEnd));
+                return Err(self.stopped(Kind::UnexpectedEnd));
             }
-            _ => return lone(self),
+            _ => return Err(lone),
         }
         match self.unit()? {
-            0xdc00..=0xdfff => Ok(()),
-            _ => lone(self),
+            0xdc00..=0xdfff => Ok(self.at),
+            _ => Err(lone),
         }
     }
 
     /// Four hex digits, from the `u` before them.
-    fn unit(&mut self) -> Result<u32, Stop> {
-        let mut unit = 0;
-        for _ in 0..4 {
-            self.at += 1;
-            let digit = self.peek().and_then(|b| char::from(b).to_digit(16));
-            unit = unit << 4 | digit.ok_or_else(|| self.unexpected(Kind::BadEscape))?;
-        }
+    #[inline(always)]
+    fn unit(&mut self) -> Result<u32, Stopped> {
         self.at += 1;
+        let Some([a, b, c, d]) = self.text.as_bytes().get(self.at..self.at + 4) else { return Err(self.bad_unit()) };
+        let digit = |byte: &u8| u32::from(HEX[usize::from(*byte)]);
+        let unit = digit(a) << 12 | digit(b) << 8 | digit(c) << 4 | digit(d);
+        // No digit is 0xff, whose upper half ends up in the bits above.
+        if unit > 0xffff || digit(b) > 15 || digit(c) > 15 || digit(d) > 15 {
+            return Err(self.bad_unit());
+        }
+        self.at += 4;
         Ok(unit)
     }
 
-    fn number(&mut self) -> Result<(), Stop> {
+    /// Which of four hex digits is missing, or none.
+    #[cold]
+    fn bad_unit(mut self) -> Stopped {
+        while self.peek().is_some_and(|b| b.is_ascii_hexdigit()) {
+            self.at += 1;
+        }
+        self.unexpected(Kind::BadEscape)
+    }
+
+    #[inline(always)]
+    fn number(&mut self) -> Result<(), Stopped> {
         if self.peek() == Some(b'-') {
             self.at += 1;
         }
         if self.peek() == Some(b'0') {
             self.at += 1;
             if matches!(self.peek(), Some(b'0'..=b'9')) {
-                return Err(Stop::Parse(Kind::BadNumber));
+                return Err(self.stopped(Kind::BadNumber));
             }
         } else {
             self.digits()?;
@@ -191,7 +220,7 @@ impl<'a> Lexer<'a> {
 
     /// At least one digit.
     #[inline(always)]
-    fn digits(&mut self) -> Result<(), Stop> {
+    fn digits(&mut self) -> Result<(), Stopped> {
         let start = self.at;
         while let Some(b'0'..=b'9') = self.peek() {
             self.at += 1;
@@ -199,7 +228,8 @@ impl<'a> Lexer<'a> {
         if self.at == start { Err(self.unexpected(Kind::BadNumber)) } else { Ok(()) }
     }
 
-    fn literal(&mut self, word: &[u8]) -> Result<(), Stop> {
+    #[inline(always)]
+    fn literal(&mut self, word: &[u8]) -> Result<(), Stopped> {
         for byte in word {
             if self.peek() != Some(*byte) {
                 return Err(self.unexpected(Kind::UnexpectedByte));
@@ -210,33 +240,36 @@ impl<'a> Lexer<'a> {
     }
 
     /// A whole value, from its first byte; `outside` containers are open around it. Says whether it was a string with
-    /// escapes. Not recursive: what is open is kept in bits.
-    pub(super) fn value(&mut self, outside: usize) -> Result<bool, Stop> {
+    /// escapes.
+    #[inline(always)]
+    pub(super) fn value(&mut self, outside: usize) -> Result<bool, Stopped> {
+        if self.next()? == b'"' {
+            return self.string();
+        }
+        self.at = self.value_end(outside)?;
+        Ok(false)
+    }
+
+    /// Where a value ends. Not recursive: what is open is kept in bits.
+    #[inline(never)]
+    fn value_end(mut self, outside: usize) -> Result<usize, Stopped> {
         let mut open = OpenContainers::default();
         let mut depth = outside;
         let mut in_object = false;
         loop {
-            let mut escaped = false;
             match self.next()? {
-                b'"' => escaped = self.string()?,
-                b'{' => {
+                b'"' => drop(self.string()?),
+                bracket @ (b'{' | b'[') => {
                     self.open(depth + 1)?;
-                    if self.next()? == b'}' {
+                    // The closing bracket stands two after the opening one in ASCII, of either kind.
+                    if self.next()? == bracket + 2 {
                         self.at += 1;
                     } else {
                         open.set(depth - outside, in_object);
-                        (depth, in_object) = (depth + 1, true);
-                        self.name()?;
-                        continue;
-                    }
-                }
-                b'[' => {
-                    self.open(depth + 1)?;
-                    if self.next()? == b']' {
-                        self.at += 1;
-                    } else {
-                        open.set(depth - outside, in_object);
-                        (depth, in_object) = (depth + 1, false);
+                        (depth, in_object) = (depth + 1, bracket == b'{');
+                        if in_object {
+                            self.name()?;
+                        }
                         continue;
                     }
                 }
@@ -249,13 +282,14 @@ impl<'a> Lexer<'a> {
             // After a value: close what ends here, or go on behind a comma.
             loop {
                 if depth == outside {
-                    return Ok(escaped);
+                    return Ok(self.at);
                 }
-                match self.next()? {
-                    b',' => break,
-                    b'}' if in_object => {}
-                    b']' if !in_object => {}
-                    _ => return Err(self.unexpected(Kind::UnexpectedByte)),
+                let byte = self.next()?;
+                if byte == b',' {
+                    break;
+                }
+                if byte != if in_object { b'}' } else { b']' } {
+                    return Err(self.unexpected(Kind::UnexpectedByte));
                 }
                 self.at += 1;
                 depth -= 1;
@@ -268,6 +302,31 @@ impl<'a> Lexer<'a> {
         }
     }
 }
+
+/// The bytes that may follow a backslash, without `u`.
+const SHORT_ESCAPES: [bool; 256] = {
+    let mut table = [false; 256];
+    let bytes = b"\"\\/bfnrt";
+    let mut i = 0;
+    while i < bytes.len() {
+        table[bytes[i] as usize] = true;
+        i += 1;
+    }
+    table
+};
+
+/// The value of each hex digit; 0xff for other bytes.
+const HEX: [u8; 256] = {
+    let mut table = [0xff; 256];
+    let mut i = 0;
+    while i < 16 {
+        let digit = b"0123456789abcdef"[i];
+        table[digit as usize] = i as u8;
+        table[digit.to_ascii_uppercase() as usize] = i as u8;
+        i += 1;
+    }
+    table
+};
 
 /// One bit per open container: whether what is around it is an object.
 #[derive(Default)]
@@ -305,14 +364,9 @@ fn plain_end(bytes: &[u8], mut at: usize) -> usize {
     plain_end_by_blocks(bytes, at)
 }
 
-fn plain_end_by_blocks(bytes: &[u8], mut at: usize) -> usize {
-    const BLOCK: usize = 64;
-    while let Some(block) = bytes.get(at..at + BLOCK) {
-        if block.iter().fold(false, |found, b| found | is_special(*b)) {
-            break;
-        }
-        at += BLOCK;
-    }
+#[inline(never)]
+fn plain_end_by_blocks(bytes: &[u8], at: usize) -> usize {
+    let mut at = skip_plain_blocks::<32>(bytes, skip_plain_blocks::<256>(bytes, at));
     loop {
         match special_in_word(bytes, at) {
             Some(8) => at += 8,
@@ -320,6 +374,21 @@ fn plain_end_by_blocks(bytes: &[u8], mut at: usize) -> usize {
             None => return plain_end_bytewise(bytes, at),
         }
     }
+}
+
+/// Goes on to a block that has a special byte in it, or to less than a block.
+#[inline(always)]
+fn skip_plain_blocks<const LENGTH: usize>(bytes: &[u8], mut at: usize) -> usize {
+    while let Some(block) = bytes.get(at..).and_then(|rest| rest.first_chunk::<LENGTH>()) {
+        // Zero for each special byte: flipping the second bit puts the quote (0x22) behind the control characters and
+        // leaves them where they are, which saves a comparison.
+        let least = block.iter().fold(u8::MAX, |least, b| least.min((b ^ 2).saturating_sub(0x20)).min(b ^ b'\\'));
+        if least == 0 {
+            break;
+        }
+        at += LENGTH;
+    }
+    at
 }
 
 fn plain_end_bytewise(bytes: &[u8], at: usize) -> usize {
@@ -363,10 +432,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn what_the_lexer_says_stays_small() {
-        assert_eq!(size_of::<Result<bool, Stop>>(), 2);
     }
 }

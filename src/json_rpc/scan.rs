@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::fault::{EnvelopeError, Fault, ParseFault, ParseFaultKind};
-use super::lexer::{Lexer, Stop};
+use super::lexer::{Lexer, Stop, Stopped};
 use super::text::{RawId, Text};
 
 /// Longest `method`, in bytes as written. A2A's longest has 35.
@@ -130,7 +130,7 @@ fn scan_text<'a, B>(
         Err(stop) => Err(stop),
     }
     .and_then(|()| end(&mut lexer))
-    .map_err(|stop| members.fault(stopped(&lexer, stop)))?;
+    .map_err(|stopped| members.fault(stopped.into()))?;
     let call = members.call().map_err(|error| members.fault(error))?;
     Ok(Envelope { calls: 1, is_batch: false, stopped: each(call).break_value() })
 }
@@ -142,10 +142,10 @@ fn scan_batch<'a, B>(
 ) -> Result<Envelope<B>, Fault<'a>> {
     let plain = |error| Fault { error, id: None };
     let Some(calls_max) = limits.batch else { return Err(plain(EnvelopeError::BatchRefused)) };
-    lexer.open(1).map_err(|stop| plain(stopped(&lexer, stop)))?;
+    lexer.open(1).map_err(|stopped| plain(stopped.into()))?;
     let mut calls = 0;
     let mut first_fault = None;
-    if lexer.next().map_err(|stop| plain(stopped(&lexer, stop)))? == b']' {
+    if lexer.next().map_err(|stopped| plain(stopped.into()))? == b']' {
         first_fault = Some(plain(EnvelopeError::InvalidRequest("The batch is empty.")));
     } else {
         loop {
@@ -154,7 +154,7 @@ fn scan_batch<'a, B>(
             }
             calls += 1;
             let mut members = Members::default();
-            let more = batch_element(&mut lexer, &mut members).map_err(|stop| members.fault(stopped(&lexer, stop)))?;
+            let more = batch_element(&mut lexer, &mut members).map_err(|stopped| members.fault(stopped.into()))?;
             match members.call() {
                 Ok(call) if first_fault.is_none() => {
                     if let ControlFlow::Break(value) = each(call) {
@@ -171,12 +171,12 @@ fn scan_batch<'a, B>(
         }
     }
     lexer.at += 1;
-    end(&mut lexer).map_err(|stop| plain(stopped(&lexer, stop)))?;
+    end(&mut lexer).map_err(|stopped| plain(stopped.into()))?;
     first_fault.map_or(Ok(Envelope { calls, is_batch: true, stopped: None }), Err)
 }
 
 /// One call of a batch, up to the comma or bracket after it. Whether it is a comma.
-fn batch_element<'a>(lexer: &mut Lexer<'a>, members: &mut Members<'a>) -> Result<bool, Stop> {
+fn batch_element<'a>(lexer: &mut Lexer<'a>, members: &mut Members<'a>) -> Result<bool, Stopped> {
     if lexer.next()? == b'{' {
         object(lexer, 2, members)?;
     } else {
@@ -191,21 +191,25 @@ fn batch_element<'a>(lexer: &mut Lexer<'a>, members: &mut Members<'a>) -> Result
 }
 
 /// Nothing but white space may follow.
-fn end(lexer: &mut Lexer<'_>) -> Result<(), Stop> {
-    lexer.skip_white_space();
+fn end(lexer: &mut Lexer<'_>) -> Result<(), Stopped> {
+    while let Some(b' ' | b'\n' | b'\r' | b'\t') = lexer.peek() {
+        lexer.at += 1;
+    }
     if lexer.peek().is_some() { Err(lexer.unexpected(ParseFaultKind::TrailingText)) } else { Ok(()) }
 }
 
-fn stopped(lexer: &Lexer<'_>, stop: Stop) -> EnvelopeError {
-    match stop {
-        Stop::Parse(kind) => EnvelopeError::Parse(ParseFault { kind, offset: lexer.at }),
-        Stop::TooDeep => EnvelopeError::TooDeep,
+impl From<Stopped> for EnvelopeError {
+    fn from(stopped: Stopped) -> Self {
+        match stopped.stop {
+            Stop::Parse(kind) => Self::Parse(ParseFault { kind, offset: stopped.at }),
+            Stop::TooDeep => Self::TooDeep,
+        }
     }
 }
 
 /// A request object, from its brace.
 #[inline(always)]
-fn object<'a>(lexer: &mut Lexer<'a>, depth: usize, members: &mut Members<'a>) -> Result<(), Stop> {
+fn object<'a>(lexer: &mut Lexer<'a>, depth: usize, members: &mut Members<'a>) -> Result<(), Stopped> {
     lexer.open(depth)?;
     if lexer.next()? == b'}' {
         lexer.at += 1;

@@ -18,7 +18,7 @@ use crate::json_rpc::{self, EnvelopeError, RawId};
 use crate::refusal::Refusal;
 use crate::request::{self, Form, FormFault, Head};
 use crate::route::Lookup;
-use crate::snapshot::{JsonRpc, ListenerSnapshot, Snapshot};
+use crate::snapshot::{JsonRpc, ListenerSnapshot, Route, Snapshot};
 
 /// Longest JSON-RPC method name and id that are kept for the log, in bytes.
 const LOGGED_MAX: usize = 128;
@@ -63,8 +63,12 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     begin(shared, session, &connection, listener);
     ctx.request_id = Some(request_id(&session.req_header().headers));
 
-    check_header(session, ctx, &connection, listener)?;
-    check_certificate(shared, &connection)?;
+    if let Err(refusal) =
+        check_header(session, ctx, &connection, listener).and_then(|()| check_certificate(shared, &connection))
+    {
+        ctx.shape = route_named(session, &snapshot);
+        return Err(refusal.into());
+    }
     check_route(session, ctx, &connection, &snapshot)?;
 
     let Some(route) = ctx.route.clone() else { return Err(Refusal::NotFound.into()) };
@@ -88,6 +92,8 @@ fn begin(shared: &Shared, session: &mut Session, connection: &Connection, listen
     let old = shared.clock.now().saturating_duration_since(connection.accepted) >= listener.connection_age;
     let ends = old || served >= listener.requests_per_connection || shared.draining();
     if connection.http2 {
+        // HTTP/1.1's writes are limited in time below, in `Downstream`; here it is the client's window that may stay shut.
+        session.set_write_timeout(Some(listener.deadlines.write));
         if ends {
             connection.retire();
         }
@@ -161,12 +167,9 @@ fn h2_header_size(headers: &HeaderMap) -> usize {
 /// A client that got in under one name may not ask for another (design, decision 2).
 fn check_host(form: &Form<'_>, connection: &Connection, listener: &ListenerSnapshot) -> Result<(), Refusal> {
     let (Some(tls), Some(context)) = (&connection.tls, &listener.tls) else { return Ok(()) };
-    let agrees = match &tls.sni {
-        Some(sni) => sni.eq_ignore_ascii_case(&form.host),
-        // Nothing was asked for, so the default certificate was shown; it must be good for the host.
-        None => context.covers(&form.host),
-    };
-    if agrees { Ok(()) } else { Err(Refusal::MisdirectedRequest) }
+    // Without SNI the default certificate was shown.
+    let agrees = tls.sni.as_ref().is_none_or(|sni| sni.eq_ignore_ascii_case(&form.host));
+    if agrees && context.covers(&form.host) { Ok(()) } else { Err(Refusal::MisdirectedRequest) }
 }
 
 /// A connection may outlive its certificate; its requests may not.
@@ -218,6 +221,17 @@ pub fn path_of(target: &[u8]) -> &[u8] {
     memchr::memmem::find(path, b"://")
         .and_then(|scheme| memchr::memchr(b'/', &path[scheme + 3..]).map(|slash| &path[scheme + 3 + slash..]))
         .unwrap_or(b"/")
+}
+
+/// The route that a refused request seems to have meant: its clients expect refusals in its form.
+fn route_named(session: &Session, snapshot: &Snapshot) -> Option<Arc<Route>> {
+    let header = session.req_header();
+    let host = header.headers.get(headers::HOST).and_then(|h| h.to_str().ok()).and_then(request::host_of);
+    let host = host.or_else(|| header.uri.host().map(Cow::Borrowed)).unwrap_or_default();
+    match snapshot.routes.find(&host, path_of(header.raw_path()), &header.method) {
+        Lookup::Found { value, .. } => Some(value.route.clone()),
+        _ => None,
+    }
 }
 
 fn check_media_type(headers: &HeaderMap) -> Result<(), Refusal> {

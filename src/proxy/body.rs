@@ -92,6 +92,7 @@ async fn collect(
         if !memory.grow(chunk.len() as u64) {
             return Err(Refusal::BodyMemoryExhausted.into());
         }
+        shared.show_body_memory();
         if whole.is_empty() && announced == Some(chunk.len() as u64) {
             // The usual small call: one chunk, not copied again. Reading on until the end costs nothing.
             while session.as_downstream_mut().read_request_body().await.map_err(NoBody::Gone)?.is_some() {}

@@ -83,6 +83,8 @@ pub struct Connection {
     /// When it was accepted.
     pub accepted: Instant,
     requests: AtomicU32,
+    /// HTTP/2 streams that are being served.
+    streams: AtomicU32,
     phase: AtomicU8,
     /// Nanoseconds from `accepted` to the end of the last request.
     idle_since_ns: AtomicU64,
@@ -112,6 +114,7 @@ impl Connection {
             http2,
             accepted,
             requests: AtomicU32::new(0),
+            streams: AtomicU32::new(0),
             phase: AtomicU8::new(if http2 { Phase::Busy } else { Phase::Idle } as u8),
             idle_since_ns: AtomicU64::new(0),
             odd_request_line: AtomicU8::new(0),
@@ -141,17 +144,21 @@ impl Connection {
     /// A request's header is whole. Returns how many there have been, this one included.
     pub fn begin_request(&self) -> u32 {
         self.set_phase(Phase::Busy);
+        self.streams.fetch_add(1, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// The request is answered; the next one may come.
     pub fn end_request(&self, now: Instant) {
-        if self.http2 {
-            return;
-        }
+        self.streams.fetch_sub(1, Ordering::Relaxed);
         let ns = now.saturating_duration_since(self.accepted).as_nanos();
         self.idle_since_ns.store(u64::try_from(ns).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.set_phase(Phase::Ending);
+    }
+
+    /// Whether nothing is being served.
+    pub fn is_idle(&self) -> bool {
+        self.streams.load(Ordering::Relaxed) == 0
     }
 
     /// Since when nothing has been asked.

@@ -30,10 +30,14 @@ pub struct Context {
     pub peer: Option<Arc<Peer>>,
     /// Where the request goes.
     pub route: Option<Arc<Route>>,
+    /// The route whose form a refusal takes that comes before the route is found.
+    pub shape: Option<Arc<Route>>,
     /// Its counters.
     pub route_metrics: Option<Arc<RouteMetrics>>,
     /// The name of the request in every log.
     pub request_id: Option<HeaderValue>,
+    /// `traceparent` as sent to Hive.
+    pub trace: Option<HeaderValue>,
     /// Host as compared: lower case, without port.
     pub host: Option<String>,
     /// The body, read whole.

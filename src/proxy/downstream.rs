@@ -166,7 +166,9 @@ impl Downstream {
     /// When this connection has to have read something, if it has to.
     fn read_deadline(&self) -> Option<(Instant, CloseReason)> {
         if let Some(frames) = &self.frames {
-            return frames.deadline(self.deadlines.request_header, self.deadlines.request_body);
+            let unfinished = frames.deadline(self.deadlines.request_header, self.deadlines.request_body);
+            let idle = || (self.connection.idle_since() + self.deadlines.idle, CloseReason::Idle);
+            return unfinished.or_else(|| self.connection.is_idle().then(idle));
         }
         match self.connection.phase() {
             Phase::Idle | Phase::Ending => {

@@ -159,11 +159,14 @@ pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result
     if let Some(id) = &ctx.request_id {
         request.insert_header(headers::X_REQUEST_ID, id.clone())?;
     }
-    let traced = request.headers.get(headers::TRACEPARENT).is_some_and(|t| headers::valid_traceparent(t.as_bytes()));
-    if !traced {
+    let theirs = request.headers.get(headers::TRACEPARENT).filter(|t| headers::valid_traceparent(t.as_bytes()));
+    ctx.trace = theirs.cloned();
+    if ctx.trace.is_none() {
         // `tracestate` belongs to the context that was not valid.
         request.remove_header(&headers::TRACESTATE);
-        request.insert_header(headers::TRACEPARENT, headers::new_traceparent(random(), false))?;
+        let ours = headers::new_traceparent(random(), false);
+        request.insert_header(headers::TRACEPARENT, ours.clone())?;
+        ctx.trace = Some(ours);
     }
     if let Some(proof) = &snapshot.gateway_auth {
         request.insert_header(snapshot.product.gateway_auth.clone(), proof.clone())?;

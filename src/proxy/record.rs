@@ -30,7 +30,9 @@ pub fn record(shared: &Shared, session: &mut Session, ctx: &mut Context) {
     }
     log(shared, session, ctx, &begun, status, duration);
     begun.connection.end_request(now);
-    ctx.body.memory = None;
+    if ctx.body.memory.take().is_some() {
+        shared.show_body_memory();
+    }
     ctx.upstream.picked = None;
     shared.request_ended();
 }
@@ -39,8 +41,8 @@ fn log(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, status:
     let header = session.req_header();
     let connection = &begun.connection;
     let tls = connection.tls.as_ref();
-    let trace =
-        header.headers.get(headers::TRACEPARENT).map(|t| t.as_bytes()).filter(|t| headers::valid_traceparent(t));
+    let trace = ctx.trace.as_ref().or_else(|| header.headers.get(headers::TRACEPARENT)).map(|t| t.as_bytes());
+    let trace = trace.filter(|t| headers::valid_traceparent(t));
     let way = &ctx.upstream;
     let client = ctx.client.as_ref().map_or_else(|| begun.remote_ip(), |c| c.address);
     shared.log.record(&AccessRecord {

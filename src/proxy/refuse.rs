@@ -36,7 +36,7 @@ pub async fn refuse(session: &mut Session, ctx: &mut Context, refusal: Refusal) 
 }
 
 async fn answer(session: &mut Session, ctx: &Context, refusal: &Refusal) -> Result<()> {
-    let on_json_rpc = ctx.route.as_ref().is_some_and(|r| r.json_rpc.is_some());
+    let on_json_rpc = ctx.route.as_ref().or(ctx.shape.as_ref()).is_some_and(|r| r.json_rpc.is_some());
     let body = if on_json_rpc { json_rpc_body(ctx, refusal) } else { small_body(refusal) };
     let mut header = ResponseHeader::build(refusal.status(), Some(8))?;
     header.insert_header(headers::CONTENT_TYPE, HeaderValue::from_static("application/json"))?;

@@ -225,8 +225,12 @@ impl CustomSession for ForwardSession {
     /// Nothing more is read of the request. Ends with an error when the client goes away or the wait has been too long.
     async fn read_body_or_idle(&mut self, _no_body_expected: bool) -> Result<Option<Bytes>> {
         let Self { inner, wait, timer, .. } = self;
-        // One timer per request: it is armed once, and moved on only when it goes off and the answer has gone on.
-        let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(wait.deadline().0.into())));
+        // One timer per request: it is moved to an earlier time at once, to a later one only when it goes off.
+        let deadline = wait.deadline().0.into();
+        let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if timer.deadline() > deadline {
+            timer.as_mut().reset(deadline);
+        }
         loop {
             tokio::select! {
                 biased;

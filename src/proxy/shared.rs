@@ -61,6 +61,11 @@ impl Shared {
         self.draining.store(true, Ordering::Relaxed);
     }
 
+    /// Brings the gauge of waiting bodies up to date.
+    pub(super) fn show_body_memory(&self) {
+        self.metrics.body_memory().set(i64::try_from(self.bodies.used()).unwrap_or(i64::MAX));
+    }
+
     /// Counts a request in.
     pub(super) fn request_began(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
