@@ -27,6 +27,17 @@ pub enum Refusal {
     PeerNotAllowed,
     /// The client's certificate expired while its connection lived.
     CertificateExpired,
+    /// Beyond a rate limit.
+    RateLimited {
+        /// `X-RateLimit-Limit`: calls in the rate's unit of time.
+        limit: u32,
+        /// `X-RateLimit-Remaining`.
+        remaining: u32,
+        /// `Retry-After`, at least 1.
+        retry_after_seconds: u32,
+        /// `hive.rate_limited_code`: A2A gives Hive's -32005 another meaning, so it is configuration.
+        json_rpc_code: i32,
+    },
     /// Neither a `Content-Length` nor a coding that ends the body.
     LengthRequired,
     /// The body is longer than `body.limit`.
@@ -74,7 +85,20 @@ impl Refusal {
 
     /// Code of the JSON-RPC error object, on JSON-RPC routes.
     pub fn json_rpc_code(&self) -> i32 {
-        self.row().2
+        match self {
+            Refusal::RateLimited { json_rpc_code, .. } => *json_rpc_code,
+            _ => self.row().2,
+        }
+    }
+
+    /// `data` of the JSON-RPC error object, as JSON text (`hive-contract`, "Answers in Hive's own shape").
+    pub fn json_rpc_data(&self) -> Option<String> {
+        match self {
+            Refusal::RateLimited { limit, retry_after_seconds, .. } => {
+                Some(format!(r#"{{"retryAfterSeconds":{retry_after_seconds},"limit":{limit}}}"#))
+            }
+            _ => None,
+        }
     }
 
     /// What the client is told.
@@ -97,6 +121,7 @@ impl Refusal {
     /// Seconds for `Retry-After`, where coming back makes sense.
     pub fn retry_after_seconds(&self) -> Option<u32> {
         match self {
+            Refusal::RateLimited { retry_after_seconds, .. } => Some(*retry_after_seconds),
             Refusal::NoHealthyUpstream | Refusal::BodyMemoryExhausted | Refusal::ShuttingDown => Some(1),
             _ => None,
         }
@@ -138,6 +163,7 @@ impl Refusal {
             Refusal::MethodNotAllowed { .. } => (405, "method_not_allowed", -32600, "HTTP method not allowed."),
             Refusal::PeerNotAllowed => (403, "peer_not_allowed", -32600, "This certificate may not use this route."),
             Refusal::CertificateExpired => (401, "certificate_expired", -32600, "The client certificate has expired."),
+            Refusal::RateLimited { .. } => (429, "rate_limited", -32005, "Too many requests."),
             Refusal::LengthRequired => (411, "length_required", -32600, "Send a Content-Length."),
             Refusal::BodyTooLarge => (413, "payload_too_large", -32700, "The request body is too large."),
             Refusal::BodyTimeout => (408, "body_timeout", -32700, "The request body took too long."),

@@ -14,6 +14,7 @@ use crate::names::RouteName;
 use crate::observe::{Metrics, NodeMetrics, RouteMetrics, UpstreamMetrics};
 use crate::policy::admission;
 use crate::policy::peers::{Peer, PeerMatcher, Peers};
+use crate::policy::rate_limit::{Limit, Limits, Quota};
 use crate::request::TrustedProxies;
 use crate::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
 use crate::tls::{self, ServerContext};
@@ -57,6 +58,8 @@ pub struct ListenerSnapshot {
     pub deadlines: Deadlines,
     /// Requests after which a connection ends.
     pub requests_per_connection: u32,
+    /// How often clients may ask.
+    pub rate_limits: Limits,
 }
 
 /// How long a connection may take over each step, and how much.
@@ -108,6 +111,8 @@ pub struct Route {
     pub response: Duration,
     /// Longest silence inside the answer.
     pub stream_idle: Duration,
+    /// How often clients may ask.
+    pub rate_limits: Limits,
 }
 
 /// Who may call a route.
@@ -164,7 +169,7 @@ impl Snapshot {
             generation,
             routes: routes(&config, &upstreams, metrics)?,
             peers: peers(&config)?,
-            listeners: config.listeners.iter().map(|l| listener(l, now_unix)).collect::<Result<_, _>>()?,
+            listeners: config.listeners.iter().map(|l| listener(l, metrics, now_unix)).collect::<Result<_, _>>()?,
             upstreams,
             spoofable: Spoofable::new(&product),
             product,
@@ -203,6 +208,7 @@ fn routes(config: &Config, upstreams: &[Arc<UpstreamSnapshot>], metrics: &Metric
             json_rpc,
             response: r.timeouts.response.0,
             stream_idle: r.timeouts.stream_idle.0,
+            rate_limits: rate_limits(&format!("route/{}", r.name), &r.rate_limits, metrics),
         });
         let hosts = r.hosts.iter().map(|h| HostPattern::parse(h)).collect::<Result<Vec<_>, _>>()?;
         let methods = MethodSet::parse(&r.methods)?;
@@ -227,7 +233,16 @@ fn json_rpc(config: &config::file::JsonRpc) -> Result<JsonRpc, String> {
     })
 }
 
-fn listener(config: &config::Listener, now_unix: i64) -> Result<ListenerSnapshot, String> {
+fn rate_limits(owner: &str, config: &[config::file::RateLimit], metrics: &Metrics) -> Limits {
+    let names = Limits::names(owner, config.iter().map(|l| &*l.per.0));
+    let limit = |(name, l): (String, &config::file::RateLimit)| {
+        let quota = Quota::new(l.rate, l.burst.unwrap_or(l.rate.count));
+        Limit::new(name, &l.per.0, quota, l.enforce, metrics)
+    };
+    Limits::new(names.into_iter().zip(config).map(limit).collect())
+}
+
+fn listener(config: &config::Listener, metrics: &Metrics, now_unix: i64) -> Result<ListenerSnapshot, String> {
     let tls = config.tls.as_ref().map(|tls| {
         tls::build_listener(tls, std::path::Path::new("/"), now_unix).map_err(|faults| {
             let all: Vec<_> = faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect();
@@ -253,6 +268,7 @@ fn listener(config: &config::Listener, now_unix: i64) -> Result<ListenerSnapshot
             header_bytes: usize::try_from(limits.request_header.0).unwrap_or(usize::MAX),
         },
         requests_per_connection: limits.requests_per_connection,
+        rate_limits: rate_limits(&format!("listener/{}", config.name), &config.rate_limits, metrics),
     })
 }
 

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::names::{ListenerName, PeerName, RouteName, UpstreamName};
+use crate::policy::rate_limit::KeyPart;
 use crate::units::{Rate, Size, Span};
 
 fn seconds(s: u64) -> Span {
@@ -57,11 +58,19 @@ pub struct Hive {
     pub gateway_auth_secret: Option<SecretText>,
     /// File that holds [`Self::gateway_auth_secret`]; one of the two.
     pub gateway_auth_secret_file: Option<String>,
+    /// Code of the JSON-RPC error for too many requests, -32099 to -32000. Default -32005, Hive's; A2A gives that another
+    /// meaning.
+    pub rate_limited_code: i32,
 }
 
 impl Default for Hive {
     fn default() -> Self {
-        Self { header_prefix: "X-Hive".into(), gateway_auth_secret: None, gateway_auth_secret_file: None }
+        Self {
+            header_prefix: "X-Hive".into(),
+            gateway_auth_secret: None,
+            gateway_auth_secret_file: None,
+            rate_limited_code: -32005,
+        }
     }
 }
 
@@ -98,6 +107,9 @@ pub struct Listener {
     /// How long a client may take.
     #[serde(default)]
     pub timeouts: ListenerTimeouts,
+    /// How often clients may ask, whatever the route. Default: as often as they like.
+    #[serde(default)]
+    pub rate_limits: Vec<RateLimit>,
 }
 
 /// What a listener speaks.
@@ -264,6 +276,55 @@ pub struct Route {
     /// How long Hive may take.
     #[serde(default)]
     pub timeouts: RouteTimeouts,
+    /// How often clients may ask; all limits count. Default: as often as they like.
+    #[serde(default)]
+    pub rate_limits: Vec<RateLimit>,
+}
+
+/// `routes[].rate_limits[]` and `listeners[].rate_limits[]`: beyond it 429, with `Retry-After`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimit {
+    /// What is counted by: one of `address`, `peer`, `sni`, `route`, `method`, `header:NAME`, or a list of them.
+    pub per: KeyParts,
+    /// How many requests in how much time; with `method`, JSON-RPC calls. A batch counts as its calls.
+    pub rate: Rate,
+    /// How many at once, 1 to 1000000. Default: as many as the rate's number.
+    pub burst: Option<u32>,
+    /// False: what goes beyond is counted and logged, and passes. Default true.
+    #[serde(default = "yes")]
+    pub enforce: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// `rate_limits[].per`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyParts(pub Vec<KeyPart>);
+
+impl<'de> Deserialize<'de> for KeyParts {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct V;
+        impl<'de> Visitor<'de> for V {
+            type Value = KeyParts;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("address, peer, sni, route, method, header:NAME, or a list of them")
+            }
+            fn visit_str<E: de::Error>(self, v: &str) -> Result<KeyParts, E> {
+                KeyPart::parse(v).map(|part| KeyParts(vec![part])).map_err(E::custom)
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<KeyParts, A::Error> {
+                let mut parts = Vec::new();
+                while let Some(text) = seq.next_element::<String>()? {
+                    parts.push(KeyPart::parse(&text).map_err(de::Error::custom)?);
+                }
+                Ok(KeyParts(parts))
+            }
+        }
+        d.deserialize_any(V)
+    }
 }
 
 /// `routes[].peers`
@@ -616,10 +677,22 @@ pub struct Server {
     pub drain: Span,
     /// Memory that waiting request bodies may take together. Default 256 MiB. Beyond it: 503.
     pub body_memory: Size,
+    /// Keys (addresses, peers …) that all rate limits together count well at once, 1000 to 10000000; at least 64 bytes of
+    /// memory each, taken at the start. Default 100000. A change needs a restart.
+    pub rate_limit_keys: u32,
+    /// Bits of an IPv6 address that rate limits count by, 16 to 128. Default 64: one host owns at least that. A change
+    /// needs a restart.
+    pub rate_limit_ipv6_prefix: u8,
 }
 
 impl Default for Server {
     fn default() -> Self {
-        Self { threads: None, drain: seconds(30), body_memory: Size(256 << 20) }
+        Self {
+            threads: None,
+            drain: seconds(30),
+            body_memory: Size(256 << 20),
+            rate_limit_keys: 100_000,
+            rate_limit_ipv6_prefix: 64,
+        }
     }
 }

@@ -68,6 +68,8 @@ pub struct Hive {
     pub header_prefix: String,
     /// The secret of the gateway's proof, 32 characters at least. None: the header is only removed.
     pub gateway_auth: Option<Secret>,
+    /// Code of the JSON-RPC error for too many requests.
+    pub rate_limited_code: i32,
 }
 
 /// Where clients connect.
@@ -87,6 +89,8 @@ pub struct Listener {
     pub limits: file::ListenerLimits,
     /// How long a client may take.
     pub timeouts: file::ListenerTimeouts,
+    /// How often clients may ask.
+    pub rate_limits: Vec<file::RateLimit>,
 }
 
 /// A name for certificates.
@@ -119,6 +123,8 @@ pub struct Route {
     pub json_rpc: Option<file::JsonRpc>,
     /// How long Hive may take.
     pub timeouts: file::RouteTimeouts,
+    /// How often clients may ask.
+    pub rate_limits: Vec<file::RateLimit>,
 }
 
 /// Who may call a route.
@@ -182,4 +188,8 @@ pub struct Server {
     pub drain: Duration,
     /// Bytes that waiting request bodies may take together.
     pub body_memory: u64,
+    /// Keys that rate limits count well at once.
+    pub rate_limit_keys: usize,
+    /// Bits of an IPv6 address that rate limits count by.
+    pub rate_limit_ipv6_prefix: u8,
 }

@@ -31,6 +31,9 @@ const fn list(block: &'static str, key: &'static str, example: &'static str) -> 
 /// The name that stands in for a missing one. No file can hold it: it is checked for nothing.
 const STAND_IN: &str = "stand-in";
 
+const PER_EXAMPLE: &str = "per: address, or per: [peer, method]";
+const RATE_EXAMPLE: &str = "rate: 100/s";
+
 const REQUIRED: &[Required] = &[
     list("", "listeners", "listeners: with at least one { name, address, tls }"),
     list("", "routes", "routes: with at least one { name, paths, methods, peers, upstream }"),
@@ -58,6 +61,10 @@ const REQUIRED: &[Required] = &[
     text("upstreams[].endpoints[]", "url", "url: \"http://10.0.1.10:3000\"", "http://127.0.0.1:1"),
     text("upstreams[].tls", "ca", "ca: hive-ca.pem", STAND_IN),
     text("upstreams[].tls", "server_name", "server_name: hive.internal", STAND_IN),
+    text("routes[].rate_limits[]", "per", PER_EXAMPLE, "address"),
+    text("routes[].rate_limits[]", "rate", RATE_EXAMPLE, "1/s"),
+    text("listeners[].rate_limits[]", "per", PER_EXAMPLE, "address"),
+    text("listeners[].rate_limits[]", "rate", RATE_EXAMPLE, "1/s"),
     text("access_log", "path", "path: access.log", "stand-in"),
 ];
 
@@ -83,9 +90,14 @@ pub(super) fn stand_in(pattern: &str) -> Option<Value> {
         return Some(r.stand_in());
     }
     match pattern {
-        "listeners[]" | "peers[]" | "routes[]" | "upstreams[]" | "listeners[].tls.certificates[]" => {
-            Some(Value::Mapping(Mapping::new()))
-        }
+        "listeners[]"
+        | "peers[]"
+        | "routes[]"
+        | "upstreams[]"
+        | "listeners[].tls.certificates[]"
+        | "listeners[].rate_limits[]"
+        | "routes[].rate_limits[]" => Some(Value::Mapping(Mapping::new())),
+        _ if pattern.ends_with(".rate_limits[].per[]") => Some("address".into()),
         "upstreams[].endpoints[]" => Some("http://127.0.0.1:1".into()),
         _ if pattern.ends_with("[]") => Some(STAND_IN.into()),
         _ => None,

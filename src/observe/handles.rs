@@ -3,10 +3,10 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use prometheus::{Histogram, IntCounter, IntGauge};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::handshake::HandshakeResult;
-use super::labels::{CloseReason, ConnectionRefusal, MethodLabel, UpstreamResult};
+use super::labels::{CloseReason, ConnectionRefusal, MethodLabel, RateLimitDecision, UpstreamResult};
 use super::metrics::{ListenerFamilies, NodeFamilies, RouteFamilies};
 
 /// Statuses in one block of [`Codes`].
@@ -142,6 +142,23 @@ impl ListenerMetrics {
     /// Connections that are open now.
     pub fn open_connections(&self) -> i64 {
         self.connections.get()
+    }
+}
+
+/// Counters of one rate limit.
+pub struct RateLimitMetrics {
+    decisions: Vec<IntCounter>,
+}
+
+impl RateLimitMetrics {
+    pub(super) fn new(decisions: &IntCounterVec, limit: &str) -> Self {
+        let all = RateLimitDecision::ALL.iter();
+        Self { decisions: all.map(|d| decisions.with_label_values(&[limit, d.as_str()])).collect() }
+    }
+
+    /// The limit was asked.
+    pub fn decided(&self, decision: RateLimitDecision) {
+        self.decisions[decision.index()].inc();
     }
 }
 

@@ -55,6 +55,18 @@ label!(
     }
 );
 
+label!(
+    /// What a rate limit came to.
+    RateLimitDecision {
+        /// Within the limit.
+        Admitted => "admitted",
+        /// Beyond it: 429.
+        Refused => "refused",
+        /// Beyond it, but `enforce: false`.
+        WouldRefuse => "would_refuse",
+    }
+);
+
 impl From<&Method> for MethodLabel {
     fn from(method: &Method) -> Self {
         match *method {

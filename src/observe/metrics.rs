@@ -9,7 +9,7 @@ use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use super::handles::{ListenerMetrics, NodeMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics};
+use super::handles::{ListenerMetrics, NodeMetrics, RateLimitMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics};
 
 /// The `path` and `route` of a request that no route took.
 pub const UNMATCHED: &str = "unmatched";
@@ -74,6 +74,8 @@ definitions! {
         "Requests being served.";
     REFUSALS: Kind::Counter, "refusals_total", ["reason"],
         "Requests that the gateway answered itself, by reason.";
+    RATE_LIMIT_DECISIONS: Kind::Counter, "rate_limit_decisions_total", ["limit", "decision"],
+        "Rate limits asked, by limit (where it stands and what it counts by) and decision.";
     CONNECTIONS: Kind::Gauge, "connections", ["listener"],
         "Open client connections, handshake done.";
     CONNECTIONS_ACCEPTED: Kind::Counter, "connections_accepted_total", ["listener"],
@@ -188,6 +190,7 @@ pub struct Metrics {
     requests_in_flight: IntGauge,
     refusals: IntCounterVec,
     refusals_by_code: RefusalTable,
+    rate_limits: IntCounterVec,
     listeners: ListenerFamilies,
     certificates: IntGaugeVec,
     certificates_shown: Mutex<HashMap<String, Vec<String>>>,
@@ -216,6 +219,7 @@ impl Metrics {
             requests_in_flight: gauge(&r, &REQUESTS_IN_FLIGHT),
             refusals: counters(&r, &REFUSALS),
             refusals_by_code: RefusalTable::new(),
+            rate_limits: counters(&r, &RATE_LIMIT_DECISIONS),
             listeners: ListenerFamilies {
                 connections: gauges(&r, &CONNECTIONS),
                 accepted: counters(&r, &CONNECTIONS_ACCEPTED),
@@ -270,6 +274,11 @@ impl Metrics {
     /// Counts a request that the gateway answered itself; `code` is [`crate::refusal::Refusal::code`].
     pub fn refusal(&self, code: &'static str) {
         self.refusals_by_code.inc(code, &self.refusals);
+    }
+
+    /// Handles of a rate limit, by [`crate::policy::rate_limit::Limit::name`].
+    pub fn rate_limit(&self, limit: &str) -> RateLimitMetrics {
+        RateLimitMetrics::new(&self.rate_limits, limit)
     }
 
     /// Handles of a listener.
@@ -348,7 +357,7 @@ impl RefusalTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::{CloseReason, HandshakeResult, MethodLabel, UpstreamResult};
+    use crate::observe::{CloseReason, HandshakeResult, MethodLabel, RateLimitDecision, UpstreamResult};
     use std::time::Duration;
 
     /// Every metric with a sample.
@@ -356,6 +365,7 @@ mod tests {
         let metrics = Metrics::new();
         metrics.route("a2a", "/api/a2a/jsonrpc").record(MethodLabel::Post, 200, Duration::from_millis(3));
         metrics.refusal("not_found");
+        metrics.rate_limit("route/a2a/peer").decided(RateLimitDecision::Admitted);
         let listener = metrics.listener("federation");
         listener.opened();
         listener.closed(CloseReason::Idle);

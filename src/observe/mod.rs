@@ -14,8 +14,8 @@ pub mod access_log;
 mod log_queue;
 
 pub use access_log::{AccessLog, AccessLogTarget};
-pub use handles::{ListenerMetrics, NodeMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics};
+pub use handles::{ListenerMetrics, NodeMetrics, RateLimitMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics};
 pub use handshake::HandshakeResult;
-pub use labels::{CloseReason, ConnectionRefusal, MethodLabel, UpstreamResult};
+pub use labels::{CloseReason, ConnectionRefusal, MethodLabel, RateLimitDecision, UpstreamResult};
 pub use metrics::Metrics;
 pub use record::{AccessRecord, HandshakeRecord};

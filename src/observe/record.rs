@@ -67,6 +67,8 @@ pub struct AccessRecord<'a> {
     pub refusal: Option<&'static str>,
     /// [`crate::refusal::Refusal::detail`].
     pub refusal_detail: Option<&'a str>,
+    /// Name of the rate limit that the request is beyond; without a refusal, that limit is not enforced.
+    pub rate_limit: Option<&'a str>,
     /// Bytes of the request's body.
     pub bytes_in: u64,
     /// Bytes of the answer's body.
@@ -117,6 +119,7 @@ impl<'a> AccessRecord<'a> {
             status: 0,
             refusal: None,
             refusal_detail: None,
+            rate_limit: None,
             bytes_in: 0,
             bytes_out: 0,
             duration: Duration::ZERO,
@@ -171,6 +174,7 @@ impl<'a> AccessRecord<'a> {
         line.number("status", u64::from(self.status));
         line.optional("refusal", self.refusal, NAME_BYTES_MAX);
         line.optional("refusal_detail", self.refusal_detail, DETAIL_BYTES_MAX);
+        line.optional("rate_limit", self.rate_limit, NAME_BYTES_MAX);
         line.number("bytes_in", self.bytes_in);
         line.number("bytes_out", self.bytes_out);
         line.micros("duration_us", Some(self.duration));

@@ -3,4 +3,5 @@
 pub mod admission;
 pub mod body_memory;
 pub mod peers;
+pub mod rate_limit;
 mod uri_trie;

@@ -13,6 +13,7 @@ use super::Shared;
 use super::body::{self, NoBody};
 use super::connection::Connection;
 use super::context::{Begun, Context, Rpc};
+use super::rate_limit::{Asking, Calls};
 use crate::headers;
 use crate::json_rpc::{self, EnvelopeError, RawId};
 use crate::refusal::Refusal;
@@ -69,14 +70,20 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
         ctx.shape = route_named(session, &snapshot);
         return Err(refusal.into());
     }
-    check_route(session, ctx, &connection, &snapshot)?;
+    let routed = check_route(session, ctx, &connection, &snapshot);
+    let limits = Asking { shared, connection: &connection, listener, started };
+    limits.listener(session, ctx)?;
+    routed?;
+    limits.route(session, ctx)?;
 
     let Some(route) = ctx.route.clone() else { return Err(Refusal::NotFound.into()) };
     let within = listener.deadlines.request_body;
     let body = body::read(shared, session, ctx, route.body_limit, within, started).await?;
     if let Some(json_rpc) = &route.json_rpc {
         check_media_type(&session.req_header().headers)?;
-        check_json_rpc(json_rpc, &body, ctx)?;
+        let mut calls = Calls::default();
+        check_json_rpc(json_rpc, &body, ctx, &mut calls)?;
+        limits.calls(session, ctx, calls)?;
     }
     Ok(body)
 }
@@ -247,7 +254,12 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), Refusal> {
     if json && !headers.contains_key(headers::CONTENT_ENCODING) { Ok(()) } else { Err(Refusal::UnsupportedMediaType) }
 }
 
-fn check_json_rpc(policy: &JsonRpc, body: &[u8], ctx: &mut Context) -> Result<(), Refusal> {
+fn check_json_rpc<'a>(
+    policy: &JsonRpc,
+    body: &'a [u8],
+    ctx: &mut Context,
+    calls: &mut Calls<'a>,
+) -> Result<(), Refusal> {
     let rpc = &mut ctx.rpc;
     let scanned = json_rpc::scan(body, &policy.limits, |call| {
         let first = rpc.get_or_insert_with(|| Rpc {
@@ -258,6 +270,7 @@ fn check_json_rpc(policy: &JsonRpc, body: &[u8], ctx: &mut Context) -> Result<()
         });
         first.calls += 1;
         if policy.methods.allows_text(&call.method) {
+            calls.push(call.method);
             ControlFlow::Continue(())
         } else {
             // The answer names the call that was refused, wherever in a batch it stood.

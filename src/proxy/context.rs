@@ -11,6 +11,7 @@ use super::session::Wait;
 use crate::observe::{RequestInFlight, RouteMetrics};
 use crate::policy::body_memory::Share;
 use crate::policy::peers::Peer;
+use crate::policy::rate_limit::Limit;
 use crate::refusal::Refusal;
 use crate::request::ClientAddress;
 use crate::snapshot::{Route, Snapshot};
@@ -44,6 +45,8 @@ pub struct Context {
     pub body: Body,
     /// The first call's method and id.
     pub rpc: Option<Rpc>,
+    /// The rate limit that the request is beyond, whether it is enforced or not.
+    pub rate_limit: Option<Arc<Limit>>,
     /// Why the gateway answered itself.
     pub refusal: Option<Refusal>,
     /// What broke on the way to or from the node, for the log.

@@ -12,10 +12,12 @@ mod forward;
 mod frames;
 mod gateway;
 pub mod listener;
+mod rate_limit;
 mod record;
 mod refuse;
 mod session;
 mod shared;
+pub mod sketch;
 
 pub use gateway::Gateway;
 pub use shared::Shared;

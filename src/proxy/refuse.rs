@@ -48,6 +48,10 @@ async fn answer(session: &mut Session, ctx: &Context, refusal: &Refusal) -> Resu
     if let Some(seconds) = refusal.retry_after_seconds() {
         header.insert_header(headers::RETRY_AFTER, HeaderValue::from(seconds))?;
     }
+    if let Refusal::RateLimited { limit, remaining, .. } = refusal {
+        header.insert_header(headers::X_RATELIMIT_LIMIT, HeaderValue::from(*limit))?;
+        header.insert_header(headers::X_RATELIMIT_REMAINING, HeaderValue::from(*remaining))?;
+    }
     if let Refusal::MethodNotAllowed { allow } = refusal {
         header.insert_header(headers::ALLOW, allow.as_str())?;
     }
@@ -70,7 +74,7 @@ fn small_body(refusal: &Refusal) -> Vec<u8> {
 
 fn json_rpc_body(ctx: &Context, refusal: &Refusal) -> Vec<u8> {
     let id = ctx.rpc.as_ref().and_then(|rpc| rpc.id.as_deref()).map(RawId::of_scanned);
-    json_rpc::error_body(id, refusal.json_rpc_code(), &refusal.message(), None)
+    json_rpc::error_body(id, refusal.json_rpc_code(), &refusal.message(), refusal.json_rpc_data().as_deref())
 }
 
 /// Reads on for a moment: closing a socket with unread bytes resets it, and the client would lose the answer.

@@ -8,9 +8,11 @@ use parking_lot::Mutex;
 
 use super::connection::Connection;
 use super::downstream::Unparsed;
+use super::sketch::CountMin;
 use crate::clock::Clock;
 use crate::observe::{AccessLog, AccessRecord, Metrics};
 use crate::policy::body_memory::BodyMemory;
+use crate::policy::rate_limit::RateLimiter;
 use crate::snapshot::Snapshot;
 
 /// One per process.
@@ -24,6 +26,8 @@ pub struct Shared {
     pub log: Arc<AccessLog>,
     /// What waiting bodies may take.
     pub bodies: Arc<BodyMemory>,
+    /// What rate limits have counted.
+    pub rates: RateLimiter<CountMin>,
     /// Requests between their header and their log line.
     requests: AtomicU64,
     draining: AtomicBool,
@@ -33,13 +37,16 @@ pub struct Shared {
 impl Shared {
     /// The process' shared part, with its first snapshot.
     pub fn new(snapshot: Snapshot, clock: Clock, metrics: Arc<Metrics>, log: Arc<AccessLog>) -> Arc<Self> {
-        let bodies = BodyMemory::new(snapshot.config.server.body_memory);
+        let server = &snapshot.config.server;
+        let bodies = BodyMemory::new(server.body_memory);
+        let rates = RateLimiter::new(server.rate_limit_keys, server.rate_limit_ipv6_prefix, clock.now());
         Arc::new(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
             clock,
             metrics,
             log,
             bodies,
+            rates,
             requests: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             failure: Mutex::new(None),

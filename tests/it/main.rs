@@ -13,6 +13,7 @@ mod demo;
 mod headers;
 mod limits;
 mod log;
+mod rate_limits;
 mod routes;
 mod streams;
 mod tls;

@@ -37,6 +37,7 @@ fn listener(r: &mut Resolver<'_>, at: &str, raw: file::Listener) -> Listener {
     let trusted_proxies = trusted_proxies.collect();
     limits(r, &format!("{at}.limits"), &raw.limits);
     timeouts(r, &format!("{at}.timeouts"), &raw.timeouts);
+    super::rate_limits::check(r, &format!("{at}.rate_limits"), &raw.rate_limits, true);
     Listener {
         tls: raw.tls.map(|tls| listener_tls(r, &tls_path, tls)),
         name: raw.name,
@@ -45,6 +46,7 @@ fn listener(r: &mut Resolver<'_>, at: &str, raw: file::Listener) -> Listener {
         trusted_proxies,
         limits: raw.limits,
         timeouts: raw.timeouts,
+        rate_limits: raw.rate_limits,
     }
 }
 

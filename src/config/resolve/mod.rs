@@ -7,6 +7,7 @@ mod patterns;
 mod peers;
 mod process;
 mod ranges;
+mod rate_limits;
 mod routes;
 mod secrets;
 mod upstreams;

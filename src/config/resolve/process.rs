@@ -59,7 +59,8 @@ pub(super) fn hive(r: &mut Resolver<'_>, hive: file::Hive) -> Hive {
     }
     let (inline, file) = (hive.gateway_auth_secret, hive.gateway_auth_secret_file);
     let gateway_auth = secret(r, "hive", "gateway_auth_secret", inline, file, GATEWAY_SECRET_LEAST);
-    Hive { header_prefix: prefix, gateway_auth }
+    r.range("hive.rate_limited_code", &hive.rate_limited_code, &(-32099..=-32000));
+    Hive { header_prefix: prefix, gateway_auth, rate_limited_code: hive.rate_limited_code }
 }
 
 /// `admin`
@@ -99,6 +100,8 @@ pub(super) fn server(r: &mut Resolver<'_>, server: &file::Server, routes: &[Rout
     }
     r.span("server.drain", server.drain, Duration::ZERO, HOUR);
     r.size("server.body_memory", server.body_memory, &(1 << 20..=1 << 40));
+    r.range("server.rate_limit_keys", &server.rate_limit_keys, &(1000..=10_000_000));
+    r.range("server.rate_limit_ipv6_prefix", &server.rate_limit_ipv6_prefix, &(16..=128));
     let possible = routes.iter().enumerate().filter(|(_, route)| route.body_limit <= BODY_MAX);
     if let Some((i, route)) = possible.max_by_key(|(_, route)| route.body_limit)
         && route.body_limit > server.body_memory.0
@@ -113,6 +116,8 @@ pub(super) fn server(r: &mut Resolver<'_>, server: &file::Server, routes: &[Rout
         threads: server.threads.map_or_else(processors, usize::from),
         drain: server.drain.0,
         body_memory: server.body_memory.0,
+        rate_limit_keys: usize::try_from(server.rate_limit_keys).unwrap_or(usize::MAX),
+        rate_limit_ipv6_prefix: server.rate_limit_ipv6_prefix,
     }
 }
 

@@ -63,6 +63,7 @@ fn route(r: &mut Resolver<'_>, at: &str, raw: file::Route, names: &Names<'_>) ->
     if let Some(rpc) = &raw.json_rpc {
         json_rpc(r, &format!("{at}.json_rpc"), rpc);
     }
+    super::rate_limits::check(r, &format!("{at}.rate_limits"), &raw.rate_limits, raw.json_rpc.is_some());
     r.span(&format!("{at}.timeouts.response"), raw.timeouts.response, MILLISECOND, HOUR);
     r.span(&format!("{at}.timeouts.stream_idle"), raw.timeouts.stream_idle, MILLISECOND, DAY);
     Route {
@@ -75,6 +76,7 @@ fn route(r: &mut Resolver<'_>, at: &str, raw: file::Route, names: &Names<'_>) ->
         body_limit: raw.body.limit.0,
         json_rpc: raw.json_rpc,
         timeouts: raw.timeouts,
+        rate_limits: raw.rate_limits,
     }
 }
 

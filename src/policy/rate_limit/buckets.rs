@@ -1,0 +1,143 @@
+//! The exact stage: a table of GCRA buckets of fixed size.
+//!
+//! A key belongs to one small set of places, as in a processor's cache: a look-up touches two lines of memory and one
+//! lock that hardly anybody else wants. A drained bucket's place is free.
+
+use parking_lot::Mutex;
+
+use super::gcra::{Exceeded, Quota};
+
+/// Places of a set: with its lock, three cache lines of 64 bytes.
+const WAYS: usize = 11;
+/// Keys that a set is made for. Fewer than there are places, since hashes spread unevenly.
+const KEYS_PER_SET: usize = 6;
+
+/// What a set came to.
+type Taken = Result<(), Exceeded>;
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Places {
+    keys: [u64; WAYS],
+    /// When each bucket has drained; 0 where there is none.
+    drained_at: [u64; WAYS],
+}
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Set(Mutex<Places>);
+
+/// Buckets of all limits of the process.
+#[derive(Debug)]
+pub(super) struct Buckets {
+    sets: Box<[Set]>,
+}
+
+impl Buckets {
+    /// Room for about `keys` busy keys.
+    pub fn new(keys: usize) -> Self {
+        Self { sets: (0..keys.div_ceil(KEYS_PER_SET).max(1)).map(|_| Set::default()).collect() }
+    }
+
+    /// Memory taken, bytes: the same from first to last.
+    pub fn bytes(&self) -> usize {
+        std::mem::size_of_val(&*self.sets)
+    }
+
+    /// Buckets that have not drained.
+    pub fn busy(&self, now: u64) -> usize {
+        self.sets.iter().map(|set| set.0.lock().drained_at.iter().filter(|at| **at > now).count()).sum()
+    }
+
+    fn set(&self, key: u64) -> &Set {
+        // The upper half of the product: as good as a remainder, and cheaper.
+        let index = (u128::from(key) * self.sets.len() as u128) >> 64;
+        &self.sets[index as usize]
+    }
+
+    /// Takes `calls` from the key's bucket. None: it has no bucket.
+    pub fn take(&self, key: u64, quota: &Quota, calls: u32, now: u64) -> Option<Taken> {
+        self.set(key).0.lock().take(key, quota, calls, now)
+    }
+
+    /// As [`Self::take`], and gives the key a bucket if it has none. None: no place is free, and none is to be made.
+    /// The second value says that another key lost its bucket.
+    pub fn open(&self, key: u64, quota: &Quota, calls: u32, now: u64, make_room: bool) -> Option<(Taken, bool)> {
+        let mut places = self.set(key).0.lock();
+        // Another thread may have been faster.
+        if let Some(taken) = places.take(key, quota, calls, now) {
+            return Some((taken, false));
+        }
+        // The bucket that drains first: one that has drained if there is any, and never that of the worst abuser.
+        let (place, drains) = places.drained_at.iter().copied().enumerate().min_by_key(|(_, at)| *at)?;
+        let evicts = drains > now;
+        if evicts && !make_room {
+            return None;
+        }
+        match quota.take(0, now, calls) {
+            Ok(drained_at) => {
+                places.keys[place] = key;
+                places.drained_at[place] = drained_at;
+                Some((Ok(()), evicts))
+            }
+            Err(exceeded) => Some((Err(exceeded), false)),
+        }
+    }
+}
+
+impl Places {
+    fn take(&mut self, key: u64, quota: &Quota, calls: u32, now: u64) -> Option<Taken> {
+        let place = self.keys.iter().position(|k| *k == key)?;
+        let taken = quota.take(self.drained_at[place], now, calls);
+        if let Ok(drained_at) = taken {
+            self.drained_at[place] = drained_at;
+        }
+        Some(taken.map(|_| ()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::units::Rate;
+
+    fn quota() -> Quota {
+        Quota::new(Rate { count: 1, per: Duration::from_secs(1) }, 5)
+    }
+
+    const NOW: u64 = 1 << 40;
+
+    #[test]
+    fn a_set_is_three_cache_lines() {
+        assert_eq!(std::mem::size_of::<Set>(), 192);
+        assert_eq!(Buckets::new(60).bytes(), 1920);
+    }
+
+    #[test]
+    fn a_full_set_gives_no_place_until_a_bucket_has_drained() {
+        let buckets = Buckets::new(1);
+        for key in 1..=WAYS as u64 {
+            assert_eq!(buckets.open(key, &quota(), 1, NOW, false), Some((Ok(()), false)));
+        }
+        assert_eq!(buckets.open(99, &quota(), 1, NOW, false), None);
+        assert_eq!(buckets.busy(NOW), WAYS);
+        let later = NOW + 1_000_000_000;
+        assert_eq!(buckets.open(99, &quota(), 1, later, false), Some((Ok(()), false)));
+    }
+
+    #[test]
+    fn the_fullest_bucket_is_never_the_one_that_makes_room() {
+        let buckets = Buckets::new(1);
+        for _ in 0..5 {
+            buckets.open(1, &quota(), 1, NOW, true).unwrap().0.unwrap();
+        }
+        for key in 2..1000 {
+            // Busy keys, but within their quota, push one another out.
+            for _ in 0..3 {
+                assert!(buckets.open(key, &quota(), 1, NOW, true).unwrap().0.is_ok());
+            }
+            assert!(buckets.take(1, &quota(), 1, NOW).unwrap().is_err(), "the abuser is out after {key} others");
+        }
+    }
+}

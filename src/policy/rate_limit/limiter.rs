@@ -1,0 +1,178 @@
+//! Both stages together: one for the process, so that its memory is bounded in one place and a reload changes nothing
+//! of what has been counted.
+
+use std::hash::{BuildHasher, Hasher};
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use super::buckets::Buckets;
+use super::gcra::{Exceeded, Quota, WINDOWS, window_ns};
+use super::key::Facts;
+use super::limit::Limit;
+use super::window::{Sketch, Windows};
+
+/// Of a burst, the part that passes without a bucket: keys that come now and then never take one. It is what a limit
+/// may be exceeded by at most: 1 of 50, and nothing where the burst is less than 50.
+const UNWATCHED: u32 = 50;
+/// Time begins here and not at 0, so that one can look back from the first moment.
+const BEGINNING_NS: u64 = 1 << 62;
+
+/// Counts requests of all limits.
+#[derive(Debug)]
+pub struct RateLimiter<S> {
+    /// Random keys: a client can't choose addresses that meet in one place.
+    hasher: ahash::RandomState,
+    began: Instant,
+    keys: usize,
+    ipv6_prefix: u8,
+    buckets: Buckets,
+    /// By length; a length that no limit has takes no memory.
+    windows: [OnceLock<Windows<S>>; WINDOWS],
+}
+
+impl<S: Sketch> RateLimiter<S> {
+    /// For about `keys` keys that are busy at once, in constant memory: see [`Self::bytes`]. IPv6 addresses are counted by
+    /// the network of `ipv6_prefix` bits.
+    pub fn new(keys: usize, ipv6_prefix: u8, now: Instant) -> Self {
+        Self {
+            hasher: ahash::RandomState::new(),
+            began: now,
+            keys,
+            ipv6_prefix,
+            buckets: Buckets::new(keys),
+            windows: [const { OnceLock::new() }; WINDOWS],
+        }
+    }
+
+    /// The key under which a limit counts a request.
+    pub fn key(&self, limit: &Limit, facts: &Facts<'_>) -> u64 {
+        let mut hash = self.hasher.build_hasher();
+        limit.feed(facts, self.ipv6_prefix, &mut hash);
+        // 0 is no key.
+        hash.finish().max(1)
+    }
+
+    /// Whether a key may make `calls` calls more. They are taken from its quota, or none of them is.
+    ///
+    /// # Errors
+    /// It may not; what is left and when to come back.
+    pub fn decide(&self, key: u64, quota: &Quota, calls: u32, now: Instant) -> Result<(), Exceeded> {
+        let now = self.nanoseconds(now);
+        if let Some(taken) = self.buckets.take(key, quota, calls, now) {
+            return taken;
+        }
+        let seen = self.window(quota, now).add(key, calls, now);
+        if seen <= u64::from(quota.burst() / UNWATCHED) {
+            return Ok(());
+        }
+        // Within a window's length a bucket drains. A key that was counted no more than a burst can't have more in it.
+        let suspect = seen > u64::from(quota.burst());
+        match self.buckets.open(key, quota, calls, now, suspect) {
+            Some((taken, _)) => taken,
+            None => Ok(()),
+        }
+    }
+
+    /// Memory taken, bytes. It grows only when a limit of another order of time is first asked.
+    pub fn bytes(&self) -> usize {
+        self.buckets.bytes() + self.windows.iter().filter_map(OnceLock::get).map(Windows::bytes).sum::<usize>()
+    }
+
+    /// Keys with a bucket that has not drained.
+    pub fn busy(&self, now: Instant) -> usize {
+        self.buckets.busy(self.nanoseconds(now))
+    }
+
+    fn nanoseconds(&self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(self.began).as_nanos();
+        BEGINNING_NS.saturating_add(u64::try_from(since).unwrap_or(u64::MAX))
+    }
+
+    fn window(&self, quota: &Quota, now: u64) -> &Windows<S> {
+        let class = quota.window();
+        self.windows[class].get_or_init(|| Windows::new(self.keys, window_ns(class), now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::window::tests::Exact;
+    use super::*;
+    use crate::units::Rate;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn quota(count: u32, per: Duration, burst: u32) -> Quota {
+        Quota::new(Rate { count, per }, burst)
+    }
+
+    fn limiter(keys: usize) -> (RateLimiter<Exact>, Instant) {
+        let now = Instant::now();
+        (RateLimiter::new(keys, 64, now), now)
+    }
+
+    #[test]
+    fn a_small_limit_is_exact() {
+        let (limiter, now) = limiter(100);
+        let quota = quota(2, 60 * SECOND, 3);
+        for _ in 0..3 {
+            limiter.decide(7, &quota, 1, now).unwrap();
+        }
+        let exceeded = limiter.decide(7, &quota, 1, now).unwrap_err();
+        assert_eq!((exceeded.remaining, exceeded.retry_after_seconds()), (0, 30));
+        assert!(limiter.decide(8, &quota, 1, now).is_ok(), "another key has a quota of its own");
+        assert!(limiter.decide(7, &quota, 1, now + 30 * SECOND).is_ok());
+        assert!(limiter.decide(7, &quota, 1, now + 31 * SECOND).is_err());
+    }
+
+    #[test]
+    fn there_is_no_edge_across_which_twice_the_burst_passes() {
+        let (limiter, start) = limiter(100);
+        let quota = quota(100, SECOND, 100);
+        let mut passed = Vec::new();
+        // A thousand a second for three seconds; the fullest 100 ms anywhere are looked for.
+        for ms in 0..3000u32 {
+            let now = start + Duration::from_millis(u64::from(ms));
+            if limiter.decide(7, &quota, 1, now).is_ok() {
+                passed.push(ms);
+            }
+        }
+        assert!((400..=402).contains(&passed.len()), "{} passed, not the burst and three seconds' rate", passed.len());
+        let fullest = passed
+            .iter()
+            .filter(|ms| **ms > 1000)
+            .map(|from| passed.iter().filter(|ms| (*from..from + 100).contains(ms)).count());
+        assert!(fullest.max().unwrap() <= 11);
+    }
+
+    #[test]
+    fn without_a_free_place_whoever_is_surely_below_the_limit_passes_and_an_abuser_does_not() {
+        let (limiter, now) = limiter(1);
+        let quota = quota(1, SECOND, 10);
+        for key in 1..1000 {
+            for _ in 0..10 {
+                assert!(limiter.decide(key, &quota, 1, now).is_ok(), "key {key}");
+            }
+        }
+        let passed = (0..1000).filter(|_| limiter.decide(5000, &quota, 1, now).is_ok()).count();
+        assert!(passed <= 20, "{passed} passed");
+        let passed = (1..=100).filter(|s| limiter.decide(5000, &quota, 1, now + SECOND * *s).is_ok()).count();
+        assert_eq!(passed, 100);
+    }
+
+    #[test]
+    fn a_key_that_comes_now_and_then_takes_no_bucket() {
+        let (limiter, now) = limiter(1000);
+        let quota = quota(100, SECOND, 200);
+        for key in 1..500 {
+            assert!(limiter.decide(key, &quota, 1, now).is_ok());
+        }
+        assert_eq!(limiter.busy(now), 0);
+        for _ in 0..10 {
+            limiter.decide(7, &quota, 1, now).unwrap();
+        }
+        assert_eq!(limiter.busy(now), 1);
+    }
+}

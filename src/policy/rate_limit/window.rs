@@ -1,0 +1,128 @@
+//! The first stage: sketches over the last stretch of time.
+//!
+//! Two of them, for the running window and the one before: together they have counted everything of the last window's
+//! length, and up to as much again. Too much is no harm here.
+
+use parking_lot::Mutex;
+
+/// Parts of a sketch, each with its own lock. They turn over one after the other, so that no request clears all.
+const PARTS: u64 = 64;
+/// Fewest keys that a part is made for.
+const PART_KEYS_LEAST: usize = 16;
+
+/// Counts keys in constant memory: a key's count may come out too high, never too low.
+pub trait Sketch: Send {
+    /// A sketch that counts about `keys` keys well.
+    fn sized(keys: usize) -> Self;
+    /// Counts a key `calls` times more. Its count so far, these included.
+    fn add(&self, key: u64, calls: u32) -> u64;
+    /// A key's count so far.
+    fn count(&self, key: u64) -> u64;
+    /// Forgets everything.
+    fn clear(&self);
+    /// Memory taken, bytes.
+    fn bytes(&self) -> usize;
+}
+
+/// A sketch that forgets.
+#[derive(Debug)]
+pub(super) struct Windows<S> {
+    parts: Box<[Mutex<Part<S>>]>,
+    length_ns: u64,
+}
+
+#[derive(Debug)]
+struct Part<S> {
+    /// When the running window began.
+    began: u64,
+    running: S,
+    before: S,
+}
+
+impl<S: Sketch> Windows<S> {
+    /// Nothing counted yet.
+    pub fn new(keys: usize, length_ns: u64, now: u64) -> Self {
+        let each = (keys / PARTS as usize).max(PART_KEYS_LEAST);
+        let part = |i: u64| Part {
+            began: now.saturating_sub(length_ns / PARTS * i),
+            running: S::sized(each),
+            before: S::sized(each),
+        };
+        Self { parts: (0..PARTS).map(|i| Mutex::new(part(i))).collect(), length_ns }
+    }
+
+    /// Counts a key. How often it was counted within the last window's length, these included: at least.
+    pub fn add(&self, key: u64, calls: u32, now: u64) -> u64 {
+        let mut part = self.parts[(key % PARTS) as usize].lock();
+        part.turn(now, self.length_ns);
+        part.running.add(key, calls).saturating_add(part.before.count(key))
+    }
+
+    /// Memory taken, bytes.
+    pub fn bytes(&self) -> usize {
+        self.parts.iter().map(|p| p.lock()).map(|p| p.running.bytes() + p.before.bytes()).sum()
+    }
+}
+
+impl<S: Sketch> Part<S> {
+    fn turn(&mut self, now: u64, length_ns: u64) {
+        let windows = now.saturating_sub(self.began) / length_ns;
+        if windows == 0 {
+            return;
+        }
+        std::mem::swap(&mut self.running, &mut self.before);
+        self.running.clear();
+        if windows > 1 {
+            self.before.clear();
+        }
+        self.began += windows * length_ns;
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::cell::RefCell;
+    use std::collections::HashMap;
+
+    use super::*;
+
+    /// Counts exactly, in as much memory as it takes.
+    #[derive(Debug, Default)]
+    pub struct Exact(RefCell<HashMap<u64, u64>>);
+
+    impl Sketch for Exact {
+        fn sized(_: usize) -> Self {
+            Self::default()
+        }
+        fn add(&self, key: u64, calls: u32) -> u64 {
+            let mut counts = self.0.borrow_mut();
+            let count = counts.entry(key).or_default();
+            *count += u64::from(calls);
+            *count
+        }
+        fn count(&self, key: u64) -> u64 {
+            self.0.borrow().get(&key).copied().unwrap_or(0)
+        }
+        fn clear(&self) {
+            self.0.borrow_mut().clear();
+        }
+        fn bytes(&self) -> usize {
+            0
+        }
+    }
+
+    #[test]
+    fn what_came_within_a_windows_length_is_always_counted() {
+        for key in [0, 1, 63] {
+            let windows = Windows::<Exact>::new(100, 1000, 10_000);
+            for (now, count) in [(10_000, 1), (10_999, 2), (11_000, 3)] {
+                assert!(windows.add(key, 1, now) >= count.min(2), "key {key} at {now}");
+            }
+            let at_least = [(11_500, 3), (12_000, 3)];
+            for (now, count) in at_least {
+                assert!(windows.add(key, 1, now) >= count, "key {key} at {now}");
+            }
+            assert_eq!(windows.add(key, 1, 14_000), 1, "after two windows all is forgotten");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Asks the rate limits of a request's listener and route.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use pingora::proxy::Session;
+
+use super::Shared;
+use super::connection::Connection;
+use super::context::Context;
+use crate::json_rpc::Text;
+use crate::observe::RateLimitDecision;
+use crate::policy::rate_limit::{Caller, Exceeded, Facts, Limit};
+use crate::refusal::Refusal;
+use crate::snapshot::ListenerSnapshot;
+
+/// The JSON-RPC calls of a body, as far as limits go.
+#[derive(Default)]
+pub struct Calls<'a> {
+    first: Option<Text<'a>>,
+    /// Only a batch has more, and takes memory here.
+    more: Vec<Text<'a>>,
+}
+
+impl<'a> Calls<'a> {
+    /// Counts a call.
+    pub fn push(&mut self, method: Text<'a>) {
+        match self.first {
+            None => self.first = Some(method),
+            Some(_) => self.more.push(method),
+        }
+    }
+
+    /// Each method once, and how often it is called.
+    fn by_method(self) -> Vec<(String, u32)> {
+        let mut methods: Vec<_> = self.first.iter().chain(&self.more).map(|m| m.decode()).collect();
+        methods.sort_unstable();
+        let mut counted: Vec<(String, u32)> = Vec::new();
+        for method in methods {
+            match counted.last_mut() {
+                Some((same, calls)) if *same == *method => *calls += 1,
+                _ => counted.push((method.into_owned(), 1)),
+            }
+        }
+        counted
+    }
+}
+
+/// A request's limits.
+pub struct Asking<'a> {
+    /// Where the counts are.
+    pub shared: &'a Shared,
+    /// On which connection it came.
+    pub connection: &'a Connection,
+    /// At which listener.
+    pub listener: &'a ListenerSnapshot,
+    /// When its header was whole.
+    pub started: Instant,
+}
+
+impl Asking<'_> {
+    /// The listener's limits, whether or not a route was found: a flood of unknown paths is a flood too.
+    pub fn listener(&self, session: &Session, ctx: &mut Context) -> Result<(), Refusal> {
+        self.ask(&self.listener.rate_limits.by_request, session, ctx, None, 1, self.started)
+    }
+
+    /// The route's limits that need no body.
+    pub fn route(&self, session: &Session, ctx: &mut Context) -> Result<(), Refusal> {
+        let Some(route) = ctx.route.clone() else { return Ok(()) };
+        self.ask(&route.rate_limits.by_request, session, ctx, None, 1, self.started)
+    }
+
+    /// The limits by method, and for a batch the rest of the others: a batch counts as its calls.
+    pub fn calls(&self, session: &Session, ctx: &mut Context, calls: Calls<'_>) -> Result<(), Refusal> {
+        let Some(route) = ctx.route.clone() else { return Ok(()) };
+        let listener = &self.listener.rate_limits;
+        let more = u32::try_from(calls.more.len()).unwrap_or(u32::MAX);
+        // The body may have taken its time.
+        let now = self.shared.clock.now();
+        if more > 0 {
+            for limits in [&listener.by_request, &route.rate_limits.by_request] {
+                self.ask(limits, session, ctx, None, more, now)?;
+            }
+        }
+        let by_call = [&listener.by_call, &route.rate_limits.by_call];
+        if by_call.iter().all(|limits| limits.is_empty()) {
+            return Ok(());
+        }
+        if let (Some(method), 0) = (calls.first, more) {
+            let method = method.decode();
+            return by_call.iter().try_for_each(|limits| self.ask(limits, session, ctx, Some(&method), 1, now));
+        }
+        for (method, count) in calls.by_method() {
+            by_call.iter().try_for_each(|limits| self.ask(limits, session, ctx, Some(&method), count, now))?;
+        }
+        Ok(())
+    }
+
+    fn ask(
+        &self,
+        limits: &[Arc<Limit>],
+        session: &Session,
+        ctx: &mut Context,
+        method: Option<&str>,
+        calls: u32,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        for limit in limits {
+            let facts = self.facts(session, ctx, method);
+            let key = self.shared.rates.key(limit, &facts);
+            let Err(exceeded) = self.shared.rates.decide(key, &limit.quota, calls, now) else {
+                limit.metrics.decided(RateLimitDecision::Admitted);
+                continue;
+            };
+            if limit.enforce {
+                limit.metrics.decided(RateLimitDecision::Refused);
+                ctx.rate_limit = Some(limit.clone());
+                return Err(refusal(ctx, limit, &exceeded));
+            }
+            limit.metrics.decided(RateLimitDecision::WouldRefuse);
+            ctx.rate_limit.get_or_insert_with(|| limit.clone());
+        }
+        Ok(())
+    }
+
+    fn facts<'f>(&'f self, session: &'f Session, ctx: &'f Context, method: Option<&'f str>) -> Facts<'f> {
+        let identity = self.connection.identity.as_deref();
+        let caller = match (&ctx.peer, identity) {
+            (Some(peer), _) => Caller::Peer(peer.name.as_str()),
+            (None, Some(identity)) => Caller::Stranger(match &identity.spiffe_id {
+                Some(id) => id.as_str().as_bytes(),
+                None => &identity.fingerprint,
+            }),
+            (None, None) => Caller::Nobody,
+        };
+        Facts {
+            address: ctx.client.as_ref().map_or_else(|| self.connection.remote_ip(), |c| c.address),
+            caller,
+            sni: self.connection.tls.as_ref().and_then(|tls| tls.sni.as_deref()),
+            route: ctx.route.as_ref().map(|r| r.name.as_str()),
+            method,
+            headers: &session.req_header().headers,
+        }
+    }
+}
+
+fn refusal(ctx: &Context, limit: &Limit, exceeded: &Exceeded) -> Refusal {
+    Refusal::RateLimited {
+        limit: limit.quota.limit(),
+        remaining: exceeded.remaining,
+        retry_after_seconds: exceeded.retry_after_seconds(),
+        json_rpc_code: ctx.begun.as_ref().map_or(-32005, |b| b.snapshot.config.hive.rate_limited_code),
+    }
+}
