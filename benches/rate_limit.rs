@@ -17,7 +17,7 @@ use http::HeaderMap;
 
 fn limit(burst: u32) -> Limit {
     let quota = Quota::new(Rate { count: 100, per: Duration::from_secs(1) }, burst);
-    Limit::new("route/a2a/address".into(), &[KeyPart::Address], quota, true, &Metrics::new())
+    Limit::new("route/a2a/address".into(), &[KeyPart::Address], quota, true, false, &Metrics::new())
 }
 
 fn decisions(c: &mut Criterion) {

@@ -23,6 +23,7 @@ pub mod request;
 pub mod refusal;
 pub mod json_rpc;
 pub mod observe;
+pub mod redis;
 pub mod policy;
 pub mod route;
 pub mod tls;

@@ -20,8 +20,10 @@ use crate::admin;
 use crate::clock::Clock;
 use crate::config::{self, ConfigError, Loaded};
 use crate::observe::{AccessLog, AccessLogTarget, Metrics};
+use crate::policy::rate_limit::{self, SharedRates};
 use crate::proxy::listener::{ListenerService, try_listen};
 use crate::proxy::{Gateway, Shared};
+use crate::redis;
 use crate::snapshot::Snapshot;
 use crate::upstream;
 
@@ -75,13 +77,26 @@ pub fn run(file: &Path) -> Result<(), RunError> {
         try_listen(address).map_err(|e| RunError::Start(format!("{what}: cannot listen on {address}: {e}")))?;
     }
     let snapshot = Snapshot::build(config, 1, &metrics, None, clock.unix_seconds()).map_err(RunError::Start)?;
-    let shared = Shared::new(snapshot, clock, metrics, log);
+    let fleet = snapshot.config.redis.as_ref().map(|r| fleet_rates(r, &clock, &metrics)).transpose();
+    let shared = Shared::new(snapshot, clock, metrics, log, fleet.map_err(RunError::Start)?);
     serve(&shared);
     shared.log.close(LOG_WAIT);
     match shared.failure() {
         Some(why) => Err(RunError::Start(why)),
         None => Ok(()),
     }
+}
+
+/// The client of shared rate limits; it connects once [`Fleet`] runs.
+fn fleet_rates(config: &config::Redis, clock: &Clock, metrics: &Metrics) -> Result<SharedRates, String> {
+    let settings = redis::Settings {
+        target: config.target.clone(),
+        ca: config.ca.clone(),
+        timeout: config.timeout,
+        script: rate_limit::SCRIPT,
+    };
+    let client = redis::Client::new(settings, clock.clone(), metrics.redis())?;
+    Ok(SharedRates::new(client, &config.key_prefix))
 }
 
 fn serve(shared: &Arc<Shared>) {
@@ -120,6 +135,9 @@ fn serve(shared: &Arc<Shared>) {
     };
     server.add_service(ListenerService::new(shared.clone(), proxy, stopped));
     server.add_service(background_service("health", HealthChecks(shared.clone())));
+    if let Some(fleet) = &shared.fleet_rates {
+        server.add_service(background_service("redis", Fleet(fleet.client.clone())));
+    }
     let admin = &snapshot.config.admin;
     let state = Arc::new(status::admin_state(shared));
     server.add_service(admin::service(state, admin.address, admin.bearer.as_ref()));
@@ -139,6 +157,19 @@ impl BackgroundService for HealthChecks {
             checks.spawn(upstream::run_health_checks(u.upstream.clone(), self.0.clock.clone(), shutdown.clone()));
         }
         checks.join_all().await;
+    }
+}
+
+/// Keeps the connections to Redis, on a thread of their own: commands of all requests meet there and go out together.
+struct Fleet(Arc<redis::Client>);
+
+#[async_trait]
+impl BackgroundService for Fleet {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        tokio::select! {
+            () = self.0.clone().run() => {}
+            _ = shutdown.changed() => {}
+        }
     }
 }
 

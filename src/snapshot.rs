@@ -237,7 +237,7 @@ fn rate_limits(owner: &str, config: &[config::file::RateLimit], metrics: &Metric
     let names = Limits::names(owner, config.iter().map(|l| &*l.per.0));
     let limit = |(name, l): (String, &config::file::RateLimit)| {
         let quota = Quota::new(l.rate, l.burst.unwrap_or(l.rate.count));
-        Limit::new(name, &l.per.0, quota, l.enforce, metrics)
+        Limit::new(name, &l.per.0, quota, l.enforce, l.shared, metrics)
     };
     Limits::new(names.into_iter().zip(config).map(limit).collect())
 }

@@ -34,6 +34,8 @@ pub struct File {
     pub routes: Vec<Route>,
     /// Hive nodes, in groups.
     pub upstreams: Vec<Upstream>,
+    /// What gateways of a fleet share. Default: nothing.
+    pub redis: Option<Redis>,
     /// The operator's own listener. Default: `127.0.0.1:9901`, no secret.
     #[serde(default)]
     pub admin: Admin,
@@ -291,6 +293,9 @@ pub struct RateLimit {
     pub rate: Rate,
     /// How many at once, 1 to 1000000. Default: as many as the rate's number.
     pub burst: Option<u32>,
+    /// All gateways count together, through `redis`; the limit's owner has the same name on each. Default false.
+    #[serde(default)]
+    pub shared: bool,
     /// False: what goes beyond is counted and logged, and passes. Default true.
     #[serde(default = "yes")]
     pub enforce: bool,
@@ -586,6 +591,33 @@ pub struct UpstreamTls {
     pub cert: Option<String>,
     /// Its key.
     pub key: Option<String>,
+}
+
+/// `redis`: where limits with `shared: true` are counted. While it can't be reached, each gateway counts by itself.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Redis {
+    /// `redis://[user[:password]@]host[:port][/database]`; `rediss://` with TLS; `redis-cluster://` and `rediss-cluster://` with
+    /// one or more hosts of a cluster. A change needs a restart, as of all of this block.
+    pub url: SecretText,
+    /// File that holds the password, if the URL does not.
+    pub password_file: Option<String>,
+    /// PEM bundle that Redis' certificate chains to. Needed with TLS, refused without.
+    pub ca: Option<String>,
+    /// Every key begins with it. Default `hive:gw:rl:`.
+    #[serde(default = "redis_key_prefix")]
+    pub key_prefix: String,
+    /// Longest wait for an answer, 1ms to 1s. Default 20ms: a request waits no longer for Redis.
+    #[serde(default = "redis_timeout")]
+    pub timeout: Span,
+}
+
+fn redis_key_prefix() -> String {
+    "hive:gw:rl:".into()
+}
+
+fn redis_timeout() -> Span {
+    Span(Duration::from_millis(20))
 }
 
 /// `admin`

@@ -51,6 +51,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// Hive nodes, in groups; at least one.
     pub upstreams: Vec<Upstream>,
+    /// What gateways of a fleet share. Some, if a limit is shared.
+    pub redis: Option<Redis>,
     /// The operator's own listener.
     pub admin: Admin,
     /// Where the access log goes; a file's path is absolute.
@@ -168,6 +170,19 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// Share of the requests, 1 to 100.
     pub weight: u16,
+}
+
+/// Where shared limits are counted.
+#[derive(Debug)]
+pub struct Redis {
+    /// Where it is, and who is let in.
+    pub target: crate::redis::Target,
+    /// PEM bundle; its name is absolute. Some if and only if the target is `tls`.
+    pub ca: Option<String>,
+    /// Every key begins with it.
+    pub key_prefix: String,
+    /// Longest wait for an answer.
+    pub timeout: Duration,
 }
 
 /// The operator's own listener.

@@ -65,6 +65,7 @@ const REQUIRED: &[Required] = &[
     text("routes[].rate_limits[]", "rate", RATE_EXAMPLE, "1/s"),
     text("listeners[].rate_limits[]", "per", PER_EXAMPLE, "address"),
     text("listeners[].rate_limits[]", "rate", RATE_EXAMPLE, "1/s"),
+    text("redis", "url", "url: redis://127.0.0.1:6379", "redis://127.0.0.1"),
     text("access_log", "path", "path: access.log", "stand-in"),
 ];
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::handshake::HandshakeResult;
-use super::labels::{CloseReason, ConnectionRefusal, MethodLabel, RateLimitDecision, UpstreamResult};
+use super::labels::{CloseReason, ConnectionRefusal, MethodLabel, RateLimitDecision, RedisFallback, UpstreamResult};
 use super::metrics::{ListenerFamilies, NodeFamilies, RouteFamilies};
 
 /// Statuses in one block of [`Codes`].
@@ -159,6 +159,35 @@ impl RateLimitMetrics {
     /// The limit was asked.
     pub fn decided(&self, decision: RateLimitDecision) {
         self.decisions[decision.index()].inc();
+    }
+}
+
+/// Counters of Redis.
+pub struct RedisMetrics {
+    duration: Histogram,
+    fallbacks: Vec<IntCounter>,
+    up: IntGauge,
+}
+
+impl RedisMetrics {
+    pub(super) fn new(duration: Histogram, fallbacks: &IntCounterVec, up: IntGauge) -> Self {
+        let reasons = RedisFallback::ALL.iter();
+        Self { duration, fallbacks: reasons.map(|r| fallbacks.with_label_values(&[r.as_str()])).collect(), up }
+    }
+
+    /// Redis answered after so long.
+    pub fn answered(&self, after: Duration) {
+        self.duration.observe(after.as_secs_f64());
+    }
+
+    /// It did not, and the gateway went on without.
+    pub fn fell_back(&self, reason: RedisFallback) {
+        self.fallbacks[reason.index()].inc();
+    }
+
+    /// Whether there is a connection.
+    pub fn set_up(&self, up: bool) {
+        self.up.set(i64::from(up));
     }
 }
 

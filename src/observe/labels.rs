@@ -56,6 +56,18 @@ label!(
 );
 
 label!(
+    /// Why a shared limit was decided by the gateway alone.
+    RedisFallback {
+        /// No connection to Redis.
+        Down => "down",
+        /// No answer within `redis.timeout`.
+        Timeout => "timeout",
+        /// Redis answered with an error, such as while it loads its data.
+        Error => "error",
+    }
+);
+
+label!(
     /// What a rate limit came to.
     RateLimitDecision {
         /// Within the limit.

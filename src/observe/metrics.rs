@@ -9,7 +9,9 @@ use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use super::handles::{ListenerMetrics, NodeMetrics, RateLimitMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics};
+use super::handles::{
+    ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics,
+};
 
 /// The `path` and `route` of a request that no route took.
 pub const UNMATCHED: &str = "unmatched";
@@ -51,6 +53,10 @@ const DURATION_BUCKETS: &[f64] = &[
 const HANDSHAKE_BUCKETS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
+/// Redis is near, and `redis.timeout` is short, seconds.
+const REDIS_BUCKETS: &[f64] =
+    &[0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0];
+
 macro_rules! definitions {
     ($($const:ident: $kind:expr, $name:literal, [$($label:literal),*], $help:literal;)+) => {
         $(const $const: Definition = Definition {
@@ -76,6 +82,12 @@ definitions! {
         "Requests that the gateway answered itself, by reason.";
     RATE_LIMIT_DECISIONS: Kind::Counter, "rate_limit_decisions_total", ["limit", "decision"],
         "Rate limits asked, by limit (where it stands and what it counts by) and decision.";
+    REDIS_UP: Kind::Gauge, "redis_up", [],
+        "1 while shared rate limits are counted in Redis, 0 while each gateway counts by itself or nothing is shared.";
+    REDIS: Kind::Histogram(REDIS_BUCKETS), "redis_seconds", [],
+        "Time until Redis answered a rate limit.";
+    REDIS_FALLBACKS: Kind::Counter, "redis_fallbacks_total", ["reason"],
+        "Shared rate limits that the gateway decided by itself, by reason.";
     CONNECTIONS: Kind::Gauge, "connections", ["listener"],
         "Open client connections, handshake done.";
     CONNECTIONS_ACCEPTED: Kind::Counter, "connections_accepted_total", ["listener"],
@@ -191,6 +203,9 @@ pub struct Metrics {
     refusals: IntCounterVec,
     refusals_by_code: RefusalTable,
     rate_limits: IntCounterVec,
+    redis: HistogramVec,
+    redis_fallbacks: IntCounterVec,
+    redis_up: IntGauge,
     listeners: ListenerFamilies,
     certificates: IntGaugeVec,
     certificates_shown: Mutex<HashMap<String, Vec<String>>>,
@@ -220,6 +235,9 @@ impl Metrics {
             refusals: counters(&r, &REFUSALS),
             refusals_by_code: RefusalTable::new(),
             rate_limits: counters(&r, &RATE_LIMIT_DECISIONS),
+            redis: histograms(&r, &REDIS),
+            redis_fallbacks: counters(&r, &REDIS_FALLBACKS),
+            redis_up: gauge(&r, &REDIS_UP),
             listeners: ListenerFamilies {
                 connections: gauges(&r, &CONNECTIONS),
                 accepted: counters(&r, &CONNECTIONS_ACCEPTED),
@@ -279,6 +297,11 @@ impl Metrics {
     /// Handles of a rate limit, by [`crate::policy::rate_limit::Limit::name`].
     pub fn rate_limit(&self, limit: &str) -> RateLimitMetrics {
         RateLimitMetrics::new(&self.rate_limits, limit)
+    }
+
+    /// Handles of Redis.
+    pub fn redis(&self) -> RedisMetrics {
+        RedisMetrics::new(self.redis.with_label_values::<&str>(&[]), &self.redis_fallbacks, self.redis_up.clone())
     }
 
     /// Handles of a listener.
@@ -366,6 +389,7 @@ mod tests {
         metrics.route("a2a", "/api/a2a/jsonrpc").record(MethodLabel::Post, 200, Duration::from_millis(3));
         metrics.refusal("not_found");
         metrics.rate_limit("route/a2a/peer").decided(RateLimitDecision::Admitted);
+        metrics.redis().set_up(true);
         let listener = metrics.listener("federation");
         listener.opened();
         listener.closed(CloseReason::Idle);

@@ -14,8 +14,10 @@ pub mod access_log;
 mod log_queue;
 
 pub use access_log::{AccessLog, AccessLogTarget};
-pub use handles::{ListenerMetrics, NodeMetrics, RateLimitMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics};
+pub use handles::{
+    ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics,
+};
 pub use handshake::HandshakeResult;
-pub use labels::{CloseReason, ConnectionRefusal, MethodLabel, RateLimitDecision, UpstreamResult};
+pub use labels::{CloseReason, ConnectionRefusal, MethodLabel, RateLimitDecision, RedisFallback, UpstreamResult};
 pub use metrics::Metrics;
 pub use record::{AccessRecord, HandshakeRecord};

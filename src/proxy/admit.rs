@@ -72,9 +72,9 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     }
     let routed = check_route(session, ctx, &connection, &snapshot);
     let limits = Asking { shared, connection: &connection, listener, started };
-    limits.listener(session, ctx)?;
+    limits.listener(session, ctx).await?;
     routed?;
-    limits.route(session, ctx)?;
+    limits.route(session, ctx).await?;
 
     let Some(route) = ctx.route.clone() else { return Err(Refusal::NotFound.into()) };
     let within = listener.deadlines.request_body;
@@ -83,7 +83,7 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
         check_media_type(&session.req_header().headers)?;
         let mut calls = Calls::default();
         check_json_rpc(json_rpc, &body, ctx, &mut calls)?;
-        limits.calls(session, ctx, calls)?;
+        limits.calls(session, ctx, calls).await?;
     }
     Ok(body)
 }

@@ -10,7 +10,7 @@ use super::connection::Connection;
 use super::context::Context;
 use crate::json_rpc::Text;
 use crate::observe::RateLimitDecision;
-use crate::policy::rate_limit::{Caller, Exceeded, Facts, Limit};
+use crate::policy::rate_limit::{Caller, Exceeded, Facts, Limit, SharedRates};
 use crate::refusal::Refusal;
 use crate::snapshot::ListenerSnapshot;
 
@@ -60,18 +60,18 @@ pub struct Asking<'a> {
 
 impl Asking<'_> {
     /// The listener's limits, whether or not a route was found: a flood of unknown paths is a flood too.
-    pub fn listener(&self, session: &Session, ctx: &mut Context) -> Result<(), Refusal> {
-        self.ask(&self.listener.rate_limits.by_request, session, ctx, None, 1, self.started)
+    pub async fn listener(&self, session: &mut Session, ctx: &mut Context) -> Result<(), Refusal> {
+        self.ask(&self.listener.rate_limits.by_request, session, ctx, None, 1, self.started).await
     }
 
     /// The route's limits that need no body.
-    pub fn route(&self, session: &Session, ctx: &mut Context) -> Result<(), Refusal> {
+    pub async fn route(&self, session: &mut Session, ctx: &mut Context) -> Result<(), Refusal> {
         let Some(route) = ctx.route.clone() else { return Ok(()) };
-        self.ask(&route.rate_limits.by_request, session, ctx, None, 1, self.started)
+        self.ask(&route.rate_limits.by_request, session, ctx, None, 1, self.started).await
     }
 
     /// The limits by method, and for a batch the rest of the others: a batch counts as its calls.
-    pub fn calls(&self, session: &Session, ctx: &mut Context, calls: Calls<'_>) -> Result<(), Refusal> {
+    pub async fn calls(&self, session: &mut Session, ctx: &mut Context, calls: Calls<'_>) -> Result<(), Refusal> {
         let Some(route) = ctx.route.clone() else { return Ok(()) };
         let listener = &self.listener.rate_limits;
         let more = u32::try_from(calls.more.len()).unwrap_or(u32::MAX);
@@ -79,7 +79,7 @@ impl Asking<'_> {
         let now = self.shared.clock.now();
         if more > 0 {
             for limits in [&listener.by_request, &route.rate_limits.by_request] {
-                self.ask(limits, session, ctx, None, more, now)?;
+                self.ask(limits, session, ctx, None, more, now).await?;
             }
         }
         let by_call = [&listener.by_call, &route.rate_limits.by_call];
@@ -88,18 +88,23 @@ impl Asking<'_> {
         }
         if let (Some(method), 0) = (calls.first, more) {
             let method = method.decode();
-            return by_call.iter().try_for_each(|limits| self.ask(limits, session, ctx, Some(&method), 1, now));
+            for limits in by_call {
+                self.ask(limits, session, ctx, Some(&method), 1, now).await?;
+            }
+            return Ok(());
         }
         for (method, count) in calls.by_method() {
-            by_call.iter().try_for_each(|limits| self.ask(limits, session, ctx, Some(&method), count, now))?;
+            for limits in by_call {
+                self.ask(limits, session, ctx, Some(&method), count, now).await?;
+            }
         }
         Ok(())
     }
 
-    fn ask(
+    async fn ask(
         &self,
         limits: &[Arc<Limit>],
-        session: &Session,
+        session: &mut Session,
         ctx: &mut Context,
         method: Option<&str>,
         calls: u32,
@@ -108,7 +113,14 @@ impl Asking<'_> {
         for limit in limits {
             let facts = self.facts(session, ctx, method);
             let key = self.shared.rates.key(limit, &facts);
-            let Err(exceeded) = self.shared.rates.decide(key, &limit.quota, calls, now) else {
+            let decided = match self.shared.fleet_rates.as_ref().filter(|_| limit.shared) {
+                None => self.shared.rates.decide(key, &limit.quota, calls, now),
+                Some(fleet) => {
+                    let fleet_key = fleet.key(limit, &facts, self.shared.rates.ipv6_prefix());
+                    self.decide_together(fleet, &fleet_key, key, limit, calls).await
+                }
+            };
+            let Err(exceeded) = decided else {
                 limit.metrics.decided(RateLimitDecision::Admitted);
                 continue;
             };
@@ -121,6 +133,26 @@ impl Asking<'_> {
             ctx.rate_limit.get_or_insert_with(|| limit.clone());
         }
         Ok(())
+    }
+
+    /// A shared limit: refused here if that is known, else as Redis says; if it doesn't say, as for this gateway alone.
+    async fn decide_together(
+        &self,
+        fleet: &SharedRates,
+        fleet_key: &[u8],
+        key: u64,
+        limit: &Limit,
+        calls: u32,
+    ) -> Result<(), Exceeded> {
+        let rates = &self.shared.rates;
+        let asked = self.shared.clock.now();
+        // Whatever is refused to this gateway alone is refused to all together: an attack does not reach Redis.
+        rates.decide(key, &limit.quota, calls, asked)?;
+        match fleet.take(fleet_key, limit, calls).await {
+            Ok(answer) => rates.learn(key, &limit.quota, calls, answer, asked),
+            // Counted and logged; until Redis is back, the gateway's own decision stands.
+            Err(_) => Ok(()),
+        }
     }
 
     fn facts<'f>(&'f self, session: &'f Session, ctx: &'f Context, method: Option<&'f str>) -> Facts<'f> {

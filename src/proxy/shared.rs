@@ -12,7 +12,7 @@ use super::sketch::CountMin;
 use crate::clock::Clock;
 use crate::observe::{AccessLog, AccessRecord, Metrics};
 use crate::policy::body_memory::BodyMemory;
-use crate::policy::rate_limit::RateLimiter;
+use crate::policy::rate_limit::{RateLimiter, SharedRates};
 use crate::snapshot::Snapshot;
 
 /// One per process.
@@ -28,6 +28,8 @@ pub struct Shared {
     pub bodies: Arc<BodyMemory>,
     /// What rate limits have counted.
     pub rates: RateLimiter<CountMin>,
+    /// What those of them count that are shared; none without `redis`.
+    pub fleet_rates: Option<SharedRates>,
     /// Requests between their header and their log line.
     requests: AtomicU64,
     draining: AtomicBool,
@@ -36,7 +38,13 @@ pub struct Shared {
 
 impl Shared {
     /// The process' shared part, with its first snapshot.
-    pub fn new(snapshot: Snapshot, clock: Clock, metrics: Arc<Metrics>, log: Arc<AccessLog>) -> Arc<Self> {
+    pub fn new(
+        snapshot: Snapshot,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+        log: Arc<AccessLog>,
+        fleet_rates: Option<SharedRates>,
+    ) -> Arc<Self> {
         let server = &snapshot.config.server;
         let bodies = BodyMemory::new(server.body_memory);
         let rates = RateLimiter::new(server.rate_limit_keys, server.rate_limit_ipv6_prefix, clock.now());
@@ -47,6 +55,7 @@ impl Shared {
             log,
             bodies,
             rates,
+            fleet_rates,
             requests: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             failure: Mutex::new(None),

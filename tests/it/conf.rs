@@ -100,6 +100,7 @@ fn furnished() -> (Temporary, PathBuf) {
         write_private(&at.join(format!("tls/{name}.key")), &issued.key_pem);
     }
     write_private(&at.join("secrets/gateway"), b"0123456789abcdef0123456789abcdef\n");
+    write_private(&at.join("secrets/redis"), b"geheim\n");
     write_private(&at.join("secrets/admin"), b"0123456789abcdef\r\n");
     let base = at.to_owned();
     (directory, base)

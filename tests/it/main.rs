@@ -15,6 +15,7 @@ mod limits;
 mod log;
 mod rate_limits;
 mod routes;
+mod shared_limits;
 mod streams;
 mod tls;
 mod upstream;

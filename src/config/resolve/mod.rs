@@ -8,6 +8,7 @@ mod peers;
 mod process;
 mod ranges;
 mod rate_limits;
+mod redis;
 mod routes;
 mod secrets;
 mod upstreams;
@@ -41,6 +42,8 @@ pub(super) fn resolve(
     let upstreams = upstreams::resolve(&mut r, file.upstreams);
     let routes = routes::resolve(&mut r, file.routes, &peers, &upstreams);
     let listeners = listeners::resolve(&mut r, file.listeners);
+    let redis = redis::resolve(&mut r, file.redis);
+    redis::check_shared(&mut r, redis.is_some(), &listeners, &routes);
     let admin = process::admin(&mut r, file.admin);
     let access_log = process::access_log(&mut r, file.access_log);
     let server = process::server(&mut r, &file.server, &routes);
@@ -57,6 +60,7 @@ pub(super) fn resolve(
         peers,
         routes,
         upstreams,
+        redis,
         admin,
         access_log,
         identity_headers: file.identity_headers,

@@ -59,6 +59,24 @@ impl Buckets {
         self.set(key).0.lock().take(key, quota, calls, now)
     }
 
+    /// The key's bucket is known to drain at `drained_at`; of what it holds here, `returned_ns` are part of that already. A key
+    /// without a bucket gets one if a place is free, or is made.
+    pub fn learn(&self, key: u64, drained_at: u64, returned_ns: u64, now: u64, make_room: bool) {
+        let mut places = self.set(key).0.lock();
+        if let Some(place) = places.keys.iter().position(|k| *k == key) {
+            // What is still held beyond that are calls whose answers are on their way.
+            places.drained_at[place] = places.drained_at[place].saturating_sub(returned_ns).max(drained_at);
+            return;
+        }
+        let first = places.drained_at.iter().copied().enumerate().min_by_key(|(_, at)| *at);
+        // A fuller bucket is never the one that makes room.
+        let place = first.filter(|(_, drains)| *drains <= now || (make_room && *drains < drained_at));
+        if let Some((place, _)) = place {
+            places.keys[place] = key;
+            places.drained_at[place] = drained_at;
+        }
+    }
+
     /// As [`Self::take`], and gives the key a bucket if it has none. None: no place is free, and none is to be made.
     /// The second value says that another key lost its bucket.
     pub fn open(&self, key: u64, quota: &Quota, calls: u32, now: u64, make_room: bool) -> Option<(Taken, bool)> {
@@ -124,6 +142,22 @@ mod tests {
         assert_eq!(buckets.busy(NOW), WAYS);
         let later = NOW + 1_000_000_000;
         assert_eq!(buckets.open(99, &quota(), 1, later, false), Some((Ok(()), false)));
+    }
+
+    #[test]
+    fn what_is_learned_fills_a_bucket_but_forgets_no_call_under_way() {
+        let buckets = Buckets::new(1);
+        let second = 1_000_000_000;
+        for _ in 0..3 {
+            buckets.open(1, &quota(), 1, NOW, false).unwrap().0.unwrap();
+        }
+        // Two of the three are answered: others have taken one more. The third is under way.
+        buckets.learn(1, NOW + 2 * second, second, NOW, false);
+        buckets.learn(1, NOW + 3 * second, second, NOW, false);
+        assert!(buckets.take(1, &quota(), 2, NOW).unwrap().is_ok());
+        assert!(buckets.take(1, &quota(), 1, NOW).unwrap().is_err());
+        buckets.learn(2, NOW + 5 * second, second, NOW, false);
+        assert!(buckets.take(2, &quota(), 1, NOW).unwrap().is_err(), "a new key has a bucket too");
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub struct Quota {
 }
 
 /// A request beyond its quota.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Exceeded {
     /// Calls that would still pass now; not 0 only for a batch that wanted more.
     pub remaining: u32,

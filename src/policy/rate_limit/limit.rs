@@ -18,15 +18,17 @@ pub struct Limit {
     pub quota: Quota,
     /// False: what goes beyond is counted and logged, and passes.
     pub enforce: bool,
+    /// All gateways count together, through Redis.
+    pub shared: bool,
     /// Its counters.
     pub metrics: RateLimitMetrics,
 }
 
 impl Limit {
     /// A limit of `owner`, such as `route/a2a`.
-    pub fn new(name: String, parts: &[KeyPart], quota: Quota, enforce: bool, metrics: &Metrics) -> Self {
+    pub fn new(name: String, parts: &[KeyPart], quota: Quota, enforce: bool, shared: bool, metrics: &Metrics) -> Self {
         let metrics = metrics.rate_limit(&name);
-        Self { name: name.into(), parts: parts.into(), quota, enforce, metrics }
+        Self { name: name.into(), parts: parts.into(), quota, enforce, shared, metrics }
     }
 
     /// Whether it counts JSON-RPC calls by their method, so that it can be asked only when the body is known.

@@ -9,6 +9,7 @@ use super::buckets::Buckets;
 use super::gcra::{Exceeded, Quota, WINDOWS, window_ns};
 use super::key::Facts;
 use super::limit::Limit;
+use super::shared::Answer;
 use super::window::{Sketch, Windows};
 
 /// Of a burst, the part that passes without a bucket: keys that come now and then never take one. It is what a limit
@@ -71,6 +72,28 @@ impl<S: Sketch> RateLimiter<S> {
             Some((taken, _)) => taken,
             None => Ok(()),
         }
+    }
+
+    /// What Redis answered to calls that [`Self::decide`] let pass at `asked`.
+    ///
+    /// # Errors
+    /// They are refused; what is left and when to come back.
+    pub fn learn(&self, key: u64, quota: &Quota, calls: u32, answer: Answer, asked: Instant) -> Result<(), Exceeded> {
+        let now = self.nanoseconds(asked);
+        // Not sooner: others only fill it, and the way to Redis and back took some time too.
+        let drained_at = now.saturating_add(u64::try_from(answer.drains_in.as_nanos()).unwrap_or(u64::MAX));
+        let taken_ns = quota.interval_ns().saturating_mul(u64::from(calls));
+        self.buckets.learn(key, drained_at, taken_ns, now, !answer.admitted);
+        match answer.admitted {
+            true => Ok(()),
+            // Redis counts in microseconds; what it refuses may just fit here.
+            false => Err(quota.take(drained_at, now, calls).err().unwrap_or_default()),
+        }
+    }
+
+    /// Bits of an IPv6 address that are counted by.
+    pub fn ipv6_prefix(&self) -> u8 {
+        self.ipv6_prefix
     }
 
     /// Memory taken, bytes. It grows only when a limit of another order of time is first asked.

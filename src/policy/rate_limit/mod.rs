@@ -19,10 +19,12 @@ mod gcra;
 mod key;
 mod limit;
 mod limiter;
+mod shared;
 mod window;
 
 pub use gcra::{Exceeded, Quota};
 pub use key::{Caller, Facts, KeyPart};
 pub use limit::{Limit, Limits};
 pub use limiter::RateLimiter;
+pub use shared::{Answer, SCRIPT, SharedRates};
 pub use window::Sketch;

@@ -1,0 +1,263 @@
+//! The connections to one Redis or to the nodes of a cluster, and a script that is run there.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use openssl::ssl::{SslConnector, SslMethod};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+
+use super::cluster::{self, SLOTS};
+use super::link::{self, Address, Link, command};
+use super::url::Target;
+use super::wire::Reply;
+use crate::clock::Clock;
+use crate::observe::{RedisFallback, RedisMetrics};
+
+/// Connections to a single Redis; a cluster has one to each node.
+const CONNECTIONS: usize = 2;
+/// Between two looks at a cluster's slots, and the least time between two that nodes ask for.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+const LOOK_LEAST: Duration = Duration::from_millis(200);
+
+/// What a client is made from.
+pub struct Settings {
+    /// Where Redis is.
+    pub target: Target,
+    /// PEM file of what its certificate chains to; needed with TLS.
+    pub ca: Option<String>,
+    /// Longest wait for an answer.
+    pub timeout: Duration,
+    /// The script, in Lua, with one key.
+    pub script: &'static str,
+}
+
+/// The script was not run, or nobody knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unavailable(pub RedisFallback);
+
+/// Redis, as far as it can be reached.
+pub struct Client {
+    settings: Settings,
+    connector: Option<SslConnector>,
+    /// SHA-1 of the script, by which Redis knows it.
+    sha: String,
+    nodes: ArcSwap<Nodes>,
+    look: Notify,
+    clock: Clock,
+    metrics: RedisMetrics,
+    up: AtomicUsize,
+    /// What was logged last.
+    said: Mutex<Option<bool>>,
+}
+
+#[derive(Default)]
+struct Nodes {
+    links: Vec<Arc<Link>>,
+    /// Of each node, its place in `links`; a cluster only.
+    places: HashMap<(String, u16), usize>,
+    /// Of each slot, the place of its node in `links`; a cluster only.
+    slots: Vec<u16>,
+}
+
+impl Client {
+    /// A client that is not connected yet: see [`Self::run`].
+    ///
+    /// # Errors
+    /// The CA can't be read.
+    pub fn new(settings: Settings, clock: Clock, metrics: RedisMetrics) -> Result<Arc<Self>, String> {
+        let connector = settings.target.tls.then(|| {
+            let mut builder = SslConnector::builder(SslMethod::tls_client()).map_err(|e| e.to_string())?;
+            let ca = settings.ca.as_deref().ok_or("rediss:// needs redis.ca")?;
+            builder.set_ca_file(ca).map_err(|e| format!("redis.ca: {ca}: {e}"))?;
+            Ok::<_, String>(builder.build())
+        });
+        let sha = openssl::sha::sha1(settings.script.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
+        Ok(Arc::new(Self {
+            connector: connector.transpose()?,
+            settings,
+            sha,
+            nodes: ArcSwap::default(),
+            look: Notify::new(),
+            clock,
+            metrics,
+            up: AtomicUsize::new(0),
+            said: Mutex::new(None),
+        }))
+    }
+
+    /// Connects and stays connected, for as long as the future is polled. What is read and written happens on the runtime
+    /// that polls it.
+    pub async fn run(self: Arc<Self>) {
+        if !self.settings.target.cluster {
+            let (host, port) = &self.settings.target.hosts[0];
+            let links = (0..CONNECTIONS).map(|_| Arc::new(self.open(host, *port))).collect();
+            self.nodes.store(Arc::new(Nodes { links, ..Nodes::default() }));
+            return std::future::pending().await;
+        }
+        loop {
+            let next = if self.look_at_cluster().await { LOOK_EVERY } else { LOOK_LEAST * 5 };
+            // Nodes that say "moved" are heard, but not a thousand times a second.
+            sleep(LOOK_LEAST).await;
+            let _ = timeout(next, self.look.notified()).await;
+        }
+    }
+
+    /// Runs the script on a key.
+    ///
+    /// # Errors
+    /// There was no answer in time; it is counted why. The script may have run all the same.
+    pub async fn eval(&self, key: &[u8], arguments: [&[u8]; 3]) -> Result<Reply, Unavailable> {
+        let result = self.try_eval(key, arguments).await;
+        if let Err(Unavailable(reason)) = result {
+            self.metrics.fell_back(reason);
+        }
+        result
+    }
+
+    async fn try_eval(&self, key: &[u8], [a, b, c]: [&[u8]; 3]) -> Result<Reply, Unavailable> {
+        let nodes = self.nodes.load();
+        let link = nodes.link(key).cloned().ok_or(Unavailable(RedisFallback::Down))?;
+        drop(nodes);
+        let started = self.clock.now();
+        let answered = link.send(command(&[b"EVALSHA", self.sha.as_bytes(), b"1", key, a, b, c]));
+        let answered = answered.ok_or(Unavailable(RedisFallback::Down))?;
+        let reply = match timeout(self.settings.timeout, answered).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(_)) => return Err(Unavailable(RedisFallback::Down)),
+            Err(_) => return Err(Unavailable(RedisFallback::Timeout)),
+        };
+        self.metrics.answered(self.clock.now().saturating_duration_since(started));
+        let Reply::Error(why) = &reply else { return Ok(reply) };
+        if why.starts_with("NOSCRIPT") {
+            // Somebody emptied Redis' scripts. Until this one is there again, each gateway counts by itself.
+            drop(link.send(self.load_script()));
+        } else if why.starts_with("MOVED") || why.starts_with("ASK") || why.starts_with("CLUSTERDOWN") {
+            self.look.notify_one();
+        }
+        log::debug!("redis: {why}");
+        Err(Unavailable(RedisFallback::Error))
+    }
+
+    /// For an answer that is not the script's.
+    pub fn not_understood(&self) -> Unavailable {
+        self.metrics.fell_back(RedisFallback::Error);
+        Unavailable(RedisFallback::Error)
+    }
+
+    fn load_script(&self) -> Vec<u8> {
+        command(&[b"SCRIPT", b"LOAD", self.settings.script.as_bytes()])
+    }
+
+    fn address(&self, host: &str, port: u16) -> Address {
+        let target = &self.settings.target;
+        let mut greeting = Vec::new();
+        match (&target.user, &target.password) {
+            (Some(user), Some(password)) => {
+                greeting.push(command(&[b"AUTH", user.as_bytes(), password.expose().as_bytes()]));
+            }
+            (None, Some(password)) => greeting.push(command(&[b"AUTH", password.expose().as_bytes()])),
+            (_, None) => {}
+        }
+        if target.database != 0 {
+            greeting.push(command(&[b"SELECT", target.database.to_string().as_bytes()]));
+        }
+        greeting.push(self.load_script());
+        Address {
+            host: host.to_owned(),
+            port,
+            tls: self.connector.clone(),
+            greeting,
+            timeout: self.settings.timeout,
+            clock: self.clock.clone(),
+        }
+    }
+
+    fn open(self: &Arc<Self>, host: &str, port: u16) -> Link {
+        let client = self.clone();
+        let was_up = AtomicBool::new(false);
+        link::open(self.address(host, port), move |now| client.changed(&was_up, now))
+    }
+
+    fn changed(&self, was_up: &AtomicBool, now: Result<(), String>) {
+        let up = match (was_up.swap(now.is_ok(), Ordering::Relaxed), &now) {
+            (false, Ok(())) => self.up.fetch_add(1, Ordering::Relaxed) + 1,
+            (true, Err(_)) => self.up.fetch_sub(1, Ordering::Relaxed) - 1,
+            _ => self.up.load(Ordering::Relaxed),
+        };
+        if now.is_err() {
+            // The node may have gone for good.
+            self.look.notify_one();
+        }
+        let mut said = self.said.lock();
+        if *said == Some(up > 0) {
+            return;
+        }
+        *said = Some(up > 0);
+        self.metrics.set_up(up > 0);
+        match now {
+            Ok(()) => log::info!("redis: connected; rate limits are shared"),
+            Err(why) => log::warn!("redis: {why}; until it is back, this gateway counts shared rate limits by itself"),
+        }
+    }
+
+    /// Learns which node has which slots. False: nobody could tell.
+    async fn look_at_cluster(self: &Arc<Self>) -> bool {
+        let before = self.nodes.load_full();
+        let seeds = self.settings.target.hosts.iter().chain(before.places.keys());
+        for (host, port) in seeds {
+            match link::ask(&self.address(host, *port), &[b"CLUSTER", b"SLOTS"]).await {
+                Ok(reply) => {
+                    let ranges = cluster::ranges(&reply);
+                    if !ranges.is_empty() {
+                        self.nodes.store(Arc::new(self.nodes_of(&before, ranges, host)));
+                        return true;
+                    }
+                }
+                Err(e) => log::debug!("redis: {host}:{port}: {e}"),
+            }
+        }
+        let said = self.said.lock().is_some();
+        if !said {
+            self.changed(&AtomicBool::new(false), Err("no node of the cluster tells its slots".into()));
+        }
+        false
+    }
+
+    /// Links to the nodes of these slots: those that there are, and new ones.
+    fn nodes_of(self: &Arc<Self>, before: &Nodes, ranges: Vec<cluster::Range>, asked: &str) -> Nodes {
+        let mut nodes = Nodes { slots: vec![u16::MAX; usize::from(SLOTS)], ..Nodes::default() };
+        for range in ranges {
+            let host = if range.host.is_empty() { asked.to_owned() } else { range.host };
+            let node = (host, range.port);
+            let place = match nodes.places.get(&node) {
+                Some(place) => *place,
+                None => {
+                    let known = before.places.get(&node).map(|place| before.links[*place].clone());
+                    nodes.links.push(known.unwrap_or_else(|| Arc::new(self.open(&node.0, node.1))));
+                    nodes.places.insert(node, nodes.links.len() - 1);
+                    nodes.links.len() - 1
+                }
+            };
+            let place = u16::try_from(place).unwrap_or(u16::MAX);
+            nodes.slots[usize::from(range.first)..=usize::from(range.last)].fill(place);
+        }
+        nodes
+    }
+}
+
+impl Nodes {
+    fn link(&self, key: &[u8]) -> Option<&Arc<Link>> {
+        if self.slots.is_empty() {
+            // A key's last bytes are a hash; one key stays with one link unless that is down.
+            let first = key.last().map_or(0, |b| usize::from(*b));
+            let mut all = (0..self.links.len()).map(|i| &self.links[(first + i) % self.links.len()]);
+            return all.find(|link| link.is_up());
+        }
+        self.links.get(usize::from(self.slots[usize::from(cluster::slot(key))]))
+    }
+}

@@ -1,0 +1,244 @@
+//! Limits that two gateways share through a real Redis, and what they do when it is gone.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::support::certs::{self, server_leaf};
+use crate::support::gateway::{Gateway, Setup};
+use crate::support::node::Node;
+use crate::support::redis::Redis;
+use crate::support::{TempDir, wait_until};
+
+const UP: &str = "hive_gateway_redis_up";
+const FALLBACKS: &str = "hive_gateway_redis_fallbacks_total";
+const GET: &[u8] = b"GET /echo HTTP/1.1\r\nHost: gateway.test\r\n\r\n";
+
+fn setup(node: &Node, redis: &str, limit: &str) -> Setup {
+    let mut setup = Setup::new(&[node.address]);
+    setup.top = format!("redis: {{ {redis} }}");
+    setup.limits = "requests_per_connection: 100000000".into();
+    setup.routes = format!(
+        "
+  - {{ name: echo, paths: [/echo], methods: [GET], peers: any, upstream: hive, rate_limits: [ {{ shared: true, {limit} }} ] }}
+  - {{ name: a2a, paths: [/api/a2a/jsonrpc], methods: [POST], peers: [alice, bob], upstream: hive, json_rpc: {{}},
+      rate_limits: [ {{ per: method, rate: 1/h, shared: true }} ] }}
+"
+    );
+    setup
+}
+
+/// Two gateways before one node, connected to Redis.
+fn fleet(redis: &str, limit: &str) -> ([Gateway; 2], Node) {
+    let node = Node::start();
+    let gateways = [(); 2].map(|()| setup(&node, redis, limit).start());
+    gateways.iter().for_each(|g| g.wait_metric(UP, &[], 1.0));
+    (gateways, node)
+}
+
+fn url(redis: &Redis) -> String {
+    // Patience for a busy machine; how short it can be is what another test is about.
+    format!("url: \"redis://{}\", timeout: 500ms", redis.address)
+}
+
+/// What a load came to.
+#[derive(Debug, Default)]
+struct Load {
+    admitted: u32,
+    refused: u32,
+    slowest: Duration,
+    took: Duration,
+}
+
+/// Asks as fast as can be, on two connections to each gateway, until `stop`.
+fn load(gateways: &[Gateway], stop: impl FnOnce()) -> Load {
+    let (ending, admitted, refused) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
+    let mut connections: Vec<_> = gateways.iter().flat_map(|g| [g.connect("alice"), g.connect("alice")]).collect();
+    let began = Instant::now();
+    let slowest = std::thread::scope(|scope| {
+        let workers: Vec<_> = connections
+            .iter_mut()
+            .map(|connection| {
+                scope.spawn(|| {
+                    let mut slowest = Duration::ZERO;
+                    while !ending.load(Ordering::Relaxed) {
+                        let asked = Instant::now();
+                        match connection.exchange(GET).unwrap().status {
+                            200 => admitted.fetch_add(1, Ordering::Relaxed),
+                            429 => refused.fetch_add(1, Ordering::Relaxed),
+                            other => panic!("{other}"),
+                        };
+                        slowest = slowest.max(asked.elapsed());
+                    }
+                    slowest
+                })
+            })
+            .collect();
+        stop();
+        ending.store(true, Ordering::Relaxed);
+        workers.into_iter().map(|w| w.join().unwrap()).max().unwrap()
+    });
+    let (admitted, refused) = (admitted.into_inner(), refused.into_inner());
+    Load { admitted, refused, slowest, took: began.elapsed() }
+}
+
+#[test]
+fn two_gateways_together_admit_the_rate() {
+    let redis = Redis::start();
+    let (gateways, _node) = fleet(&url(&redis), "per: peer, rate: 200/s, burst: 100");
+    // How long they are asked is what the test is about.
+    let load = load(&gateways, || std::thread::sleep(Duration::from_secs(4)));
+    let allowed = 100.0 + 200.0 * load.took.as_secs_f64();
+    let share = f64::from(load.admitted) / allowed;
+    assert!((0.98..=1.02).contains(&share), "{share} of {allowed} were admitted: {load:?}");
+    assert!(load.refused > load.admitted, "{load:?}");
+    let asked = redis.decisions();
+    // Each gateway asks about as often as it would admit by itself, and now and then a moment too early.
+    assert!(asked as f64 <= 4.0 * allowed, "{asked} decisions reached Redis: {load:?}");
+    gateways.iter().for_each(|g| g.wait_metric(FALLBACKS, &[], 0.0));
+}
+
+#[test]
+fn a_key_that_is_over_its_limit_does_not_reach_redis() {
+    let redis = Redis::start();
+    let ([one, other], _node) = fleet(&url(&redis), "per: peer, rate: 2/h");
+    let get = |g: &Gateway| g.client("alice").get(g.address, "/echo").unwrap();
+    assert_eq!((get(&one).status, get(&other).status), (200, 200));
+    for _ in 0..20 {
+        for gateway in [&one, &other] {
+            let refused = get(gateway);
+            assert_eq!((refused.status, refused.header("x-ratelimit-remaining")), (429, Some("0")));
+            let after: u32 = refused.header("retry-after").unwrap().parse().unwrap();
+            assert!((1700..=1800).contains(&after), "{after}");
+        }
+    }
+    // The first gateway asked once more: it could not know of the other's call.
+    assert!(redis.decisions() <= 3, "{}", redis.decisions());
+    assert!(one.metric("hive_gateway_redis_seconds_count", &[]) >= 1.0);
+    assert_eq!(other.client("bob").get(other.address, "/echo").unwrap().status, 200);
+}
+
+#[test]
+fn without_redis_no_request_fails_or_waits_and_with_it_limits_are_shared_again() {
+    let mut redis = Redis::start();
+    let (gateways, _node) =
+        fleet(&format!("url: \"redis://{}\", timeout: 50ms", redis.address), "per: peer, rate: 100000/s");
+    let before = redis.decisions();
+    let load = load(&gateways, || {
+        wait_until("Redis decides", || redis.decisions() > before + 100);
+        redis.kill();
+        gateways.iter().for_each(|g| g.wait_metric(UP, &[], 0.0));
+        for gateway in &gateways {
+            wait_until("the gateway decides by itself", || gateway.metric(FALLBACKS, &[("reason", "down")]) > 100.0);
+        }
+        redis.restart();
+        gateways.iter().for_each(|g| g.wait_metric(UP, &[], 1.0));
+        wait_until("Redis decides again", || redis.decisions() > 100);
+    });
+    assert_eq!(load.refused, 0);
+    // The deadline, and what a busy machine takes.
+    assert!(load.slowest < Duration::from_millis(50 + 400), "{load:?}");
+    for gateway in &gateways {
+        let said = gateway.stderr();
+        assert_eq!(said.matches("until it is back, this gateway counts").count(), 1, "{said}");
+        assert_eq!(said.matches("rate limits are shared").count(), 2, "{said}");
+    }
+}
+
+#[test]
+fn a_redis_that_hangs_costs_no_more_than_the_deadline() {
+    let redis = Redis::start();
+    let (gateways, _node) =
+        fleet(&format!("url: \"redis://{}\", timeout: 50ms", redis.address), "per: peer, rate: 100000/s");
+    let load = load(&gateways, || {
+        wait_until("Redis decides", || redis.decisions() > 100);
+        redis.signal(Signal::SIGSTOP);
+        gateways.iter().for_each(|g| g.wait_metric(UP, &[], 0.0));
+        redis.signal(Signal::SIGCONT);
+        gateways.iter().for_each(|g| g.wait_metric(UP, &[], 1.0));
+    });
+    assert_eq!(load.refused, 0);
+    assert!(load.slowest < Duration::from_millis(50 + 400), "{load:?}");
+    for gateway in &gateways {
+        assert!(gateway.metric(FALLBACKS, &[]) >= 1.0);
+    }
+}
+
+#[test]
+fn without_redis_each_gateway_holds_the_limit_by_itself() {
+    let node = Node::start();
+    // Port 1 answers nobody.
+    let gateway = setup(&node, "url: \"redis://127.0.0.1:1\"", "per: peer, rate: 2/h").start();
+    let status = || gateway.client("alice").get(gateway.address, "/echo").unwrap().status;
+    assert_eq!((status(), status(), status()), (200, 200, 429));
+    gateway.wait_metric(FALLBACKS, &[("reason", "down")], 2.0);
+}
+
+#[test]
+fn a_script_that_redis_forgot_is_loaded_again() {
+    let redis = Redis::start();
+    let ([gateway, _], _node) = fleet(&url(&redis), "per: peer, rate: 1000/s");
+    assert_eq!(redis.command("SCRIPT FLUSH"), "+OK");
+    let get = || assert_eq!(gateway.client("alice").get(gateway.address, "/echo").unwrap().status, 200);
+    get();
+    gateway.wait_metric(FALLBACKS, &[("reason", "error")], 1.0);
+    wait_until("the script is there again", || {
+        let before = gateway.metric(FALLBACKS, &[]);
+        get();
+        gateway.metric(FALLBACKS, &[]) == before
+    });
+}
+
+#[test]
+fn redis_is_reached_over_tls_by_a_user_with_a_password() {
+    let node = Node::start();
+    let mut gateway = setup(&node, "", "per: peer, rate: 1/h");
+    let dir = TempDir::new();
+    certs::write(&gateway.pki.leaf(&server_leaf(&["localhost"])), dir.path(), "redis");
+    gateway.pki.write_root(dir.path(), "ca");
+    gateway.pki.write_root(gateway.dir.path(), "redis-ca");
+    let redis = Redis::start_with(
+        "port 0\ntls-port PORT\ntls-cert-file redis.pem\ntls-key-file redis.key\ntls-ca-cert-file ca.pem\n\
+         tls-auth-clients no\nuser default off\n\
+         user gate on >p@ss ~hive:gw:* +evalsha +script +select +time +get +set\n",
+        dir,
+    );
+    std::fs::write(gateway.dir.path().join("redis-password"), "p@ss\n").unwrap();
+    let port = redis.address.port();
+    gateway.top = format!(
+        "redis: {{ url: \"rediss://gate@localhost:{port}/0\", password_file: redis-password, ca: redis-ca.pem, timeout: 500ms }}"
+    );
+    let gateway = gateway.start();
+    gateway.wait_metric(UP, &[], 1.0);
+    let status = || gateway.client("alice").get(gateway.address, "/echo").unwrap().status;
+    assert_eq!((status(), status()), (200, 429));
+    gateway.wait_metric("hive_gateway_redis_seconds_count", &[], 1.0);
+    gateway.wait_metric(FALLBACKS, &[], 0.0);
+}
+
+#[test]
+fn the_keys_of_a_cluster_go_to_the_nodes_that_have_them() {
+    let nodes = Redis::start_cluster();
+    let redis = format!("url: \"redis-cluster://{}\", timeout: 500ms", nodes[0].address);
+    let node = Node::start();
+    let gateways = [(); 2].map(|()| setup(&node, &redis, "per: peer, rate: 1/h").start());
+    gateways.iter().for_each(|g| g.wait_metric(UP, &[], 1.0));
+    let call = |gateway: &Gateway, method: &str| {
+        let body = json!({ "jsonrpc": "2.0", "id": 1, "method": method }).to_string();
+        let head = "POST /api/a2a/jsonrpc HTTP/1.1\r\nHost: gateway.test\r\nContent-Type: application/json\r\n";
+        let request = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
+        gateway.connect("alice").exchange(request.as_bytes()).unwrap().status
+    };
+    wait_until("the connections to both nodes are up", || {
+        let before = gateways.iter().map(|g| g.metric(FALLBACKS, &[])).sum::<f64>();
+        gateways.iter().for_each(|g| (0..8).for_each(|n| _ = call(g, &format!("warm/{n}/{before}"))));
+        gateways.iter().map(|g| g.metric(FALLBACKS, &[])).sum::<f64>() == before
+    });
+    for n in 0..16 {
+        let method = format!("tasks/{n}");
+        assert_eq!((call(&gateways[0], &method), call(&gateways[1], &method)), (200, 429), "{method}");
+    }
+    assert!(nodes.iter().all(|n| n.decisions() > 0));
+}
