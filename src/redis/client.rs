@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use openssl::ssl::{SslConnector, SslMethod};
@@ -23,6 +23,9 @@ const CONNECTIONS: usize = 2;
 /// Between two looks at a cluster's slots, and the least time between two that nodes ask for.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 const LOOK_LEAST: Duration = Duration::from_millis(200);
+
+/// Least time between two complaints in the log.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// What a client is made from.
 pub struct Settings {
@@ -53,6 +56,8 @@ pub struct Client {
     up: AtomicUsize,
     /// What was logged last.
     said: Mutex<Option<bool>>,
+    /// When an error that Redis answered with was logged last.
+    complained: Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -87,6 +92,7 @@ impl Client {
             metrics,
             up: AtomicUsize::new(0),
             said: Mutex::new(None),
+            complained: Mutex::new(None),
         }))
     }
 
@@ -139,8 +145,18 @@ impl Client {
         } else if why.starts_with("MOVED") || why.starts_with("ASK") || why.starts_with("CLUSTERDOWN") {
             self.look.notify_one();
         }
-        log::debug!("redis: {why}");
+        self.complain(why);
         Err(Unavailable(RedisFallback::Error))
+    }
+
+    /// Logs an error of Redis', one of many.
+    fn complain(&self, why: &str) {
+        let now = self.clock.now();
+        let mut last = self.complained.lock();
+        if last.is_none_or(|last| now.saturating_duration_since(last) >= COMPLAIN_EVERY) {
+            *last = Some(now);
+            log::warn!("redis: {why}; this gateway counts the shared rate limit by itself");
+        }
     }
 
     /// For an answer that is not the script's.

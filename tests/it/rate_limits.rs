@@ -160,6 +160,25 @@ fn a_listeners_limit_holds_on_all_routes_and_beside_them() {
 }
 
 #[test]
+fn addresses_behind_a_trusted_proxy_are_told_apart_and_an_ipv6_network_is_one() {
+    let node = Node::start();
+    let mut setup = Setup::new(&[node.address]);
+    setup.listener = "    trusted_proxies: [127.0.0.1]\n    rate_limits: [ { per: address, rate: 1/h } ]\n".into();
+    setup.server = "rate_limit_ipv6_prefix: 56".into();
+    let gateway = setup.start();
+    let mut connection = gateway.connect("alice");
+    let mut from = |address: &str| {
+        let request = format!("GET /echo HTTP/1.1\r\nHost: gateway.test\r\nX-Forwarded-For: {address}\r\n\r\n");
+        connection.exchange(request.as_bytes()).unwrap().status
+    };
+    for address in ["192.0.2.1", "192.0.2.2", "2001:db8:0:100::1", "2001:db8:0:200::1"] {
+        assert_eq!((from(address), from(address)), (200, 429), "{address}");
+    }
+    assert_eq!(from("2001:db8:0:1ff:ffff::9"), 429, "the same network of 56 bits");
+    assert_eq!(from("::ffff:192.0.2.1"), 429, "the same address in IPv6's clothes");
+}
+
+#[test]
 fn a_header_can_be_counted_by() {
     let (gateway, _node) = gateway("", r#"{ per: "header:X-Hive-Public-A2A-Key", rate: 1/h }"#);
     let with = |key: &str| {

@@ -121,6 +121,7 @@ impl<S: Sketch> RateLimiter<S> {
 mod tests {
     use std::time::Duration;
 
+    use super::super::key::{Caller, KeyPart};
     use super::super::window::tests::Exact;
     use super::*;
     use crate::units::Rate;
@@ -148,6 +149,29 @@ mod tests {
         assert!(limiter.decide(8, &quota, 1, now).is_ok(), "another key has a quota of its own");
         assert!(limiter.decide(7, &quota, 1, now + 30 * SECOND).is_ok());
         assert!(limiter.decide(7, &quota, 1, now + 31 * SECOND).is_err());
+    }
+
+    #[test]
+    fn a_reload_goes_on_counting_under_the_same_name() {
+        let (limiter, now) = limiter(100);
+        let headers = http::HeaderMap::new();
+        let facts = Facts {
+            address: "192.0.2.1".parse().unwrap(),
+            caller: Caller::Peer("alice"),
+            sni: None,
+            route: Some("a2a"),
+            method: None,
+            headers: &headers,
+        };
+        let built = |name: &str| {
+            let metrics = crate::observe::Metrics::new();
+            Limit::new(name.into(), &[KeyPart::Peer], quota(1, 60 * SECOND, 1), true, false, &metrics)
+        };
+        let (before, after) = (built("route/a2a/peer"), built("route/a2a/peer"));
+        assert!(limiter.decide(limiter.key(&before, &facts), &before.quota, 1, now).is_ok());
+        assert!(limiter.decide(limiter.key(&after, &facts), &after.quota, 1, now).is_err());
+        let other = built("route/other/peer");
+        assert!(limiter.decide(limiter.key(&other, &facts), &other.quota, 1, now).is_ok());
     }
 
     #[test]
