@@ -29,6 +29,7 @@ pub mod tls;
 pub mod upstream;
 pub mod config;
 pub mod snapshot;
+pub mod reload;
 pub mod proxy;
 pub mod admin;
 pub mod server;

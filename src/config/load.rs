@@ -26,6 +26,8 @@ pub struct Loaded {
     pub warnings: Vec<ConfigError>,
     /// Places, for errors that are found later.
     pub located: Located,
+    /// The file's text, for loading it again when only what it names has changed.
+    pub text: String,
 }
 
 /// What a configuration takes from the world around it.
@@ -48,7 +50,11 @@ impl<'a> Surroundings<'a> {
     }
 }
 
-fn system_addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+/// The addresses of a host name by the system's resolver.
+///
+/// # Errors
+/// The system's, and that there is none.
+pub fn system_addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let found: Vec<_> = (host, port).to_socket_addrs()?.collect();
     if found.is_empty() {
         return Err(io::Error::new(io::ErrorKind::NotFound, "no address"));
@@ -108,7 +114,7 @@ pub fn load_text(file: &Path, text: &str, around: &Surroundings<'_>) -> Result<L
         Some(Ok((mut config, warnings))) if errors.is_empty() => {
             config.source = file.into();
             config.hash = hex(&openssl::sha::sha256(text.as_bytes()));
-            Ok(Loaded { config, warnings: in_order(warnings), located })
+            Ok(Loaded { config, warnings: in_order(warnings), located, text: text.into() })
         }
         resolved => {
             errors.extend(resolved.and_then(Result::err).unwrap_or_default());
