@@ -49,11 +49,15 @@ pub enum RunError {
     Start(String),
 }
 
-/// Runs the gateway until it is told to end: SIGTERM lets running requests finish, SIGINT does not.
+/// Runs the gateway until it is told to end: SIGTERM lets running requests finish, SIGINT does not. SIGHUP reads the
+/// configuration again ([`crate::reload`]) and opens the access log's file again.
 ///
 /// # Errors
 /// Before anything is served: a wrong configuration, an address that can't be listened on.
 pub fn run(file: &Path) -> Result<(), RunError> {
+    // A SIGHUP that comes before the service that reloads would end the process.
+    // SAFETY: no handler of this program's is replaced, and ignoring a signal runs no code.
+    let _ = unsafe { nix::sys::signal::signal(nix::sys::signal::Signal::SIGHUP, nix::sys::signal::SigHandler::SigIgn) };
     let clock = Clock::System;
     let metrics = Metrics::new();
     let (origin, Loaded { config, warnings, .. }) = Origin::load(file, &clock, &metrics).map_err(RunError::Config)?;

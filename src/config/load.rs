@@ -13,6 +13,7 @@ use super::place::Fault;
 use super::resolve::resolve;
 use super::{Config, ConfigError, Located};
 use crate::clock::Clock;
+use crate::secret::Secret;
 
 /// Longest file: 100,000 peers take about 12 MiB.
 const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -26,8 +27,8 @@ pub struct Loaded {
     pub warnings: Vec<ConfigError>,
     /// Places, for errors that are found later.
     pub located: Located,
-    /// The file's text, for loading it again when only what it names has changed.
-    pub text: String,
+    /// The file's text, for loading it again when only what it names has changed. It may hold secrets.
+    pub text: Secret,
 }
 
 /// What a configuration takes from the world around it.
@@ -114,7 +115,7 @@ pub fn load_text(file: &Path, text: &str, around: &Surroundings<'_>) -> Result<L
         Some(Ok((mut config, warnings))) if errors.is_empty() => {
             config.source = file.into();
             config.hash = hex(&openssl::sha::sha256(text.as_bytes()));
-            Ok(Loaded { config, warnings: in_order(warnings), located, text: text.into() })
+            Ok(Loaded { config, warnings: in_order(warnings), located, text: Secret::new(text.into()) })
         }
         resolved => {
             errors.extend(resolved.and_then(Result::err).unwrap_or_default());

@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError, Loaded, Surroundings};
 use crate::observe::{AccessLog, AccessLogTarget, Metrics};
+use crate::secret::Secret;
 use crate::snapshot::Snapshot;
 
 use expiry::{CHECK_EVERY_SECONDS, ExpiryWarnings};
@@ -118,7 +119,7 @@ pub struct Origin {
     file: PathBuf,
     clock: Clock,
     metrics: Arc<Metrics>,
-    text: String,
+    text: Secret,
     addresses: Addresses,
     reader: Reader,
     settle: Settle,
@@ -133,7 +134,7 @@ impl Origin {
     /// Everything that is wrong with it, by place.
     pub fn load(file: &Path, clock: &Clock, metrics: &Arc<Metrics>) -> Result<(Self, Loaded), Vec<ConfigError>> {
         let mut addresses = Addresses::new();
-        let mut loaded = load(file, None, &mut addresses, clock)?;
+        let loaded = load(file, None, &mut addresses, clock)?;
         let mut reader = Reader::default();
         // Before the snapshot is built, which reads them: what changes from now on is seen as a change.
         let contents = reader.contents(watched(&loaded.config).iter(), clock.wall());
@@ -141,7 +142,7 @@ impl Origin {
             file: file.into(),
             clock: clock.clone(),
             metrics: metrics.clone(),
-            text: std::mem::take(&mut loaded.text),
+            text: loaded.text.clone(),
             addresses,
             reader,
             settle: Settle::new(contents),
@@ -206,7 +207,7 @@ struct Attempt {
 struct Built {
     snapshot: Snapshot,
     log: Option<Arc<AccessLog>>,
-    text: String,
+    text: Secret,
     addresses: Addresses,
     contents: Contents,
     warnings: Vec<ConfigError>,
@@ -326,7 +327,7 @@ impl Reloader {
         let snapshot = self.running.snapshot();
         let before = origin.reader.contents(watched(&snapshot.config).iter(), origin.clock.wall());
         let mut addresses = origin.addresses.clone();
-        let text = (trigger == Trigger::Files).then_some(origin.text.as_str());
+        let text = (trigger == Trigger::Files).then_some(origin.text.expose());
         let mut result = load(&origin.file, text, &mut addresses, &origin.clock)
             .and_then(|loaded| self.build(loaded, addresses, &snapshot, origin));
         let files = match &result {

@@ -26,6 +26,8 @@ struct Pending {
     contents: Contents,
     /// When anything changed first.
     first: Instant,
+    /// Since when there is no rest: that, or the first change after what was judged last.
+    restless: Instant,
     /// When these contents were seen first.
     since: Instant,
     /// When these contents were found wanting.
@@ -56,15 +58,23 @@ impl Settle {
                 if p.contents != contents {
                     // Contents that come after a failure that was told have their own time.
                     let first = if p.told { now } else { p.first };
-                    *p = Pending { contents, first, since: now, failed: None, told: false };
+                    let restless = if p.failed.is_some() { now } else { p.restless };
+                    *p = Pending { contents, first, restless, since: now, failed: None, told: false };
                 }
                 p
             }
-            None => self.pending.insert(Pending { contents, first: now, since: now, failed: None, told: false }),
+            None => self.pending.insert(Pending {
+                contents,
+                first: now,
+                restless: now,
+                since: now,
+                failed: None,
+                told: false,
+            }),
         };
         let after = |then: Instant| now.saturating_duration_since(then);
         match p.failed {
-            None => after(p.since) >= SETTLE || after(p.first) >= CHURN_MAX,
+            None => after(p.since) >= SETTLE || after(p.restless) >= CHURN_MAX,
             Some(_) if !p.told => after(p.first) >= PATIENCE,
             Some(at) => after(at) >= RETRY,
         }
@@ -88,7 +98,8 @@ impl Settle {
     /// Someone asked for these contents, and has been told that they make no sense.
     pub fn refused(&mut self, contents: Contents, now: Instant) {
         if contents != self.running {
-            self.pending = Some(Pending { contents, first: now, since: now, failed: Some(now), told: true });
+            let pending = Pending { contents, first: now, restless: now, since: now, failed: Some(now), told: true };
+            self.pending = Some(pending);
         }
     }
 

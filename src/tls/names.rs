@@ -35,18 +35,24 @@ enum Name {
     Address(IpAddr),
 }
 
+impl Name {
+    /// Each SAN, with its text.
+    fn all(sans: &SubjectAltNames) -> impl Iterator<Item = (Self, String)> {
+        let dns = sans.dns.iter().map(|name| match name.strip_prefix("*.") {
+            Some(parent) => (Name::Wildcard(parent.into()), name.clone()),
+            None => (Name::Exact(name.as_str().into()), name.clone()),
+        });
+        dns.chain(sans.ips.iter().map(|ip| (Name::Address(*ip), ip.to_string())))
+    }
+}
+
 impl Names {
     /// Takes each certificate's type of key and SANs, in the order of the configuration.
     pub(super) fn build(certificates: &[(Id, SubjectAltNames)]) -> (Self, Groups) {
         let mut by_name: AHashMap<Name, Vec<usize>> = AHashMap::new();
         let mut out = Groups::default();
         for (at, (key, sans)) in certificates.iter().enumerate() {
-            let dns = sans.dns.iter().map(|name| match name.strip_prefix("*.") {
-                Some(parent) => (Name::Wildcard(parent.into()), name.clone()),
-                None => (Name::Exact(name.as_str().into()), name.clone()),
-            });
-            let ips = sans.ips.iter().map(|ip| (Name::Address(*ip), ip.to_string()));
-            for (name, text) in dns.chain(ips) {
+            for (name, text) in Name::all(sans) {
                 let members = by_name.entry(name).or_default();
                 if members.contains(&at) {
                     continue;
@@ -59,8 +65,10 @@ impl Names {
             }
         }
         // The certificates that share the most with the first one stand in for unknown names.
-        let with_first = by_name.values().filter(|members| members.first() == Some(&0));
-        out.groups.push(with_first.max_by_key(|members| members.len()).cloned().unwrap_or_else(|| vec![0]));
+        let of_first = certificates.first().into_iter().flat_map(|(_, sans)| Name::all(sans));
+        let with_first: Vec<_> = of_first.filter_map(|(name, _)| by_name.get(&name)).collect();
+        let most = with_first.into_iter().rev().max_by_key(|members| members.len());
+        out.groups.push(most.cloned().unwrap_or_else(|| vec![0]));
         let mut names = Self::default();
         for (name, members) in by_name {
             let group = out.groups.iter().position(|g| *g == members).unwrap_or_else(|| {

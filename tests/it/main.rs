@@ -13,6 +13,8 @@ mod demo;
 mod headers;
 mod limits;
 mod log;
+mod reload;
+mod reload_config;
 mod routes;
 mod streams;
 mod tls;
