@@ -253,20 +253,21 @@ impl Reloader {
             attempt = self.attempt(&mut state.origin, trigger);
         }
         let changed = attempt.before.differs_from(state.origin.settle.running());
-        let metrics = state.origin.metrics.clone();
-        metrics.config_reloaded(attempt.result.is_ok());
-        if changed {
-            metrics.tls_reloaded(attempt.result.is_ok());
-        }
         self.running.reopen_log();
-        match attempt.result {
+        let report = match attempt.result {
             Ok(built) => self.take(&mut state, built, trigger),
             Err(errors) => {
                 let now = state.origin.clock.now();
                 state.origin.settle.refused(attempt.before, now);
                 self.refuse(&state, errors, trigger)
             }
+        };
+        let metrics = &state.origin.metrics;
+        metrics.config_reloaded(report.ok());
+        if changed {
+            metrics.tls_reloaded(report.ok());
         }
+        report
     }
 
     /// Looks whether files have changed, and takes them into use if so. Returns when to look again. Blocks as
@@ -306,14 +307,14 @@ impl Reloader {
             // The next look sees what they have changed to.
             Ok(_) if attempt.torn => {}
             Ok(built) => {
-                count(true);
                 self.take(state, built, trigger);
+                count(true);
             }
             Err(errors) => {
                 let now = state.origin.clock.now();
                 if state.origin.settle.failed(now) {
-                    count(false);
                     self.refuse(state, errors, trigger);
+                    count(false);
                 } else {
                     let why = errors.first().map(ToString::to_string).unwrap_or_default();
                     log::debug!("changed files are not taken into use yet: {why}");
@@ -425,5 +426,28 @@ impl State {
         for warning in self.expiry.due(snapshot.certificates(), now) {
             log::warn!("{warning}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rotation_asks_no_name_server() {
+        let text = "\
+listeners: [{ name: l, address: \"127.0.0.1:1\", protocol: http }]
+routes: [{ name: r, paths: [/a], methods: [GET], peers: any, upstream: u }]
+upstreams: [{ name: u, endpoints: [\"http://hive.invalid:3000\"] }]
+";
+        let address: SocketAddr = "10.0.0.1:3000".parse().unwrap();
+        let mut addresses = Addresses::from([(("hive.invalid".to_owned(), 3000), vec![address])]);
+        let file = Path::new("gateway.yaml");
+        let loaded = load(file, Some(text), &mut addresses, &Clock::System).unwrap();
+        assert_eq!(loaded.config.upstreams[0].endpoints[0].address, address);
+        assert_eq!(addresses.len(), 1);
+        // Nothing is known of this name, and nobody knows it.
+        let errors = load(file, Some(text), &mut Addresses::new(), &Clock::System).unwrap_err();
+        assert!(errors[0].message.contains("has no address"), "{errors:?}");
     }
 }
