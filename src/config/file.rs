@@ -126,7 +126,7 @@ pub enum Protocol {
 }
 
 /// `listeners[].tls`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerTls {
     /// The gateway's own certificates, chosen by SNI among their SANs; the first is the default.
@@ -161,7 +161,7 @@ pub enum TlsVersion {
 }
 
 /// `listeners[].tls.client_auth`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClientAuth {
     /// Only `required` exists.
@@ -533,7 +533,7 @@ pub enum UpstreamProtocol {
 }
 
 /// `upstreams[].health_check`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HealthCheck {
     /// Off: every node counts as healthy. Default on.
@@ -564,7 +564,7 @@ impl Default for HealthCheck {
 }
 
 /// `upstreams[].timeouts`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct UpstreamTimeouts {
     /// TCP and TLS handshake together. Default 2s. Exceeded on every node: 504.
@@ -580,7 +580,7 @@ impl Default for UpstreamTimeouts {
 }
 
 /// `upstreams[].tls`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamTls {
     /// PEM bundle that the nodes' certificates chain to.
@@ -598,7 +598,7 @@ pub struct UpstreamTls {
 #[serde(deny_unknown_fields)]
 pub struct Redis {
     /// `redis://[user[:password]@]host[:port][/database]`; `rediss://` with TLS; `redis-cluster://` and `rediss-cluster://` with
-    /// one or more hosts of a cluster. A change needs a restart, as of all of this block.
+    /// one or more hosts of a cluster.
     pub url: SecretText,
     /// File that holds the password, if the URL does not.
     pub password_file: Option<String>,
@@ -715,6 +715,12 @@ pub struct Server {
     /// Bits of an IPv6 address that rate limits count by, 16 to 128. Default 64: one host owns at least that. A change
     /// needs a restart.
     pub rate_limit_ipv6_prefix: u8,
+    /// How often the files that the configuration names (certificates, keys, CA bundles, secrets) are looked at; changed
+    /// ones are taken into use by themselves. 100ms to 1h, or 0s: never. Default 1s.
+    pub watch: Span,
+    /// Whether the configuration's own file is watched too. Default false: a change of it waits for SIGHUP or
+    /// `POST /v1/reload`, so that an editor's half-done work is never taken into use.
+    pub watch_config: bool,
 }
 
 impl Default for Server {
@@ -725,6 +731,8 @@ impl Default for Server {
             body_memory: Size(256 << 20),
             rate_limit_keys: 100_000,
             rate_limit_ipv6_prefix: 64,
+            watch: seconds(1),
+            watch_config: false,
         }
     }
 }

@@ -31,7 +31,7 @@ use crate::policy::peers::PeerRule;
 use crate::secret::Secret;
 
 pub use error::{ConfigError, Located};
-pub use load::{Loaded, Surroundings, load, load_in, load_text};
+pub use load::{Loaded, Surroundings, load, load_in, load_text, system_addresses};
 pub use place::Place;
 
 /// The configuration as the program uses it: names are references, files are absolute, patterns are parsed.
@@ -41,6 +41,9 @@ pub struct Config {
     pub source: PathBuf,
     /// SHA-256 of the file's text, in hex.
     pub hash: String,
+    /// The files that it names and that change while it runs: certificates, keys, bundles, secrets; absolute, sorted, each
+    /// once.
+    pub materials: Vec<PathBuf>,
     /// What Hive expects of the gateway.
     pub hive: Hive,
     /// Where clients connect; at least one.
@@ -75,7 +78,7 @@ pub struct Hive {
 }
 
 /// Where clients connect.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Listener {
     /// Appears in logs and metrics.
     pub name: ListenerName,
@@ -139,7 +142,7 @@ pub enum RoutePeers {
 }
 
 /// A group of Hive nodes.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Upstream {
     /// Appears in logs and metrics.
     pub name: UpstreamName,
@@ -207,4 +210,8 @@ pub struct Server {
     pub rate_limit_keys: usize,
     /// Bits of an IPv6 address that rate limits count by.
     pub rate_limit_ipv6_prefix: u8,
+    /// How often [`Config::materials`] are looked at; zero: never.
+    pub watch: Duration,
+    /// Whether [`Config::source`] is looked at too.
+    pub watch_config: bool,
 }

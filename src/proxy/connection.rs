@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -20,7 +20,7 @@ use crate::tls::{Alpn, ConnectionFacts};
 pub struct ListenerShared {
     /// From the configuration.
     pub name: ListenerName,
-    /// Place in the configuration and in [`Snapshot::listeners`].
+    /// Its slot, for [`Snapshot::listener`]: the same for as long as the process lives.
     pub index: usize,
     /// Counters with this listener's label.
     pub metrics: Arc<ListenerMetrics>,
@@ -88,6 +88,10 @@ pub struct Connection {
     phase: AtomicU8,
     /// Nanoseconds from `accepted` to the end of the last request.
     idle_since_ns: AtomicU64,
+    /// Bytes of the present request that have been read, as far as its connection knows where it began.
+    read: AtomicU64,
+    /// More than the last request may have been read: the next one's beginning is then in Pingora's hands.
+    read_ahead: AtomicBool,
     /// The request line had bytes that the HTTP parser would have rewritten.
     odd_request_line: AtomicU8,
     /// The peer that this certificate belongs to, as one generation of the configuration sees it.
@@ -117,6 +121,8 @@ impl Connection {
             streams: AtomicU32::new(0),
             phase: AtomicU8::new(if http2 { Phase::Busy } else { Phase::Idle } as u8),
             idle_since_ns: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+            read_ahead: AtomicBool::new(false),
             odd_request_line: AtomicU8::new(0),
             peer: ArcSwapOption::empty(),
             retire,
@@ -186,6 +192,41 @@ impl Connection {
         if !self.http2 {
             self.phase.store(phase as u8, Ordering::Release);
         }
+    }
+
+    /// A request's first bytes have been read.
+    pub fn begin_reading(&self, bytes: usize) {
+        self.set_phase(Phase::Head);
+        self.read.store(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// More of it has.
+    pub fn go_on_reading(&self, bytes: usize) {
+        self.read.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// The request's header of `header` bytes has `body` bytes behind it; `None`: nobody knows (chunked).
+    pub fn request_was(&self, header: u64, body: Option<u64>) {
+        // What is kept of a request that came early may be followed by another one.
+        let early = self.came_early(header);
+        let read = self.read.swap(0, Ordering::Relaxed);
+        let ahead = early || body.is_none_or(|body| read > header + body);
+        self.read_ahead.store(ahead, Ordering::Relaxed);
+    }
+
+    /// Whether the present request, or its beginning, was read together with the one before.
+    fn came_early(&self, header: u64) -> bool {
+        !self.http2 && self.read.load(Ordering::Relaxed) < header
+    }
+
+    /// Whether the present request's line went by unseen, or may have.
+    pub fn line_unseen(&self, header: u64) -> bool {
+        !self.http2 && (self.read_ahead() || self.came_early(header))
+    }
+
+    /// Whether a part of the next request may have been read already.
+    pub fn read_ahead(&self) -> bool {
+        self.read_ahead.load(Ordering::Relaxed)
     }
 
     /// Remembers that the request line held bytes which no request line may hold.

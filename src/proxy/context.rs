@@ -47,6 +47,8 @@ pub struct Context {
     pub rpc: Option<Rpc>,
     /// The rate limit that the request is beyond, whether it is enforced or not.
     pub rate_limit: Option<Arc<Limit>>,
+    /// When the gateway's own answer was written.
+    pub answered: Option<Instant>,
     /// Why the gateway answered itself.
     pub refusal: Option<Refusal>,
     /// What broke on the way to or from the node, for the log.

@@ -5,7 +5,7 @@
 //! system call. Nothing is buffered for reading below TLS but what OpenSSL itself needs, and that is released when idle.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
@@ -55,6 +55,13 @@ impl Transport {
         match self {
             Transport::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
             Transport::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+        }
+    }
+
+    fn poll_peek(&mut self, cx: &mut Context<'_>, byte: &mut [u8; 1]) -> Poll<io::Result<usize>> {
+        match self {
+            Transport::Tls(tls) => Pin::new(tls).poll_peek(cx, byte).map_err(io::Error::other),
+            Transport::Plain(tcp) => tcp.poll_peek(cx, &mut ReadBuf::new(byte)),
         }
     }
 
@@ -112,6 +119,7 @@ pub struct Downstream {
     head_since: Instant,
     head_bytes: usize,
     request_line_done: bool,
+    request_line_spaces: usize,
     /// Since when the client has taken nothing.
     stuck_since: Option<Instant>,
     frames: Option<Frames>,
@@ -156,11 +164,27 @@ impl Downstream {
             head_since: now,
             head_bytes: 0,
             request_line_done: false,
+            request_line_spaces: 0,
             stuck_since: None,
             frames,
             replaced: false,
             admitted,
         })
+    }
+
+    /// Waits for a request's first byte and leaves it unread. False: the client is gone, or rested too long.
+    pub async fn next_request(&mut self) -> bool {
+        poll_fn(|cx| {
+            let mut byte = [0];
+            match self.transport.poll_peek(cx, &mut byte) {
+                Poll::Ready(peeked) => Poll::Ready(peeked.is_ok_and(|n| n > 0)),
+                Poll::Pending => {
+                    self.gathered = Vec::new();
+                    self.poll_deadline(cx).map(|_| false)
+                }
+            }
+        })
+        .await
     }
 
     /// When this connection has to have read something, if it has to.
@@ -213,14 +237,19 @@ impl Downstream {
             return;
         }
         match self.connection.phase() {
-            Phase::Busy => return,
+            Phase::Busy => {
+                self.connection.go_on_reading(bytes.len());
+                return;
+            }
             Phase::Idle | Phase::Ending => {
-                self.connection.set_phase(Phase::Head);
+                self.connection.begin_reading(bytes.len());
                 self.head_since = Instant::now();
                 self.head_bytes = 0;
-                self.request_line_done = false;
+                // Behind bytes that Pingora may hold already these are not a request's first.
+                self.request_line_done = self.connection.read_ahead();
+                self.request_line_spaces = 0;
             }
-            Phase::Head => {}
+            Phase::Head => self.connection.go_on_reading(bytes.len()),
         }
         self.head_bytes += bytes.len();
         if !self.request_line_done {
@@ -228,7 +257,9 @@ impl Downstream {
             self.request_line_done = end.is_some();
             let line = &bytes[..end.unwrap_or(bytes.len())];
             // Pingora percent-encodes such bytes; then Hive would get another target than the client sent.
-            if line.iter().any(|b| !matches!(b, b' '..=b'~' | b'\r')) {
+            let odd = line.iter().any(|b| !matches!(b, b' '..=b'~' | b'\r'));
+            self.request_line_spaces += memchr::memchr_iter(b' ', line).count();
+            if odd || (self.request_line_done && self.request_line_spaces != 2) {
                 self.connection.mark_odd_request_line();
             }
         }
@@ -290,6 +321,13 @@ impl AsyncRead for Downstream {
             Poll::Pending => {
                 if this.gathered.is_empty() && this.gathered.capacity() > 0 && this.connection.phase() != Phase::Busy {
                     this.gathered = Vec::new();
+                }
+                // Whoever waits for the client now has written all there is so far: it must not wait here for more.
+                if this.connection.phase() == Phase::Busy && !this.gathered.is_empty() && !this.connection.http2 {
+                    match this.poll_send_gathered(cx) {
+                        Poll::Ready(sent) => sent?,
+                        Poll::Pending => return this.stuck(cx),
+                    }
                 }
                 match this.poll_deadline(cx) {
                     Poll::Ready(error) => Poll::Ready(Err(error)),

@@ -16,9 +16,13 @@ use crate::headers;
 use crate::observe::UpstreamResult;
 use crate::refusal::Refusal;
 
-/// Hands the request's body and deadlines to the forwarding.
+/// Strips what a client may not say, and hands the request's body and deadlines to the forwarding.
 pub fn begin(shared: &Shared, session: &mut Session, ctx: &mut Context, body: Bytes) {
-    let Some(route) = &ctx.route else { return };
+    let (Some(route), Some(begun)) = (&ctx.route, &ctx.begun) else { return };
+    // Stripped here, before Pingora looks at `Connection` and what it nominates.
+    for name in begun.snapshot.spoofable.to_remove(&session.req_header().headers) {
+        session.req_header_mut().remove_header(&name);
+    }
     let now = shared.clock.now();
     let wait = Wait::new(now, route.response, route.stream_idle);
     ctx.upstream.started = Some(now);
@@ -111,6 +115,9 @@ pub fn refusal_for(error: &Error, ctx: &Context) -> Refusal {
     if ctx.upstream.wait.as_ref().and_then(|w| w.expired()).is_some() {
         return Refusal::UpstreamTimeout;
     }
+    if *error.esource() == ErrorSource::Downstream {
+        return Refusal::AmbiguousRequest("the request's body is malformed or broke off");
+    }
     match error.etype() {
         ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Refusal::UpstreamConnectTimeout,
         ErrorType::ReadTimedout | ErrorType::WriteTimedout => Refusal::UpstreamTimeout,
@@ -137,15 +144,12 @@ pub fn describe(error: &Error) -> String {
     text
 }
 
-/// Strips what a client may not say, then sets what the gateway says (design, decision 10).
+/// Sets what the gateway says; what a client may not say has been stripped (design, decision 10).
 pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result<()> {
     let (Some(begun), Some(client)) = (&ctx.begun, &ctx.client) else {
         return Err(Error::explain(ErrorType::InternalError, "a request without a beginning"));
     };
     let snapshot = &begun.snapshot;
-    for name in snapshot.spoofable.to_remove(&request.headers) {
-        request.remove_header(&name);
-    }
     request.remove_header(&headers::EXPECT);
     if request.raw_path().first() != Some(&b'/') {
         let target = admit::origin_form(request.raw_path()).to_vec();
@@ -211,14 +215,18 @@ fn random() -> [u8; 24] {
 
 /// Takes note of the node's answer and of what is between node and gateway only.
 pub fn rewrite_response(shared: &Shared, response: &mut ResponseHeader, ctx: &mut Context) -> Result<()> {
-    let now = shared.clock.now();
-    if let Some(wait) = &ctx.upstream.wait
-        && !response.status.is_informational()
-    {
-        wait.activity(now);
+    if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
+        return Err(
+            Error::explain(ErrorType::InvalidHTTPHeader, "101 from a node that was asked for no upgrade").into_up()
+        );
     }
     if response.status.is_informational() {
+        // No sign of life: a node could go on like that for ever.
         return Ok(());
+    }
+    let now = shared.clock.now();
+    if let Some(wait) = &ctx.upstream.wait {
+        wait.activity(now);
     }
     if ctx.upstream.status.is_none() {
         answered(ctx, response.status.as_u16(), now);
@@ -226,7 +234,16 @@ pub fn rewrite_response(shared: &Shared, response: &mut ResponseHeader, ctx: &mu
     if let Some(picked) = &ctx.upstream.picked {
         picked.node().learn_keep_alive(&response.headers);
     }
-    for name in [headers::KEEP_ALIVE, headers::PROXY_CONNECTION, headers::CONNECTION, headers::UPGRADE] {
+    let nominated: Vec<_> = headers::connection_tokens(&response.headers)
+        .filter_map(|token| http::HeaderName::from_bytes(token).ok())
+        .filter(|name| *name != headers::CONTENT_LENGTH && *name != headers::TRANSFER_ENCODING)
+        .collect();
+    for name in nominated {
+        response.remove_header(&name);
+    }
+    for name in
+        [headers::TRAILER, headers::KEEP_ALIVE, headers::PROXY_CONNECTION, headers::CONNECTION, headers::UPGRADE]
+    {
         response.remove_header(&name);
     }
     if let Some(id) = &ctx.request_id

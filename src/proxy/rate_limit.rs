@@ -113,11 +113,12 @@ impl Asking<'_> {
         for limit in limits {
             let facts = self.facts(session, ctx, method);
             let key = self.shared.rates.key(limit, &facts);
-            let decided = match self.shared.fleet_rates.as_ref().filter(|_| limit.shared) {
+            let fleet = if limit.shared { self.shared.fleet_rates.load_full() } else { None };
+            let decided = match fleet {
                 None => self.shared.rates.decide(key, &limit.quota, calls, now),
                 Some(fleet) => {
                     let fleet_key = fleet.key(limit, &facts, self.shared.rates.ipv6_prefix());
-                    self.decide_together(fleet, &fleet_key, key, limit, calls).await
+                    self.decide_together(&fleet, &fleet_key, key, limit, calls).await
                 }
             };
             let Err(exceeded) = decided else {

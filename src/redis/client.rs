@@ -96,8 +96,8 @@ impl Client {
         }))
     }
 
-    /// Connects and stays connected, for as long as the future is polled. What is read and written happens on the runtime
-    /// that polls it.
+    /// Connects and stays connected until the last reference is gone. What is read and written happens on the runtime that
+    /// polls this.
     pub async fn run(self: Arc<Self>) {
         if !self.settings.target.cluster {
             let (host, port) = &self.settings.target.hosts[0];
@@ -194,9 +194,14 @@ impl Client {
     }
 
     fn open(self: &Arc<Self>, host: &str, port: u16) -> Link {
-        let client = self.clone();
+        // Weak: when a client is given up, its connections end.
+        let client = Arc::downgrade(self);
         let was_up = AtomicBool::new(false);
-        link::open(self.address(host, port), move |now| client.changed(&was_up, now))
+        link::open(self.address(host, port), move |now| {
+            if let Some(client) = client.upgrade() {
+                client.changed(&was_up, now);
+            }
+        })
     }
 
     fn changed(&self, was_up: &AtomicBool, now: Result<(), String>) {

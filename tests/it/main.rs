@@ -6,6 +6,7 @@ mod support;
 
 mod a2a;
 mod admin;
+mod answers;
 mod bodies;
 mod cli;
 mod conf;
@@ -14,6 +15,8 @@ mod headers;
 mod limits;
 mod log;
 mod rate_limits;
+mod reload;
+mod reload_config;
 mod routes;
 mod shared_limits;
 mod streams;

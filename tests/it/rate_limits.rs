@@ -191,6 +191,18 @@ fn a_header_can_be_counted_by() {
 }
 
 #[test]
+fn a_reload_forgets_nothing_and_takes_the_new_rate() {
+    let (gateway, _node) = gateway("", "{ per: peer, rate: 2/h, burst: 1 }");
+    assert_eq!((get(&gateway, "alice").status, get(&gateway, "alice").status), (200, 429));
+    gateway.edit("server: {", "server: { body_memory: 64MiB,");
+    gateway.reload_ok();
+    assert_eq!(get(&gateway, "alice").status, 429);
+    gateway.edit("burst: 1 }", "burst: 2 }");
+    gateway.reload_ok();
+    assert_eq!((get(&gateway, "alice").status, get(&gateway, "alice").status), (200, 429), "one more at once");
+}
+
+#[test]
 fn what_was_used_up_comes_back_with_time() {
     let (gateway, _node) = gateway("", "{ per: peer, rate: 2/s, burst: 1 }");
     assert_eq!(get(&gateway, "alice").status, 200);

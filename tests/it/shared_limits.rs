@@ -177,6 +177,26 @@ fn without_redis_each_gateway_holds_the_limit_by_itself() {
 }
 
 #[test]
+fn a_reload_goes_to_another_redis() {
+    let (first, second) = (Redis::start(), Redis::start());
+    let ([gateway, _], _node) = fleet(&url(&first), "per: peer, rate: 1000/s");
+    let get = || assert_eq!(gateway.client("alice").get(gateway.address, "/echo").unwrap().status, 200);
+    get();
+    assert_eq!(first.decisions(), 1);
+    gateway.edit(&first.address.to_string(), &second.address.to_string());
+    gateway.reload_ok();
+    wait_until("the other Redis decides", || {
+        get();
+        second.decisions() > 0
+    });
+    let before = first.decisions();
+    get();
+    assert_eq!(first.decisions(), before);
+    // The other gateway's two connections, and the one that asks.
+    wait_until("the first Redis is left", || first.command("INFO clients").contains("connected_clients:3\r"));
+}
+
+#[test]
 fn a_script_that_redis_forgot_is_loaded_again() {
     let redis = Redis::start();
     let ([gateway, _], _node) = fleet(&url(&redis), "per: peer, rate: 1000/s");

@@ -55,10 +55,10 @@ fn listener_tls(r: &mut Resolver<'_>, at: &str, mut tls: ListenerTls) -> Listene
         r.error(&format!("{at}.certificates"), "the list is empty; write at least one { cert, key }");
     }
     for files in &mut tls.certificates {
-        files.cert = r.absolute(&files.cert);
-        files.key = r.absolute(&files.key);
+        files.cert = r.material(&files.cert);
+        files.key = r.material(&files.key);
     }
-    tls.client_auth.ca = r.absolute(&tls.client_auth.ca);
+    tls.client_auth.ca = r.material(&tls.client_auth.ca);
     super::certificates::listener(r, at, &tls);
     tls
 }

@@ -14,6 +14,8 @@ use crate::headers::ProductHeaders;
 
 /// Least length of the gateway's proof: Hive refuses shorter ones.
 const GATEWAY_SECRET_LEAST: usize = 32;
+/// Looking at files more often would cost more than it brings.
+const WATCH_LEAST: Duration = Duration::from_millis(100);
 /// Least length of the operator's secret.
 const ADMIN_SECRET_LEAST: usize = 16;
 
@@ -99,6 +101,11 @@ pub(super) fn server(r: &mut Resolver<'_>, server: &file::Server, routes: &[Rout
         r.range("server.threads", &threads, &(1..=256));
     }
     r.span("server.drain", server.drain, Duration::ZERO, HOUR);
+    if !server.watch.0.is_zero() {
+        r.span("server.watch", server.watch, WATCH_LEAST, HOUR);
+    } else if server.watch_config {
+        r.error("server.watch_config", "nothing is watched with watch: 0s; leave out one of the two");
+    }
     r.size("server.body_memory", server.body_memory, &(1 << 20..=1 << 40));
     r.range("server.rate_limit_keys", &server.rate_limit_keys, &(1000..=10_000_000));
     r.range("server.rate_limit_ipv6_prefix", &server.rate_limit_ipv6_prefix, &(16..=128));
@@ -118,6 +125,8 @@ pub(super) fn server(r: &mut Resolver<'_>, server: &file::Server, routes: &[Rout
         body_memory: server.body_memory.0,
         rate_limit_keys: usize::try_from(server.rate_limit_keys).unwrap_or(usize::MAX),
         rate_limit_ipv6_prefix: server.rate_limit_ipv6_prefix,
+        watch: server.watch.0,
+        watch_config: server.watch_config,
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) fn resolve(r: &mut Resolver<'_>, raw: Option<file::Redis>) -> Option<
     if target.user.is_some() && target.password.is_none() && !r.has_guess("redis.password_file") {
         r.error("redis.url", "a user without a password; write user:password@, or password_file");
     }
-    let ca = raw.ca.map(|name| r.absolute(&name));
+    let ca = raw.ca.map(|name| r.material(&name));
     match &ca {
         None if target.tls => {
             r.error("redis.ca", "rediss:// needs what Redis' certificate chains to; write ca: redis-ca.pem")
