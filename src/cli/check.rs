@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::config::{self, Config, ConfigError, Loaded, RoutePeers, Surroundings, file};
+use crate::policy::rate_limit::Limits;
 use crate::tls::{self, CertificateFacts};
 
 const DAY_SECONDS: i64 = 24 * 3600;
@@ -101,6 +102,7 @@ fn listeners(text: &mut String, config: &Config, now_unix: i64) {
             file::Protocol::Http => "http, plain text",
         };
         line(text, format_args!("  {}: {} ({kind})", listener.name, listener.address));
+        rate_limits(text, &format!("listener/{}", listener.name), &listener.rate_limits);
         // The files were good a moment ago, so an error here is a file that has just been changed.
         let context = listener.tls.as_ref().and_then(|tls| tls::build_listener(tls, Path::new(""), now_unix).ok());
         let Some(context) = context else { continue };
@@ -159,6 +161,18 @@ fn routes(text: &mut String, config: &Config) {
             text,
             format_args!("  {}: {methods} {} of {hosts}, {peers} -> {to}{kind}", route.name, route.paths.join(" ")),
         );
+        rate_limits(text, &format!("route/{}", route.name), &route.rate_limits);
+    }
+}
+
+/// The limits of a route or listener, under the names that logs and metrics give them.
+fn rate_limits(text: &mut String, owner: &str, limits: &[file::RateLimit]) {
+    let names = Limits::names(owner, limits.iter().map(|l| &*l.per.0));
+    for (name, limit) in names.iter().zip(limits) {
+        let burst = limit.burst.unwrap_or(limit.rate.count);
+        let shared = if limit.shared { ", shared" } else { "" };
+        let dry = if limit.enforce { "" } else { ", not enforced" };
+        line(text, format_args!("    limit {name}: {}, {burst} at once{shared}{dry}", limit.rate));
     }
 }
 
@@ -203,7 +217,8 @@ mod tests {
     #[test]
     fn the_summary_says_what_would_run() {
         let text = r#"listeners: [{ name: main, address: "127.0.0.1:8080", protocol: http }]
-routes: [{ name: a2a, paths: [/a, /b], methods: [POST], peers: any, upstream: hive, json_rpc: {} }]
+routes: [{ name: a2a, paths: [/a, /b], methods: [POST], peers: any, upstream: hive, json_rpc: {},
+  rate_limits: [{ per: [peer, method], rate: 10/s, enforce: false }] }]
 upstreams: [{ name: hive, endpoints: ["http://10.0.1.10:3000", { url: "http://10.0.1.11:3000", weight: 2 }] }]
 "#;
         let config = load_text(Path::new("g.yaml"), text, &around()).unwrap().config;
@@ -211,6 +226,7 @@ upstreams: [{ name: hive, endpoints: ["http://10.0.1.10:3000", { url: "http://10
         for part in [
             "main: 127.0.0.1:8080 (http, plain text)",
             "a2a: POST /a /b of any host, any peer -> hive (JSON-RPC)",
+            "limit route/a2a/peer+method: 10/s, 10 at once, not enforced",
             "hive: /api/health every 10s",
             "http://10.0.1.11:3000 weight 2",
             "127.0.0.1:9901, without a secret",

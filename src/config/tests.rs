@@ -133,7 +133,7 @@ fn an_unknown_key_names_the_nearest() {
     assert!(
         wrong("{ ca: ca.pem }", "{ ca: ca.pem, crl: [x] }")[0].starts_with("6:34: listeners[0].tls.client_auth.crl")
     );
-    assert!(wrong("listeners:", "redis: {}\nlisteners:")[0].starts_with("1:1: redis: unknown key \"redis\""));
+    assert!(wrong("listeners:", "tracing: {}\nlisteners:")[0].starts_with("1:1: tracing: unknown key \"tracing\""));
 }
 
 #[test]

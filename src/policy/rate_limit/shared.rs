@@ -1,9 +1,9 @@
 //! Limits that all gateways of a fleet share, through Redis.
 //!
-//! Redis keeps one number for each busy key: when its bucket has drained, by Redis' own clock. The script below is [`Quota`]'s
-//! algorithm there, so a decision is one round trip and atomic. The local bucket is asked first, and what Redis answers goes
-//! into it: a key whose bucket is full is refused here until something in it has drained, so of an attack no more reaches
-//! Redis than the limit, and if Redis goes, the gateway goes on from what it knew.
+//! Redis keeps one number for each busy key: when its bucket has drained, by Redis' own clock. The script below is the
+//! algorithm of [`super::Quota`] there, so a decision is one round trip and atomic. The local bucket is asked first, and what
+//! Redis answers goes into it: a key whose bucket is full is refused here until something in it has drained, so of an attack
+//! hardly more reaches Redis than the limit, and if Redis goes, the gateway goes on from what it knew.
 
 use std::hash::Hasher;
 use std::sync::Arc;
