@@ -27,6 +27,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::names::{ListenerName, PeerName, RouteName, UpstreamName};
+use crate::policy::federation;
 use crate::policy::peers::PeerRule;
 use crate::secret::Secret;
 
@@ -68,6 +69,8 @@ pub struct Hive {
     pub header_prefix: String,
     /// The secret of the gateway's proof, 32 characters at least. None: the header is only removed.
     pub gateway_auth: Option<Secret>,
+    /// What is done with federation JWTs.
+    pub federation: federation::Settings,
 }
 
 /// Where clients connect.
@@ -96,6 +99,8 @@ pub struct Peer {
     pub name: PeerName,
     /// What the certificate must show. No two peers' rules conflict: [`crate::policy::peers::Peers::build`] takes them.
     pub rule: PeerRule,
+    /// `iss` of its federation JWTs, and the key that verifies them. No two peers give one issuer different keys.
+    pub issuer: Option<federation::PeerIssuer>,
 }
 
 /// What is published.
@@ -103,6 +108,8 @@ pub struct Peer {
 pub struct Route {
     /// Appears in logs and metrics.
     pub name: RouteName,
+    /// Indexes into [`Config::listeners`], ascending; at least one.
+    pub listeners: Vec<usize>,
     /// Host patterns; empty: any host that the listener's certificates cover.
     pub hosts: Vec<String>,
     /// Path patterns; at least one.
@@ -147,6 +154,8 @@ pub struct Upstream {
     pub timeouts: file::UpstreamTimeouts,
     /// Some if and only if the endpoints are `https://`; file names are absolute.
     pub tls: Option<file::UpstreamTls>,
+    /// Whether block `hive` is about these nodes; if not, they are told nothing that is between gateway and Hive.
+    pub trusted: bool,
 }
 
 /// One node.

@@ -5,16 +5,19 @@ use std::net::IpAddr;
 use bytes::Bytes;
 use http::HeaderValue;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Digest;
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::Shared;
-use super::context::{Context, TRIES_MAX};
+use super::context::{Begun, Context, TRIES_MAX};
 use super::session::{self, DEADLINE, Expired, Wait};
 use crate::headers;
 use crate::observe::UpstreamResult;
 use crate::refusal::Refusal;
+use crate::request::ClientAddress;
+use crate::upstream::WRONG_NODE;
 
 /// Hands the request's body and deadlines to the forwarding.
 pub fn begin(shared: &Shared, session: &mut Session, ctx: &mut Context, body: Bytes) {
@@ -46,14 +49,17 @@ pub fn pick(shared: &Shared, ctx: &mut Context) -> Result<Box<HttpPeer>> {
     Ok(peer)
 }
 
-/// A connection to the node is there.
-pub fn connected(shared: &Shared, ctx: &mut Context, reused: bool) {
+/// A connection to the node is there, if it is the node's.
+pub fn connected(shared: &Shared, ctx: &mut Context, reused: bool, digest: Option<&Digest>) -> Result<()> {
     let way = &mut ctx.upstream;
+    let picked = way.picked.as_ref().ok_or_else(|| Error::new(ErrorType::InternalError))?;
+    picked.node().check_proof(digest)?;
     way.connected = true;
     way.connect = match way.try_started {
         Some(started) if !reused => Some(shared.clock.now().saturating_duration_since(started)),
         _ => None,
     };
+    Ok(())
 }
 
 /// No connection came about: nothing of the request was sent, so another node may have it.
@@ -62,7 +68,7 @@ pub fn connect_failed(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
         ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => {
             (UpstreamResult::ConnectTimeout, Refusal::UpstreamConnectTimeout)
         }
-        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert => {
+        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | &WRONG_NODE => {
             (UpstreamResult::TlsFailed, Refusal::UpstreamConnectFailed)
         }
         _ => (UpstreamResult::ConnectFailed, Refusal::UpstreamConnectFailed),
@@ -81,6 +87,9 @@ pub fn connect_failed(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
 /// The exchange with a node broke. It may have read the request, so only what changes nothing is tried again: GET and
 /// HEAD on a connection from the pool that the node had closed meanwhile (design, decision 3).
 pub fn broke(session: &Session, ctx: &mut Context, mut error: Box<Error>, reused: bool) -> Box<Error> {
+    if *error.etype() == WRONG_NODE {
+        return connect_failed(ctx, error);
+    }
     let result = match ctx.upstream.wait.as_ref().and_then(|w| w.expired()) {
         Some(Expired::Response) => UpstreamResult::ResponseTimeout,
         Some(Expired::StreamIdle) => UpstreamResult::StreamTimeout,
@@ -148,13 +157,10 @@ pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result
     }
     request.remove_header(&headers::EXPECT);
     frame_body(request, ctx.body.length)?;
+    to_origin_form(request)?;
 
-    request.insert_header(headers::X_REAL_IP, address_value(client.address)?)?;
-    request.insert_header(headers::X_FORWARDED_FOR, client.forwarded_for())?;
-    let tls = begun.connection.tls.is_some();
-    request.insert_header(headers::X_FORWARDED_PROTO, HeaderValue::from_static(if tls { "https" } else { "http" }))?;
-    if let Some(host) = request.headers.get(headers::HOST).cloned() {
-        request.insert_header(headers::X_FORWARDED_HOST, host)?;
+    if ctx.route.as_ref().is_some_and(|r| r.upstream.trusted) {
+        tell_hive(request, begun, client)?;
     }
     if let Some(id) = &ctx.request_id {
         request.insert_header(headers::X_REQUEST_ID, id.clone())?;
@@ -167,6 +173,20 @@ pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result
         let ours = headers::new_traceparent(random(), false);
         request.insert_header(headers::TRACEPARENT, ours.clone())?;
         ctx.trace = Some(ours);
+    }
+    Ok(())
+}
+
+/// What is between the gateway and our own Hive: who the client is, and the proof that the gateway says so. Nobody else
+/// is told.
+fn tell_hive(request: &mut RequestHeader, begun: &Begun, client: &ClientAddress) -> Result<()> {
+    let snapshot = &begun.snapshot;
+    request.insert_header(headers::X_REAL_IP, address_value(client.address)?)?;
+    request.insert_header(headers::X_FORWARDED_FOR, client.forwarded_for())?;
+    let tls = begun.connection.tls.is_some();
+    request.insert_header(headers::X_FORWARDED_PROTO, HeaderValue::from_static(if tls { "https" } else { "http" }))?;
+    if let Some(host) = request.headers.get(headers::HOST).cloned() {
+        request.insert_header(headers::X_FORWARDED_HOST, host)?;
     }
     if let Some(proof) = &snapshot.gateway_auth {
         request.insert_header(snapshot.product.gateway_auth.clone(), proof.clone())?;
@@ -191,6 +211,18 @@ fn frame_body(request: &mut RequestHeader, length: u64) -> Result<()> {
         request.insert_header(headers::CONTENT_LENGTH, HeaderValue::from(length))?;
     }
     Ok(())
+}
+
+/// A client that takes the gateway for its HTTP proxy sends `http://host/path`; an origin gets the path (RFC 9112, section
+/// 3.2.1). The host has been compared with `Host`, which stays.
+fn to_origin_form(request: &mut RequestHeader) -> Result<()> {
+    let target = request.raw_path();
+    if target.first() == Some(&b'/') {
+        return Ok(());
+    }
+    let host = memchr::memmem::find(target, b"://").map_or(0, |scheme| scheme + 3);
+    let path = memchr::memchr(b'/', &target[host..]).map_or(&b"/"[..], |slash| &target[host + slash..]).to_vec();
+    request.set_raw_path(&path)
 }
 
 fn address_value(address: IpAddr) -> Result<HeaderValue> {

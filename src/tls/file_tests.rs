@@ -175,7 +175,13 @@ fn the_facts_are_those_of_the_files() {
 }
 
 fn upstream() -> UpstreamTls {
-    UpstreamTls { ca: "ca.pem".into(), server_name: "hive.internal".into(), cert: None, key: None }
+    UpstreamTls {
+        ca: "ca.pem".into(),
+        server_name: Some("hive.internal".into()),
+        spiffe_id: None,
+        cert: None,
+        key: None,
+    }
 }
 
 #[test]
@@ -183,7 +189,7 @@ fn an_upstream_needs_a_name_that_can_be_verified() {
     let dir = Dir::new();
     let told = |tls: &UpstreamTls| build_upstream(tls, dir.path(), now()).unwrap_err()[0].to_string();
     for (name, why) in [("", "can't be empty"), ("10.0.0.1", "is an address"), ("a b", "not a DNS name")] {
-        let fault = told(&UpstreamTls { server_name: name.into(), ..upstream() });
+        let fault = told(&UpstreamTls { server_name: Some(name.into()), ..upstream() });
         assert!(fault.starts_with("server_name") && fault.contains(why), "{fault}");
     }
     let half = told(&UpstreamTls { cert: Some("gw.pem".into()), ..upstream() });

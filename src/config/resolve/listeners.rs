@@ -101,12 +101,10 @@ fn timeouts(r: &mut Resolver<'_>, at: &str, t: &ListenerTimeouts) {
 
 /// Routes for named peers are dead where no listener asks for a certificate.
 pub(super) fn check_peers_can_be_known(r: &mut Resolver<'_>, listeners: &[Listener], routes: &[Route]) {
-    if listeners.iter().any(|l| l.protocol == Protocol::Https) {
-        return;
-    }
     for (i, route) in routes.iter().enumerate() {
-        if matches!(route.peers, RoutePeers::Of(_)) {
-            let why = "no listener is https, so no client ever is one of these peers";
+        let https = route.listeners.iter().any(|l| listeners[*l].protocol == Protocol::Https);
+        if matches!(route.peers, RoutePeers::Of(_)) && !https {
+            let why = "no listener of this route is https, so no client ever is one of these peers";
             r.warn(&format!("routes[{i}].peers"), why);
         }
     }

@@ -5,11 +5,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::Resolver;
+use super::federation;
 use super::ranges::HOUR;
 use super::routes::BODY_MAX;
 use super::secrets::secret;
 use crate::config::file::{self, AccessLog, File};
-use crate::config::{Admin, Hive, Route, Server};
+use crate::config::{Admin, Hive, Peer, Route, Server};
 use crate::headers::ProductHeaders;
 
 /// Least length of the gateway's proof: Hive refuses shorter ones.
@@ -52,14 +53,15 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
 }
 
 /// `hive`
-pub(super) fn hive(r: &mut Resolver<'_>, hive: file::Hive) -> Hive {
+pub(super) fn hive(r: &mut Resolver<'_>, hive: file::Hive, peers: &[Peer]) -> Hive {
     let prefix = hive.header_prefix;
     if let Err(why) = ProductHeaders::with_prefix(&prefix) {
         r.error("hive.header_prefix", why);
     }
     let (inline, file) = (hive.gateway_auth_secret, hive.gateway_auth_secret_file);
     let gateway_auth = secret(r, "hive", "gateway_auth_secret", inline, file, GATEWAY_SECRET_LEAST);
-    Hive { header_prefix: prefix, gateway_auth }
+    let federation = federation::resolve(r, hive.federation, &prefix, peers);
+    Hive { header_prefix: prefix, gateway_auth, federation }
 }
 
 /// `admin`
