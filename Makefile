@@ -11,7 +11,8 @@ setup: ## Installs what is missing for building and testing
 	scripts/setup
 
 run: ## The demo: a gateway, two Hive nodes, and commands to try (ARGS="--port 0")
-	$(CARGO) run --release --quiet -- demo $(ARGS)
+	scripts/setup --build
+	$(CARGO) run --locked -- demo $(ARGS)
 
 build: ## The gateway as it is shipped: target/release/hive-gateway
 	$(CARGO) build --release --locked

@@ -10,9 +10,9 @@ use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
-use super::Shared;
 use super::context::{Begun, Context, TRIES_MAX};
 use super::session::{self, DEADLINE, Expired, Wait};
+use super::{Shared, admit};
 use crate::headers;
 use crate::observe::UpstreamResult;
 use crate::refusal::Refusal;
@@ -156,8 +156,11 @@ pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result
         request.remove_header(&name);
     }
     request.remove_header(&headers::EXPECT);
+    if request.raw_path().first() != Some(&b'/') {
+        let target = admit::origin_form(request.raw_path()).to_vec();
+        request.set_raw_path(&target)?;
+    }
     frame_body(request, ctx.body.length)?;
-    to_origin_form(request)?;
 
     if ctx.route.as_ref().is_some_and(|r| r.upstream.trusted) {
         tell_hive(request, begun, client)?;
@@ -211,18 +214,6 @@ fn frame_body(request: &mut RequestHeader, length: u64) -> Result<()> {
         request.insert_header(headers::CONTENT_LENGTH, HeaderValue::from(length))?;
     }
     Ok(())
-}
-
-/// A client that takes the gateway for its HTTP proxy sends `http://host/path`; an origin gets the path (RFC 9112, section
-/// 3.2.1). The host has been compared with `Host`, which stays.
-fn to_origin_form(request: &mut RequestHeader) -> Result<()> {
-    let target = request.raw_path();
-    if target.first() == Some(&b'/') {
-        return Ok(());
-    }
-    let host = memchr::memmem::find(target, b"://").map_or(0, |scheme| scheme + 3);
-    let path = memchr::memchr(b'/', &target[host..]).map_or(&b"/"[..], |slash| &target[host + slash..]).to_vec();
-    request.set_raw_path(&path)
 }
 
 fn address_value(address: IpAddr) -> Result<HeaderValue> {

@@ -53,7 +53,7 @@ fn log(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, status:
         federation_issuer: ctx.federation_issuer.as_deref(),
         tls_version: tls.map(|t| t.version),
         tls_cipher: tls.map(|t| t.cipher),
-        tls_group: tls.and_then(|t| t.group.as_deref()),
+        tls_group: tls.and_then(|t| t.group),
         sni: tls.and_then(|t| t.sni.as_deref()),
         http_version: version(header.version),
         method: header.method.as_str(),

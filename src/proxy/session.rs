@@ -36,7 +36,7 @@ pub struct Wait {
     last_activity_ns: AtomicU64,
     expired: AtomicU8,
     /// The client's own session, once its wrapper is gone.
-    returned: Mutex<Option<Box<HttpSession>>>,
+    returned: Mutex<Option<HttpSession>>,
 }
 
 /// Which deadline passed.
@@ -101,16 +101,16 @@ impl Wait {
 
 /// A client's session whose request body has been read already.
 struct ForwardSession {
-    inner: Box<HttpSession>,
+    inner: HttpSession,
     body: Bytes,
     wait: Arc<Wait>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 /// Wraps a client's session for the time of forwarding.
-pub fn wrap(session: &mut Box<HttpSession>, body: Bytes, wait: Arc<Wait>) {
-    let inner = std::mem::replace(session, nobody());
-    *session = Box::new(HttpSession::new_custom(Box::new(ForwardSession { inner, body, wait, timer: None })));
+pub fn wrap(session: &mut HttpSession, body: Bytes, wait: Arc<Wait>) {
+    let inner = std::mem::replace(&mut *session, nobody());
+    *session = HttpSession::new_custom(Box::new(ForwardSession { inner, body, wait, timer: None }));
 }
 
 impl Drop for ForwardSession {
@@ -121,14 +121,14 @@ impl Drop for ForwardSession {
 }
 
 /// A stand-in that is never used.
-fn nobody() -> Box<HttpSession> {
-    Box::new(HttpSession::new_custom(Box::new(())))
+fn nobody() -> HttpSession {
+    HttpSession::new_custom(Box::new(()))
 }
 
 /// Brings the client's own session back, so that its connection can be kept. Does nothing to one that is not wrapped.
-pub fn unwrap(session: &mut Box<HttpSession>, wait: &Wait) {
+pub fn unwrap(session: &mut HttpSession, wait: &Wait) {
     if session.is_custom() {
-        drop(std::mem::replace(session, nobody()));
+        *session = nobody();
         if let Some(inner) = wait.returned.lock().take() {
             *session = inner;
         }

@@ -47,4 +47,4 @@ mod file_tests;
 #[cfg(test)]
 mod handshake_tests;
 #[cfg(test)]
-mod test_files;
+mod fixture_tests;
