@@ -13,6 +13,7 @@ mod demo;
 mod headers;
 mod limits;
 mod log;
+mod node_identity;
 mod routes;
 mod streams;
 mod tls;
