@@ -10,6 +10,7 @@ mod bodies;
 mod cli;
 mod conf;
 mod demo;
+mod federation;
 mod headers;
 mod limits;
 mod log;
