@@ -10,6 +10,7 @@ mod bodies;
 mod cli;
 mod conf;
 mod demo;
+mod egress;
 mod federation;
 mod headers;
 mod limits;

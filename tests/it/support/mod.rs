@@ -6,6 +6,7 @@ pub mod gateway;
 pub mod h2_client;
 pub mod node;
 pub mod node_h2;
+pub mod relay;
 pub mod tokens;
 
 use std::path::{Path, PathBuf};
