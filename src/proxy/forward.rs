@@ -19,9 +19,13 @@ use crate::refusal::Refusal;
 use crate::request::ClientAddress;
 use crate::upstream::WRONG_NODE;
 
-/// Hands the request's body and deadlines to the forwarding.
+/// Strips what a client may not say, and hands the request's body and deadlines to the forwarding.
 pub fn begin(shared: &Shared, session: &mut Session, ctx: &mut Context, body: Bytes) {
-    let Some(route) = &ctx.route else { return };
+    let (Some(route), Some(begun)) = (&ctx.route, &ctx.begun) else { return };
+    // Stripped here, before Pingora looks at `Connection` and what it nominates.
+    for name in begun.snapshot.spoofable.to_remove(&session.req_header().headers) {
+        session.req_header_mut().remove_header(&name);
+    }
     let now = shared.clock.now();
     let wait = Wait::new(now, route.response, route.stream_idle);
     ctx.upstream.started = Some(now);
@@ -146,15 +150,12 @@ pub fn describe(error: &Error) -> String {
     text
 }
 
-/// Strips what a client may not say, then sets what the gateway says (design, decision 10).
+/// Sets what the gateway says; what a client may not say has been stripped (design, decision 10).
 pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result<()> {
     let (Some(begun), Some(client)) = (&ctx.begun, &ctx.client) else {
         return Err(Error::explain(ErrorType::InternalError, "a request without a beginning"));
     };
     let snapshot = &begun.snapshot;
-    for name in snapshot.spoofable.to_remove(&request.headers) {
-        request.remove_header(&name);
-    }
     request.remove_header(&headers::EXPECT);
     if request.raw_path().first() != Some(&b'/') {
         let target = admit::origin_form(request.raw_path()).to_vec();

@@ -133,7 +133,9 @@ fn connection_can_t_take_away_the_gateways_headers() {
         let before = node.count();
         let answer = exchange(&mut gateway.connect("alice"), &format!("Connection: {name}\r\n{name}: {FORGED}\r\n"));
         match answer.status {
-            400 => assert_eq!(node.count(), before, "{name}"),
+            400 if name.eq_ignore_ascii_case("x-request-id") || name == "traceparent" => {
+                assert_eq!(node.count(), before, "{name}");
+            }
             200 => assert_nothing_forged(&node.requests().pop().unwrap()),
             status => panic!("{name}: {status}"),
         }
