@@ -155,7 +155,6 @@ pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result
     let (Some(begun), Some(client)) = (&ctx.begun, &ctx.client) else {
         return Err(Error::explain(ErrorType::InternalError, "a request without a beginning"));
     };
-    let snapshot = &begun.snapshot;
     request.remove_header(&headers::EXPECT);
     if request.raw_path().first() != Some(&b'/') {
         let target = admit::origin_form(request.raw_path()).to_vec();
