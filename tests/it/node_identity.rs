@@ -39,10 +39,13 @@ fn get(gateway: &Gateway) -> Response {
     gateway.client("alice").get(gateway.address, "/echo").unwrap()
 }
 
+/// A connection's SNI and its bytes.
+type Heard = (Option<String>, Vec<u8>);
+
 /// Takes connections and notes every byte that comes after the handshake, and the SNI before it.
 struct Listening {
     address: SocketAddr,
-    heard: Arc<Mutex<Vec<(Option<String>, Vec<u8>)>>>,
+    heard: Arc<Mutex<Vec<Heard>>>,
 }
 
 impl Listening {
@@ -65,7 +68,7 @@ impl Listening {
 
     /// What the connections brought so far, waiting for so many to end.
     #[track_caller]
-    fn wait(&self, count: usize) -> Vec<(Option<String>, Vec<u8>)> {
+    fn wait(&self, count: usize) -> Vec<Heard> {
         wait_until("connections end", || self.heard.lock().unwrap().len() >= count);
         self.heard.lock().unwrap().clone()
     }
