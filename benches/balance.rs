@@ -24,6 +24,7 @@ fn material() -> UpstreamTlsMaterial {
         client: None,
         generation: 1,
         client_facts: None,
+        authorities: Vec::new(),
         warnings: Vec::new(),
     }
 }

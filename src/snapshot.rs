@@ -10,14 +10,14 @@ use http::HeaderValue;
 use crate::config::{self, Config};
 use crate::headers::{ProductHeaders, Spoofable};
 use crate::json_rpc::{self, MethodPolicy};
-use crate::names::RouteName;
-use crate::observe::{Metrics, NodeMetrics, RouteMetrics, UpstreamMetrics};
+use crate::names::{ListenerName, RouteName};
+use crate::observe::{Expiring, Expiry, Metrics, NodeMetrics, RouteMetrics, UpstreamMetrics};
 use crate::policy::admission;
 use crate::policy::federation::Federation;
 use crate::policy::peers::{Peer, PeerMatcher, Peers};
 use crate::request::TrustedProxies;
 use crate::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
-use crate::tls::{self, ServerContext};
+use crate::tls::{self, CertificateFacts, ServerContext};
 use crate::upstream::{NodeSettings, Settings, Upstream};
 
 /// A configuration, built.
@@ -30,6 +30,10 @@ pub struct Snapshot {
     pub peers: Peers,
     /// Listeners, in the order of the configuration.
     pub listeners: Vec<ListenerSnapshot>,
+    /// The listeners that this process has sockets for, in their order at its start.
+    slots: Arc<[ListenerName]>,
+    /// By slot: index into `listeners`; none if a reload took the listener away.
+    by_slot: Vec<Option<usize>>,
     /// Upstreams, in the order of the configuration.
     pub upstreams: Vec<Arc<UpstreamSnapshot>>,
     /// Hive's own headers under the configured prefix.
@@ -87,6 +91,18 @@ pub struct UpstreamSnapshot {
     pub nodes: Vec<Arc<NodeMetrics>>,
     /// Whether block `hive` of the configuration is about these nodes.
     pub trusted: bool,
+    /// What it proves and believes over TLS; none on plain upstreams.
+    pub tls: Option<UpstreamTlsFacts>,
+}
+
+/// An upstream's TLS material, as an operator sees it.
+pub struct UpstreamTlsFacts {
+    /// Changes with the material.
+    pub generation: u64,
+    /// The certificate that nodes are shown.
+    pub certificate: Option<CertificateFacts>,
+    /// Who vouches for nodes.
+    pub authorities: Vec<CertificateFacts>,
 }
 
 /// A route under one of its paths.
@@ -142,7 +158,8 @@ pub struct JsonRpc {
 }
 
 impl Snapshot {
-    /// Builds a configuration. Nodes and counters of `previous` live on under the same names.
+    /// Builds a configuration. Nodes and counters of `previous` live on under the same names, and an upstream of which
+    /// nothing changed is the same one. Nothing is shown of it before [`Snapshot::publish`].
     ///
     /// # Errors
     /// What [`config::load`] finds too, and what changed on disk since.
@@ -154,19 +171,21 @@ impl Snapshot {
         now_unix: i64,
     ) -> Result<Self, String> {
         let product = ProductHeaders::with_prefix(&config.hive.header_prefix)?;
-        let upstreams: Vec<_> = config
-            .upstreams
-            .iter()
-            .map(|u| upstream(u, metrics, previous, now_unix).map(Arc::new))
-            .collect::<Result<_, _>>()?;
+        let upstreams: Vec<_> =
+            config.upstreams.iter().map(|u| upstream(u, metrics, previous, now_unix)).collect::<Result<_, _>>()?;
         let gateway_auth = config.hive.gateway_auth.as_ref().map(|secret| {
             let mut value = HeaderValue::from_str(&format!("Bearer {}", secret.expose()))
                 .map_err(|_| "hive.gateway_auth_secret holds characters that no header can carry".to_owned())?;
             value.set_sensitive(true);
             Ok::<_, String>(value)
         });
-        let snapshot = Self {
+        let slots =
+            previous.map_or_else(|| config.listeners.iter().map(|l| l.name.clone()).collect(), |p| p.slots.clone());
+        let by_slot = slots.iter().map(|name| config.listeners.iter().position(|l| l.name == *name)).collect();
+        Ok(Self {
             generation,
+            slots,
+            by_slot,
             peers: peers(&config)?,
             federation: federation(&config)?,
             listeners: listeners(&config, &upstreams, metrics, now_unix)?,
@@ -175,14 +194,37 @@ impl Snapshot {
             product,
             gateway_auth: gateway_auth.transpose()?,
             config: Arc::new(config),
-        };
-        for (listener, config) in snapshot.listeners.iter().zip(&snapshot.config.listeners) {
-            let certificates = listener.tls.iter().flat_map(|tls| tls.certificates());
-            let certificates: Vec<_> = certificates.map(|c| (c.subject.clone(), c.not_after)).collect();
-            metrics.set_certificates(config.name.as_str(), &certificates);
-        }
-        metrics.set_config_generation(generation);
-        Ok(snapshot)
+        })
+    }
+
+    /// The listener behind a socket of this process; none if a reload took it away.
+    pub fn listener(&self, slot: usize) -> Option<&ListenerSnapshot> {
+        self.listeners.get((*self.by_slot.get(slot)?)?)
+    }
+
+    /// Every certificate that expires, with what it is for.
+    pub fn certificates(&self) -> impl Iterator<Item = (Expiring, &str, &CertificateFacts)> {
+        let listeners = self.config.listeners.iter().zip(&self.listeners).flat_map(|(config, built)| {
+            let own = built.tls.iter().flat_map(|tls| tls.certificates()).map(|c| (Expiring::Certificate, c));
+            let trusted = built.tls.iter().flat_map(|tls| tls.authorities()).map(|c| (Expiring::Authority, c));
+            own.chain(trusted).map(|(kind, facts)| (kind, config.name.as_str(), facts))
+        });
+        let upstreams = self.upstreams.iter().flat_map(|u| {
+            let own = u.tls.iter().flat_map(|tls| &tls.certificate).map(|c| (Expiring::UpstreamCertificate, c));
+            let trusted = u.tls.iter().flat_map(|tls| &tls.authorities).map(|c| (Expiring::UpstreamAuthority, c));
+            own.chain(trusted).map(|(kind, facts)| (kind, u.upstream.name().as_str(), facts))
+        });
+        listeners.chain(upstreams)
+    }
+
+    /// Shows in the metrics what is in use now.
+    pub fn publish(&self, metrics: &Metrics) {
+        let expiries: Vec<_> = self
+            .certificates()
+            .map(|(kind, owner, c)| Expiry { kind, owner, not_after: c.not_after, subject: &c.subject })
+            .collect();
+        metrics.set_expiries(&expiries);
+        metrics.set_config_generation(self.generation);
     }
 }
 
@@ -233,8 +275,7 @@ fn routes(
         let methods = MethodSet::parse(&r.methods)?;
         for path in &r.paths {
             let metrics = metrics.route(r.name.as_str(), path);
-            for listener in &r.listeners {
-                let table = tables.get_mut(*listener).ok_or("a route without a listener")?;
+            for (_, table) in tables.iter_mut().enumerate().filter(|(i, _)| r.listeners.include(*i)) {
                 let published = Published { route: route.clone(), metrics: metrics.clone() };
                 table
                     .add(&hosts, &[PathPattern::parse(path)?], methods, published)
@@ -291,12 +332,26 @@ fn upstream(
     metrics: &Arc<Metrics>,
     previous: Option<&Snapshot>,
     now_unix: i64,
-) -> Result<UpstreamSnapshot, String> {
+) -> Result<Arc<UpstreamSnapshot>, String> {
     let tls = config.tls.as_ref().map(|t| {
         tls::build_upstream(t, std::path::Path::new("/"), now_unix).map_err(|faults| {
             faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect::<Vec<_>>().join("; ")
         })
     });
+    let mut tls = tls.transpose()?;
+    let facts = tls.as_mut().map(|tls| UpstreamTlsFacts {
+        generation: tls.generation,
+        certificate: tls.client_facts.clone(),
+        authorities: std::mem::take(&mut tls.authorities),
+    });
+    let before = previous.and_then(|p| p.upstreams.iter().find(|u| *u.upstream.name() == config.name));
+    let config_before = previous.and_then(|p| p.config.upstreams.iter().find(|u| u.name == config.name));
+    if let Some(before) = before
+        && config_before == Some(config)
+        && before.tls.as_ref().map(|t| t.generation) == facts.as_ref().map(|t| t.generation)
+    {
+        return Ok(before.clone());
+    }
     let nodes = config.endpoints.iter().map(|e| NodeSettings {
         url: e.url.clone(),
         address: e.address,
@@ -311,12 +366,12 @@ fn upstream(
         protocol: config.protocol,
         health_check: config.health_check.clone(),
         timeouts: config.timeouts.clone(),
-        tls: tls.transpose()?,
+        tls,
     };
     let name = config.name.as_str();
-    let before = previous.and_then(|p| p.upstreams.iter().find(|u| *u.upstream.name() == config.name));
     let nodes: Vec<_> = settings.nodes.iter().map(|n| metrics.upstream_node(name, &n.url)).collect();
     let upstream = Upstream::new(settings, metrics, before.map(|b| &*b.upstream), None)
         .map_err(|e| format!("upstream {name}: {e}"))?;
-    Ok(UpstreamSnapshot { upstream, metrics: metrics.upstream(name), nodes, trusted: config.trusted })
+    let metrics = metrics.upstream(name);
+    Ok(Arc::new(UpstreamSnapshot { upstream, metrics, nodes, trusted: config.trusted, tls: facts }))
 }

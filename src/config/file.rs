@@ -164,7 +164,7 @@ pub enum Protocol {
 }
 
 /// `listeners[].tls`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerTls {
     /// The gateway's own certificates, chosen by SNI among their SANs; the first is the default.
@@ -199,7 +199,7 @@ pub enum TlsVersion {
 }
 
 /// `listeners[].tls.client_auth`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClientAuth {
     /// Only `required` exists.
@@ -534,7 +534,7 @@ pub enum UpstreamProtocol {
 }
 
 /// `upstreams[].health_check`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HealthCheck {
     /// Off: every node counts as healthy. Default on.
@@ -565,7 +565,7 @@ impl Default for HealthCheck {
 }
 
 /// `upstreams[].timeouts`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct UpstreamTimeouts {
     /// TCP and TLS handshake together. Default 2s. Exceeded on every node: 504.
@@ -581,7 +581,7 @@ impl Default for UpstreamTimeouts {
 }
 
 /// `upstreams[].tls`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamTls {
     /// PEM bundle that the nodes' certificates chain to.
@@ -686,10 +686,16 @@ pub struct Server {
     pub drain: Span,
     /// Memory that waiting request bodies may take together. Default 256 MiB. Beyond it: 503.
     pub body_memory: Size,
+    /// How often the files that the configuration names (certificates, keys, CA bundles, secrets) are looked at; changed
+    /// ones are taken into use by themselves. 100ms to 1h, or 0s: never. Default 1s.
+    pub watch: Span,
+    /// Whether the configuration's own file is watched too. Default false: a change of it waits for SIGHUP or
+    /// `POST /v1/reload`, so that an editor's half-done work is never taken into use.
+    pub watch_config: bool,
 }
 
 impl Default for Server {
     fn default() -> Self {
-        Self { threads: None, drain: seconds(30), body_memory: Size(256 << 20) }
+        Self { threads: None, drain: seconds(30), body_memory: Size(256 << 20), watch: seconds(1), watch_config: false }
     }
 }

@@ -8,12 +8,14 @@ pub mod handshake;
 pub mod labels;
 pub mod metrics;
 pub mod handles;
+mod expiry;
 mod json_line;
 pub mod record;
 pub mod access_log;
 mod log_queue;
 
 pub use access_log::{AccessLog, AccessLogTarget};
+pub use expiry::{Expiring, Expiry};
 pub use handles::{ListenerMetrics, NodeMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics};
 pub use handshake::HandshakeResult;
 pub use labels::{CloseReason, ConnectionRefusal, MethodLabel, UpstreamResult};

@@ -60,7 +60,12 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
         wall: shared.clock.wall(),
         _in_flight: shared.metrics.request_started(),
     });
-    let listener = snapshot.listeners.get(connection.listener.index).ok_or(Refusal::Internal)?;
+    let Some(listener) = snapshot.listener(connection.listener.index) else {
+        // A reload took the listener away.
+        connection.begin_request();
+        connection.retire();
+        return Err(Refusal::ShuttingDown.into());
+    };
     begin(shared, session, &connection, listener);
     ctx.request_id = Some(request_id(&session.req_header().headers));
 

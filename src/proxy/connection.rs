@@ -20,7 +20,7 @@ use crate::tls::{Alpn, ConnectionFacts};
 pub struct ListenerShared {
     /// From the configuration.
     pub name: ListenerName,
-    /// Place in the configuration and in [`Snapshot::listeners`].
+    /// Its slot, for [`Snapshot::listener`]: the same for as long as the process lives.
     pub index: usize,
     /// Counters with this listener's label.
     pub metrics: Arc<ListenerMetrics>,

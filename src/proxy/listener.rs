@@ -186,7 +186,7 @@ impl Listener {
 
     fn accepted(self: &Arc<Self>, tcp: TcpStream, remote: SocketAddr, stop: &watch::Receiver<bool>) {
         let snapshot = self.shared.snapshot();
-        let Some(settings) = snapshot.listeners.get(self.listener.index) else { return };
+        let Some(settings) = snapshot.listener(self.listener.index) else { return };
         self.listener.metrics.accepted();
         match self.admission.admit(remote.ip(), &settings.admission, self.shared.clock.now()) {
             Ok(permit) => {
@@ -211,7 +211,7 @@ impl Listener {
         let accepted = self.shared.clock.now();
         // Answers are gathered before they are sent; the kernel has nothing to wait for.
         let _ = tcp.set_nodelay(true);
-        let Some(settings) = snapshot.listeners.get(self.listener.index) else { return };
+        let Some(settings) = snapshot.listener(self.listener.index) else { return };
         let deadlines = settings.deadlines;
         let age = settings.connection_age;
         let Some(transport) = self.handshake(tcp, remote, settings).await else { return };
@@ -261,7 +261,7 @@ impl Listener {
             Err(_) => tls::timed_out(stream.ssl()),
         };
         self.listener.metrics.handshake(failure.result, took);
-        self.shared.log.record_handshake(&HandshakeRecord {
+        self.shared.log().record_handshake(&HandshakeRecord {
             time: self.shared.clock.wall(),
             listener: self.listener.name.as_str(),
             client: remote.ip().to_canonical(),

@@ -53,7 +53,7 @@ fn log(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, status:
     let trace = trace.filter(|t| headers::valid_traceparent(t));
     let way = &ctx.upstream;
     let client = ctx.client.as_ref().map_or_else(|| begun.remote_ip(), |c| c.address);
-    shared.log.record(&AccessRecord {
+    shared.log().record(&AccessRecord {
         request_id: ctx.request_id.as_ref().and_then(|id| id.to_str().ok()),
         trace_id: trace.and_then(|t| std::str::from_utf8(&t[3..35]).ok()),
         peer: ctx.peer.as_ref().map(|p| p.name.as_str()),

@@ -32,6 +32,8 @@ pub struct UpstreamTlsMaterial {
     pub generation: u64,
     /// Facts of the client certificate, for status and `check`.
     pub client_facts: Option<CertificateFacts>,
+    /// Facts of the bundle.
+    pub authorities: Vec<CertificateFacts>,
     /// What is doubtful, but no reason to refuse the configuration.
     pub warnings: Vec<TlsFault>,
 }
@@ -68,7 +70,9 @@ pub fn build_upstream(tls: &UpstreamTls, base_dir: &Path, now: i64) -> Result<Up
     let certificates = bundle.iter().chain(client.iter().flat_map(|client| &client.chain));
     certificates.filter_map(|cert| cert.to_der().ok()).for_each(|der| hash.update(&der));
     let [a, b, c, d, e, f, g, h, ..] = hash.finish();
+    let authorities = bundle.iter().map(|cert| CertificateFacts::of(cert)).collect();
     Ok(UpstreamTlsMaterial {
+        authorities,
         ca: Arc::new(bundle.into_boxed_slice()),
         server_name,
         spiffe_id,

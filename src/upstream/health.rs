@@ -109,6 +109,7 @@ impl NodeWatch {
 
     async fn probe_once(&self) {
         let limit = self.upstream.health_check.timeout.0;
+        self.node.probe_began(self.clock.now());
         let result = match tokio::time::timeout(limit, self.check.check(&self.target)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(e)) => Err(reason(&e)),

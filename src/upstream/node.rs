@@ -216,7 +216,12 @@ impl Node {
         Some(after)
     }
 
-    /// When the last probe ended.
+    /// A probe begins: the loop of a newer configuration then does not begin another one beside it.
+    pub(super) fn probe_began(&self, now: Instant) {
+        self.state.track.lock().last_probe = Some(now);
+    }
+
+    /// When the last probe began or ended, whichever was later.
     pub(super) fn last_probe(&self) -> Option<Instant> {
         self.state.track.lock().last_probe
     }

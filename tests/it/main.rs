@@ -16,6 +16,8 @@ mod headers;
 mod limits;
 mod log;
 mod node_identity;
+mod reload;
+mod reload_config;
 mod routes;
 mod streams;
 mod tls;

@@ -50,7 +50,7 @@ pub(super) fn check_hosts(r: &mut Resolver<'_>, routes: &[Route], listeners: &[L
     }
     for (i, route) in routes.iter().enumerate() {
         // Where nobody shows a certificate, every host is served.
-        if route.listeners.iter().any(|l| listeners[*l].protocol == Protocol::Http) {
+        if super::listeners::serving(route, listeners).any(|l| l.protocol == Protocol::Http) {
             continue;
         }
         for (j, host) in route.hosts.iter().enumerate() {

@@ -53,10 +53,10 @@ fn listener_tls(r: &mut Resolver<'_>, at: &str, mut tls: ListenerTls) -> Listene
         r.error(&format!("{at}.certificates"), "the list is empty; write at least one { cert, key }");
     }
     for files in &mut tls.certificates {
-        files.cert = r.absolute(&files.cert);
-        files.key = r.absolute(&files.key);
+        files.cert = r.material(&files.cert);
+        files.key = r.material(&files.key);
     }
-    tls.client_auth.ca = r.absolute(&tls.client_auth.ca);
+    tls.client_auth.ca = r.material(&tls.client_auth.ca);
     super::certificates::listener(r, at, &tls);
     tls
 }
@@ -99,10 +99,15 @@ fn timeouts(r: &mut Resolver<'_>, at: &str, t: &ListenerTimeouts) {
     }
 }
 
+/// The listeners that serve a route.
+pub(super) fn serving<'l>(route: &Route, listeners: &'l [Listener]) -> impl Iterator<Item = &'l Listener> {
+    listeners.iter().enumerate().filter(|(i, _)| route.listeners.include(*i)).map(|(_, listener)| listener)
+}
+
 /// Routes for named peers are dead where no listener asks for a certificate.
 pub(super) fn check_peers_can_be_known(r: &mut Resolver<'_>, listeners: &[Listener], routes: &[Route]) {
     for (i, route) in routes.iter().enumerate() {
-        let https = route.listeners.iter().any(|l| listeners[*l].protocol == Protocol::Https);
+        let https = serving(route, listeners).any(|l| l.protocol == Protocol::Https);
         if matches!(route.peers, RoutePeers::Of(_)) && !https {
             let why = "no listener of this route is https, so no client ever is one of these peers";
             r.warn(&format!("routes[{i}].peers"), why);

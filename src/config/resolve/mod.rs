@@ -12,7 +12,7 @@ mod routes;
 mod secrets;
 mod upstreams;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::file::File;
@@ -33,8 +33,16 @@ pub(super) fn resolve(
     around: &Surroundings<'_>,
 ) -> Result<(Config, Vec<ConfigError>), Vec<ConfigError>> {
     let guessed = guessed.iter().map(Steps::to_string).collect();
-    let mut r =
-        Resolver { located, guessed, base, around, errors: Vec::new(), warnings: Vec::new(), contexts: Vec::new() };
+    let mut r = Resolver {
+        located,
+        guessed,
+        base,
+        around,
+        errors: Vec::new(),
+        warnings: Vec::new(),
+        materials: BTreeSet::new(),
+        contexts: Vec::new(),
+    };
     process::addresses(&mut r, &file);
     let peers = peers::resolve(&mut r, file.peers);
     let hive = process::hive(&mut r, file.hive, &peers);
@@ -52,6 +60,7 @@ pub(super) fn resolve(
     let config = Config {
         source: PathBuf::new(),
         hash: String::new(),
+        materials: r.materials.into_iter().collect(),
         hive,
         listeners,
         peers,
@@ -73,6 +82,8 @@ struct Resolver<'a> {
     around: &'a Surroundings<'a>,
     errors: Vec<ConfigError>,
     warnings: Vec<ConfigError>,
+    /// See [`Config::materials`].
+    materials: BTreeSet<PathBuf>,
     /// Of the listeners whose files are good.
     contexts: Vec<ServerContext>,
 }
@@ -110,6 +121,13 @@ impl Resolver<'_> {
     /// A file name of the configuration, from the configuration's directory on.
     fn absolute(&self, name: &str) -> String {
         self.base.join(name).to_string_lossy().into_owned()
+    }
+
+    /// As [`Self::absolute`], of a file whose content is a part of the configuration: it will be watched.
+    fn material(&mut self, name: &str) -> String {
+        let absolute = self.absolute(name);
+        self.materials.insert(absolute.clone().into());
+        absolute
     }
 
     /// Names that are given twice.

@@ -6,7 +6,7 @@ use super::ranges::{DAY, HOUR, MILLISECOND};
 use super::{Resolver, patterns};
 use crate::config::file::{self, Body};
 use crate::config::nearest::known_ones;
-use crate::config::{Listener, Peer, Route, RoutePeers, Upstream};
+use crate::config::{Listener, Peer, Route, RouteListeners, RoutePeers, Upstream};
 use crate::names::ListenerName;
 use crate::route::MethodSet;
 
@@ -119,13 +119,13 @@ fn list(
     good
 }
 
-/// Indexes of the listeners that serve the route.
-fn route_listeners(r: &mut Resolver<'_>, at: &str, raw: &[ListenerName], names: &Names<'_>) -> Vec<usize> {
+/// The listeners that serve the route.
+fn route_listeners(r: &mut Resolver<'_>, at: &str, raw: &[ListenerName], names: &Names<'_>) -> RouteListeners {
     if raw.is_empty() {
         if r.located.has(at) {
             r.error(at, "the list is empty, so nobody would be served; write listener names, or leave the key out");
         }
-        return names.listeners.values().copied().collect::<BTreeSet<_>>().into_iter().collect();
+        return RouteListeners::All;
     }
     r.once(at, &raw.iter().map(ToString::to_string).collect::<Vec<_>>());
     let mut indexes = BTreeSet::new();
@@ -139,7 +139,7 @@ fn route_listeners(r: &mut Resolver<'_>, at: &str, raw: &[ListenerName], names: 
             None => {}
         }
     }
-    indexes.into_iter().collect()
+    RouteListeners::Of(indexes.into_iter().collect())
 }
 
 fn route_peers(r: &mut Resolver<'_>, at: &str, raw: &file::RoutePeers, names: &Names<'_>) -> RoutePeers {
@@ -197,7 +197,7 @@ fn overlaps(r: &mut Resolver<'_>, routes: &[Route]) {
             for host in &hosts {
                 let others = taken.entry((*host, path)).or_default();
                 let shared = |(other, theirs): &(usize, MethodSet)| (*other, theirs.intersection(methods));
-                let meet = |other: usize| routes[other].listeners.iter().any(|l| route.listeners.contains(l));
+                let meet = |other: usize| route.listeners.meet(&routes[other].listeners);
                 let found = others.iter().map(shared).find(|(o, common)| *o != i && !common.is_empty() && meet(*o));
                 if let Some((other, common)) = found.filter(|_| !told) {
                     told = true;

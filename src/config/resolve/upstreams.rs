@@ -160,9 +160,9 @@ fn upstream_tls(r: &mut Resolver<'_>, at: &str, mut tls: UpstreamTls) -> Upstrea
         _ => {}
     }
     let whole = r.errors.len() == before;
-    tls.ca = r.absolute(&tls.ca);
-    tls.cert = tls.cert.map(|name| r.absolute(&name));
-    tls.key = tls.key.map(|name| r.absolute(&name));
+    tls.ca = r.material(&tls.ca);
+    tls.cert = tls.cert.map(|name| r.material(&name));
+    tls.key = tls.key.map(|name| r.material(&name));
     // With an error of the block's own the files would be judged by half of it.
     if whole {
         super::certificates::upstream(r, at, &tls);

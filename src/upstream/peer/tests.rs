@@ -70,6 +70,7 @@ fn material(generation: u64) -> UpstreamTlsMaterial {
         client: Some(Arc::new(client)),
         generation,
         client_facts: None,
+        authorities: Vec::new(),
         warnings: Vec::new(),
     }
 }
