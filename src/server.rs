@@ -156,7 +156,7 @@ impl ShutdownSignalWatch for Signals {
         let deadline = Instant::now() + drain;
         // An answer may still be on its way when its request is done, so the connections are waited for: idle ones are
         // closed now, HTTP/2 ones when their last stream has been taken.
-        while self.shared.connections() > 0 && Instant::now() < deadline {
+        while self.shared.requests() + self.shared.connections() > 0 && Instant::now() < deadline {
             tokio::select! {
                 () = tokio::time::sleep(DRAIN_POLL) => {}
                 _ = interrupt.recv() => break,
