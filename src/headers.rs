@@ -254,8 +254,10 @@ fn is_spoofable(name: &str) -> bool {
             Some(b'c') => {
                 any_prefix(name, &["cf-", "client-cert"]) || matches!(name, "client-ip" | "cluster-client-ip")
             }
-            // RFC 7239 and its forerunners; Fastly's.
-            Some(b'f') => any_prefix(name, &["forwarded", "fastly-"]),
+            // RFC 7239 and its forerunners; Fastly's, Fly's.
+            Some(b'f') => any_prefix(name, &["forwarded", "fastly-", "fly-"]),
+            // DigitalOcean's.
+            Some(b'd') => name == "do-connecting-ip",
             // Server actions of Next.js; the gateway publishes none.
             Some(b'n') => any_prefix(name, &["next-action", "next-resume"]),
             // CGI turns `Proxy` into HTTP_PROXY ("httpoxy").

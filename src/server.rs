@@ -154,15 +154,17 @@ impl ShutdownSignalWatch for Signals {
         self.shared.drain();
         let _ = self.stop.send_replace(true);
         let deadline = Instant::now() + drain;
-        while self.shared.requests() > 0 && Instant::now() < deadline {
+        // An answer may still be on its way when its request is done, so the connections are waited for: idle ones are
+        // closed now, HTTP/2 ones when their last stream has been taken.
+        while self.shared.requests() + self.shared.connections() > 0 && Instant::now() < deadline {
             tokio::select! {
                 () = tokio::time::sleep(DRAIN_POLL) => {}
                 _ = interrupt.recv() => break,
             }
         }
-        match self.shared.requests() {
-            0 => log::info!("all requests are done"),
-            left => log::warn!("{left} requests are cut off"),
+        match (self.shared.requests(), self.shared.connections()) {
+            (0, 0) => log::info!("all requests are done"),
+            (requests, connections) => log::warn!("{requests} requests and {connections} connections are cut off"),
         }
         ShutdownSignal::FastShutdown
     }

@@ -101,6 +101,8 @@ fn read(file: &Path) -> Result<String, String> {
 /// # Errors
 /// Everything that is wrong with it, by place.
 pub fn load_text(file: &Path, text: &str, around: &Surroundings<'_>) -> Result<Loaded, Vec<ConfigError>> {
+    // Some editors put a byte order mark in front.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let alone = |f: Fault| ConfigError { file: file.into(), place: Some(f.place), path: f.path, message: f.message };
     let (mut tree, mut faults) = Tree::parse(text).map_err(|f| vec![alone(f)])?;
     let expanded = expand(&mut tree, around.env);

@@ -78,6 +78,10 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     check_route(session, ctx, &connection, &snapshot, &listener.routes)?;
 
     let Some(route) = ctx.route.clone() else { return Err(Refusal::NotFound.into()) };
+    let bodiless = matches!(session.req_header().method, Method::GET | Method::HEAD);
+    if bodiless && !session.as_downstream_mut().is_body_empty() {
+        return Err(Refusal::AmbiguousRequest("a GET or HEAD request with a body").into());
+    }
     if route.upstream.trusted {
         check_federation(shared, session, ctx, &snapshot)?;
     }
@@ -142,7 +146,13 @@ fn check_header(
         return Err(Refusal::HeaderTooLarge);
     }
     if connection.take_odd_request_line() {
-        return Err(Refusal::AmbiguousRequest("the request line holds control or non-ASCII characters"));
+        return Err(Refusal::AmbiguousRequest(
+            "the request line is not method, target and version of ASCII characters",
+        ));
+    }
+    if connection.line_unseen(size as u64) && header.raw_path().contains(&b'%') {
+        // Nobody has seen how its target was written: Pingora may have encoded it.
+        return Err(Refusal::AmbiguousRequest("a percent-encoded target in a pipelined request"));
     }
     let head = Head {
         method: &header.method,
@@ -159,9 +169,6 @@ fn check_header(
         FormFault::TooManyFields => Refusal::HeaderTooLarge,
         fault => Refusal::AmbiguousRequest(fault.message()),
     })?;
-    if matches!(header.method, Method::GET | Method::HEAD) && body::announced(session).is_some_and(|n| n > 0) {
-        return Err(Refusal::AmbiguousRequest("a GET or HEAD request with a body"));
-    }
     ctx.client = Some(request::client_address(connection.remote_ip(), &header.headers, &listener.trusted));
     check_host(&form, connection, listener)?;
     ctx.host = Some(form.host.into_owned());
@@ -177,8 +184,11 @@ fn h2_header_size(headers: &HeaderMap) -> usize {
 fn check_host(form: &Form<'_>, connection: &Connection, listener: &ListenerSnapshot) -> Result<(), Refusal> {
     let (Some(tls), Some(context)) = (&connection.tls, &listener.tls) else { return Ok(()) };
     // Without SNI the default certificate was shown.
-    let agrees = tls.sni.as_ref().is_none_or(|sni| sni.eq_ignore_ascii_case(&form.host));
-    if agrees && context.covers(&form.host) { Ok(()) } else { Err(Refusal::MisdirectedRequest) }
+    let agrees = match &tls.sni {
+        Some(sni) => sni.eq_ignore_ascii_case(&form.host) && context.covers(&form.host),
+        None => context.default_covers(&form.host),
+    };
+    if agrees { Ok(()) } else { Err(Refusal::MisdirectedRequest) }
 }
 
 /// A connection may outlive its certificate; its requests may not.

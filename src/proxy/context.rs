@@ -46,6 +46,8 @@ pub struct Context {
     pub body: Body,
     /// The first call's method and id.
     pub rpc: Option<Rpc>,
+    /// When the gateway's own answer was written.
+    pub answered: Option<Instant>,
     /// Why the gateway answered itself.
     pub refusal: Option<Refusal>,
     /// What broke on the way to or from the node, for the log.

@@ -124,6 +124,9 @@ pub fn refusal_for(error: &Error, ctx: &Context) -> Refusal {
     if ctx.upstream.wait.as_ref().and_then(|w| w.expired()).is_some() {
         return Refusal::UpstreamTimeout;
     }
+    if *error.esource() == ErrorSource::Downstream {
+        return Refusal::AmbiguousRequest("the request's body is malformed or broke off");
+    }
     match error.etype() {
         ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Refusal::UpstreamConnectTimeout,
         ErrorType::ReadTimedout | ErrorType::WriteTimedout => Refusal::UpstreamTimeout,
@@ -230,14 +233,18 @@ fn random() -> [u8; 24] {
 
 /// Takes note of the node's answer and of what is between node and gateway only.
 pub fn rewrite_response(shared: &Shared, response: &mut ResponseHeader, ctx: &mut Context) -> Result<()> {
-    let now = shared.clock.now();
-    if let Some(wait) = &ctx.upstream.wait
-        && !response.status.is_informational()
-    {
-        wait.activity(now);
+    if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
+        return Err(
+            Error::explain(ErrorType::InvalidHTTPHeader, "101 from a node that was asked for no upgrade").into_up()
+        );
     }
     if response.status.is_informational() {
+        // No sign of life: a node could go on like that for ever.
         return Ok(());
+    }
+    let now = shared.clock.now();
+    if let Some(wait) = &ctx.upstream.wait {
+        wait.activity(now);
     }
     if ctx.upstream.status.is_none() {
         answered(ctx, response.status.as_u16(), now);
@@ -245,7 +252,16 @@ pub fn rewrite_response(shared: &Shared, response: &mut ResponseHeader, ctx: &mu
     if let Some(picked) = &ctx.upstream.picked {
         picked.node().learn_keep_alive(&response.headers);
     }
-    for name in [headers::KEEP_ALIVE, headers::PROXY_CONNECTION, headers::CONNECTION, headers::UPGRADE] {
+    let nominated: Vec<_> = headers::connection_tokens(&response.headers)
+        .filter_map(|token| http::HeaderName::from_bytes(token).ok())
+        .filter(|name| *name != headers::CONTENT_LENGTH && *name != headers::TRANSFER_ENCODING)
+        .collect();
+    for name in nominated {
+        response.remove_header(&name);
+    }
+    for name in
+        [headers::TRAILER, headers::KEEP_ALIVE, headers::PROXY_CONNECTION, headers::CONNECTION, headers::UPGRADE]
+    {
         response.remove_header(&name);
     }
     if let Some(id) = &ctx.request_id

@@ -48,7 +48,7 @@ impl ProxyHttp for Gateway {
                 refuse::refuse(session, ctx, refusal).await;
                 Ok(true)
             }
-            Err(admit::Stop::Gone(error)) => Err(error),
+            Err(admit::Stop::Gone(error)) => Err(error.into_down()),
         }
     }
 

@@ -208,6 +208,7 @@ impl Listener {
         snapshot: Arc<Snapshot>,
         stop: watch::Receiver<bool>,
     ) {
+        let _open = self.shared.connection_opened();
         let accepted = self.shared.clock.now();
         // Answers are gathered before they are sent; the kernel has nothing to wait for.
         let _ = tcp.set_nodelay(true);

@@ -1,7 +1,7 @@
 //! Turns a [`Refusal`] into an answer: the only place that does.
 
 use std::fmt::Write;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -30,6 +30,7 @@ pub async fn refuse(session: &mut Session, ctx: &mut Context, refusal: Refusal) 
     // The client may be gone; then there is nobody to answer, and the log says so by the bytes sent.
     let answered = answer(session, ctx, &refusal).await;
     ctx.refusal = Some(refusal);
+    ctx.answered = Some(Instant::now());
     if answered.is_ok() && body_left && session.as_downstream().get_keepalive().is_none() {
         linger(session).await;
     }

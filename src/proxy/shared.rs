@@ -33,6 +33,8 @@ pub struct Shared {
     pub bodies: Arc<BodyMemory>,
     /// Requests between their header and their log line.
     requests: AtomicU64,
+    /// Connections from accept to close.
+    connections: AtomicU64,
     draining: AtomicBool,
     failure: Mutex<Option<String>>,
 }
@@ -49,6 +51,7 @@ impl Shared {
             swapped: watch::Sender::new(0),
             bodies,
             requests: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             failure: Mutex::new(None),
         })
@@ -99,6 +102,17 @@ impl Shared {
         self.requests.load(Ordering::Relaxed)
     }
 
+    /// Connections that are open, those in their handshake included.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Counts a connection for as long as the result lives.
+    pub(super) fn connection_opened(self: &Arc<Self>) -> OpenConnection {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        OpenConnection(self.clone())
+    }
+
     /// Something without which the gateway can't serve. The process ends with this text.
     pub fn fail(&self, why: String) {
         self.failure.lock().get_or_insert(why);
@@ -133,6 +147,15 @@ impl Running for Shared {
 
     fn reopen_log(&self) {
         self.log().reopen();
+    }
+}
+
+/// Counts as a connection until it is dropped.
+pub(super) struct OpenConnection(Arc<Shared>);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -112,6 +112,11 @@ impl ServerContext {
         self.names.covers(host)
     }
 
+    /// Whether a host is a SAN of the certificate that a client without SNI is shown.
+    pub fn default_covers(&self, host: &str) -> bool {
+        self.names.default_covers(host)
+    }
+
     /// The gateway's own certificates, in the order of the configuration.
     pub fn certificates(&self) -> &[CertificateFacts] {
         &self.certificates

@@ -104,6 +104,15 @@ impl Names {
             Err(_) => self.find(host).is_some(),
         }
     }
+
+    /// Whether the certificates shown without SNI, the first group, have the host.
+    pub(super) fn default_covers(&self, host: &str) -> bool {
+        let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+        match bare.parse::<IpAddr>() {
+            Ok(address) => self.addresses.get(&address) == Some(&0),
+            Err(_) => self.find(host) == Some(0),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -99,11 +99,11 @@ impl NodeWatch {
         }
     }
 
-    /// Time to the next probe: a tenth more or less than configured, so that many gateways don't fall into step.
+    /// Time to the next probe: up to a tenth more than configured, never less, so that many gateways don't fall into step.
     fn interval(&self, n: u64) -> Duration {
         let configured = self.upstream.health_check.interval.0;
         let base = if self.node.was_ever_up() { configured } else { configured.min(PROBE_INTERVAL_MIN) };
-        let permille = u32::try_from(900 + mix(self.seed, n) % 201).unwrap_or(1000);
+        let permille = u32::try_from(1000 + mix(self.seed, n) % 101).unwrap_or(1000);
         base * permille / 1000
     }
 

@@ -68,6 +68,8 @@ impl Operator {
         let mut setup = Setup::new(&[]);
         self.write_material(other, setup.dir.path());
         let (name, host) = (other.name, other.host());
+        // Reloads happen when a test asks for them.
+        setup.server = "watch: 0s".into();
         setup.plain = Some(String::new());
         setup.top = format!(
             "hive: {{ gateway_auth_secret: {}, federation: {{ jwt: verify, audience: \"{}\", bind_issuer: true }} }}",
@@ -256,6 +258,60 @@ fn without_trust_in_the_caller_nothing_arrives() {
     let answer = call(&out, &paris, &oslo.token(&paris, "x"), CALL);
     assert_eq!((answer.status, paris.node.count()), (502, 0), "{}", answer.text());
     into.wait_metric("hive_gateway_tls_handshakes_total", &[("listener", "front"), ("result", "unknown_ca")], 1.0);
+}
+
+/// The caller's certificate, as the called Hive is told of it.
+fn shown(seen: &Recorded) -> String {
+    let xfcc = seen.header("x-forwarded-client-cert").unwrap();
+    xfcc.split(';').find(|part| part.starts_with("Hash=")).unwrap().to_owned()
+}
+
+#[test]
+fn both_sides_rotate_while_calls_and_streams_go_on_and_withdrawn_trust_ends_them() {
+    let federation = Federation::start();
+    for [(from, out), (to, into)] in federation.ways() {
+        assert_eq!(call(out, to, &from.token(to, "before"), CALL).status, 200);
+        let before = shown(&to.node.only());
+        let (next, gate) = channel::<()>();
+        let gate = Mutex::new(gate);
+        let hive = tokens::hive(Some(from.key.clone()));
+        to.node.behave(move |request, exchange| {
+            if !request.text().contains("/.well-known/stream") {
+                return hive(request, exchange);
+            }
+            exchange.begin_stream()?;
+            exchange.event("first")?;
+            let _ = gate.lock().unwrap().recv();
+            exchange.event("last")?;
+            exchange.end_stream()
+        });
+        let mut stream = Connection::plain(out.plain).unwrap();
+        stream.send(format!("GET /.well-known/stream HTTP/1.1\r\nHost: {}\r\n\r\n", to.host()).as_bytes()).unwrap();
+        assert_eq!((stream.head().unwrap().status, stream.chunk().unwrap().is_some()), (200, true));
+
+        from.write_material(to, out.dir());
+        to.write_material(from, into.dir());
+        (out.reload_ok(), into.reload_ok());
+        assert_eq!(call(out, to, &from.token(to, "after"), CALL).status, 200);
+        let after = shown(to.node.requests().last().unwrap());
+        assert_ne!(after, before, "a connection under the old certificate was used again");
+        next.send(()).unwrap();
+        assert!(String::from_utf8(stream.chunk().unwrap().unwrap()).unwrap().contains("last"));
+        assert_eq!(stream.chunk().unwrap(), None);
+
+        // The called side trusts others only; what the caller shows next comes to nothing.
+        Pki::new("elsewhere").write_root(into.dir(), "ca");
+        into.reload_ok();
+        from.write_material(to, out.dir());
+        out.reload_ok();
+        let seen = to.node.count();
+        assert_eq!(call(out, to, &from.token(to, "withdrawn"), CALL).status, 502);
+        assert_eq!(to.node.count(), seen);
+        // As it was, for the other way.
+        to.write_material(from, into.dir());
+        into.reload_ok();
+        assert_eq!(call(out, to, &from.token(to, "again"), CALL).status, 200);
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod support;
 
 mod a2a;
 mod admin;
+mod answers;
 mod bodies;
 mod cli;
 mod conf;

@@ -97,8 +97,13 @@ impl Exchange<'_> {
 
     /// Waits for the gateway to let go of this connection; `None`: it did not.
     pub fn gone_after(&mut self) -> Option<Duration> {
+        self.gone_within(PATIENCE)
+    }
+
+    /// The same, not longer than `limit`.
+    pub fn gone_within(&mut self, limit: Duration) -> Option<Duration> {
         let start = Instant::now();
-        self.tcp.set_read_timeout(Some(PATIENCE)).unwrap();
+        self.tcp.set_read_timeout(Some(limit)).unwrap();
         match self.wire.read(&mut [0; 64]) {
             Ok(0) => Some(start.elapsed()),
             Ok(_) => None,
