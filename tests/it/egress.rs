@@ -291,7 +291,8 @@ fn both_sides_rotate_while_calls_and_streams_go_on_and_withdrawn_trust_ends_them
 
         from.write_material(to, out.dir());
         to.write_material(from, into.dir());
-        (out.reload_ok(), into.reload_ok());
+        out.reload_ok();
+        into.reload_ok();
         assert_eq!(call(out, to, &from.token(to, "after"), CALL).status, 200);
         let after = shown(to.node.requests().last().unwrap());
         assert_ne!(after, before, "a connection under the old certificate was used again");
