@@ -120,7 +120,8 @@ fn serve(shared: &Arc<Shared>, reloader: &Arc<Reloader>) {
     };
     server.add_service(ListenerService::new(shared.clone(), proxy, stopped));
     server.add_service(background_service("health", reload_service::HealthChecks(shared.clone())));
-    let mut reloads = background_service("reload", reload_service::Reloads(reloader.clone()));
+    let mut reloads =
+        background_service("reload", reload_service::Reloads { reloader: reloader.clone(), shared: shared.clone() });
     reloads.threads = Some(1);
     server.add_service(reloads);
     let address = snapshot.config.admin.address;
