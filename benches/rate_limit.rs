@@ -43,6 +43,7 @@ fn decisions(c: &mut Criterion) {
                         sni: None,
                         route: Some("a2a"),
                         method: None,
+                        issuer: None,
                         headers: &headers,
                     };
                     limiter.decide(limiter.key(&limit, &facts), &limit.quota, 1, now).is_ok()
@@ -63,6 +64,7 @@ fn decisions(c: &mut Criterion) {
                 sni: None,
                 route: Some("a2a"),
                 method: None,
+                issuer: None,
                 headers: &headers,
             };
             limiter.decide(limiter.key(&limit, &facts), &limit.quota, 1, now).is_ok()

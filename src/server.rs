@@ -126,7 +126,8 @@ fn serve(shared: &Arc<Shared>, reloader: &Arc<Reloader>, fleet: Fleet) {
     server.add_service(background_service("health", reload_service::HealthChecks(shared.clone())));
     // On a thread of its own: commands of all requests meet there and go out together.
     server.add_service(background_service("redis", fleet));
-    let mut reloads = background_service("reload", reload_service::Reloads(reloader.clone()));
+    let mut reloads =
+        background_service("reload", reload_service::Reloads { reloader: reloader.clone(), shared: shared.clone() });
     reloads.threads = Some(1);
     server.add_service(reloads);
     let address = snapshot.config.admin.address;
@@ -162,7 +163,7 @@ impl ShutdownSignalWatch for Signals {
         let deadline = Instant::now() + drain;
         // An answer may still be on its way when its request is done, so the connections are waited for: idle ones are
         // closed now, HTTP/2 ones when their last stream has been taken.
-        while self.shared.connections() > 0 && Instant::now() < deadline {
+        while self.shared.requests() + self.shared.connections() > 0 && Instant::now() < deadline {
             tokio::select! {
                 () = tokio::time::sleep(DRAIN_POLL) => {}
                 _ = interrupt.recv() => break,

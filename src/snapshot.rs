@@ -13,6 +13,7 @@ use crate::json_rpc::{self, MethodPolicy};
 use crate::names::{ListenerName, RouteName};
 use crate::observe::{Expiring, Expiry, Metrics, NodeMetrics, RouteMetrics, UpstreamMetrics};
 use crate::policy::admission;
+use crate::policy::federation::Federation;
 use crate::policy::peers::{Peer, PeerMatcher, Peers};
 use crate::policy::rate_limit::{Limit, Limits, Quota};
 use crate::request::TrustedProxies;
@@ -26,8 +27,6 @@ pub struct Snapshot {
     pub generation: u64,
     /// What it was built from.
     pub config: Arc<Config>,
-    /// Path to route.
-    pub routes: Table<Published>,
     /// Certificate to peer.
     pub peers: Peers,
     /// Listeners, in the order of the configuration.
@@ -42,12 +41,16 @@ pub struct Snapshot {
     pub product: ProductHeaders,
     /// What a client may never say.
     pub spoofable: Spoofable,
+    /// What is done with federation JWTs, on routes to trusted upstreams.
+    pub federation: Federation,
     /// `Bearer …`, the proof that a request came through the gateway.
     pub gateway_auth: Option<HeaderValue>,
 }
 
 /// A listener's part that a reload may change.
 pub struct ListenerSnapshot {
+    /// Path to route, of the routes that this listener serves.
+    pub routes: Table<Published>,
     /// Certificates and trust; none on a plain listener.
     pub tls: Option<ServerContext>,
     /// Limits on connections.
@@ -89,6 +92,8 @@ pub struct UpstreamSnapshot {
     pub metrics: Arc<UpstreamMetrics>,
     /// Counters per node, by [`crate::upstream::Node::index`].
     pub nodes: Vec<Arc<NodeMetrics>>,
+    /// Whether block `hive` of the configuration is about these nodes.
+    pub trusted: bool,
     /// What it proves and believes over TLS; none on plain upstreams.
     pub tls: Option<UpstreamTlsFacts>,
 }
@@ -186,9 +191,9 @@ impl Snapshot {
             generation,
             slots,
             by_slot,
-            routes: routes(&config, &upstreams, metrics)?,
             peers: peers(&config)?,
-            listeners: config.listeners.iter().map(|l| listener(l, metrics, now_unix)).collect::<Result<_, _>>()?,
+            federation: federation(&config)?,
+            listeners: listeners(&config, &upstreams, metrics, now_unix)?,
             upstreams,
             spoofable: Spoofable::new(&product),
             product,
@@ -233,8 +238,28 @@ fn peers(config: &Config) -> Result<Peers, String> {
     Peers::build(matchers).map_err(|conflicts| conflicts.into_iter().map(|c| c.why).collect::<Vec<_>>().join("; "))
 }
 
-fn routes(config: &Config, upstreams: &[Arc<UpstreamSnapshot>], metrics: &Metrics) -> Result<Table<Published>, String> {
-    let mut table = TableBuilder::new();
+fn federation(config: &Config) -> Result<Federation, String> {
+    let issuers: Vec<_> = config.peers.iter().filter_map(|p| p.issuer.clone()).collect();
+    Federation::new(&config.hive.federation, &issuers).map_err(|e| format!("hive.federation: {e}"))
+}
+
+fn listeners(
+    config: &Config,
+    upstreams: &[Arc<UpstreamSnapshot>],
+    metrics: &Metrics,
+    now_unix: i64,
+) -> Result<Vec<ListenerSnapshot>, String> {
+    let tables = routes(config, upstreams, metrics)?;
+    config.listeners.iter().zip(tables).map(|(l, table)| listener(l, table, metrics, now_unix)).collect()
+}
+
+/// A table for each listener: which routes there are is decided before a request is there.
+fn routes(
+    config: &Config,
+    upstreams: &[Arc<UpstreamSnapshot>],
+    metrics: &Metrics,
+) -> Result<Vec<Table<Published>>, String> {
+    let mut tables: Vec<_> = config.listeners.iter().map(|_| TableBuilder::new()).collect();
     for r in &config.routes {
         let json_rpc = r.json_rpc.as_ref().map(json_rpc).transpose()?;
         let route = Arc::new(Route {
@@ -255,13 +280,16 @@ fn routes(config: &Config, upstreams: &[Arc<UpstreamSnapshot>], metrics: &Metric
         let hosts = r.hosts.iter().map(|h| HostPattern::parse(h)).collect::<Result<Vec<_>, _>>()?;
         let methods = MethodSet::parse(&r.methods)?;
         for path in &r.paths {
-            let published = Published { route: route.clone(), metrics: metrics.route(r.name.as_str(), path) };
-            table
-                .add(&hosts, &[PathPattern::parse(path)?], methods, published)
-                .map_err(|overlap| format!("route {}: {} is another route's too", r.name, overlap.path.as_str()))?;
+            let metrics = metrics.route(r.name.as_str(), path);
+            for (_, table) in tables.iter_mut().enumerate().filter(|(i, _)| r.listeners.include(*i)) {
+                let published = Published { route: route.clone(), metrics: metrics.clone() };
+                table
+                    .add(&hosts, &[PathPattern::parse(path)?], methods, published)
+                    .map_err(|overlap| format!("route {}: {} is another route's too", r.name, overlap.path.as_str()))?;
+            }
         }
     }
-    Ok(table.build())
+    Ok(tables.into_iter().map(TableBuilder::build).collect())
 }
 
 fn json_rpc(config: &config::file::JsonRpc) -> Result<JsonRpc, String> {
@@ -284,7 +312,12 @@ fn rate_limits(owner: &str, config: &[config::file::RateLimit], metrics: &Metric
     Limits::new(names.into_iter().zip(config).map(limit).collect())
 }
 
-fn listener(config: &config::Listener, metrics: &Metrics, now_unix: i64) -> Result<ListenerSnapshot, String> {
+fn listener(
+    config: &config::Listener,
+    routes: Table<Published>,
+    metrics: &Metrics,
+    now_unix: i64,
+) -> Result<ListenerSnapshot, String> {
     let tls = config.tls.as_ref().map(|tls| {
         tls::build_listener(tls, std::path::Path::new("/"), now_unix).map_err(|faults| {
             let all: Vec<_> = faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect();
@@ -293,6 +326,7 @@ fn listener(config: &config::Listener, metrics: &Metrics, now_unix: i64) -> Resu
     });
     let (limits, timeouts) = (&config.limits, &config.timeouts);
     Ok(ListenerSnapshot {
+        routes,
         tls: tls.transpose()?,
         admission: admission::Limits {
             connections: limits.connections,
@@ -359,5 +393,6 @@ fn upstream(
     let nodes: Vec<_> = settings.nodes.iter().map(|n| metrics.upstream_node(name, &n.url)).collect();
     let upstream = Upstream::new(settings, metrics, before.map(|b| &*b.upstream), None)
         .map_err(|e| format!("upstream {name}: {e}"))?;
-    Ok(Arc::new(UpstreamSnapshot { upstream, metrics: metrics.upstream(name), nodes, tls: facts }))
+    let metrics = metrics.upstream(name);
+    Ok(Arc::new(UpstreamSnapshot { upstream, metrics, nodes, trusted: config.trusted, tls: facts }))
 }

@@ -63,6 +63,8 @@ pub struct Hive {
     /// Code of the JSON-RPC error for too many requests, -32099 to -32000. Default -32005, Hive's; A2A gives that another
     /// meaning.
     pub rate_limited_code: i32,
+    /// What is done with federation JWTs.
+    pub federation: Federation,
 }
 
 impl Default for Hive {
@@ -72,8 +74,54 @@ impl Default for Hive {
             gateway_auth_secret: None,
             gateway_auth_secret_file: None,
             rate_limited_code: -32005,
+            federation: Federation::default(),
         }
     }
+}
+
+/// `hive.federation` (`hive-contract`, "Federation JWT"). It is for routes to upstreams with `trusted: true`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Federation {
+    /// `pass` (default): Hive alone verifies. `verify`: so does the gateway, before a node sees the request.
+    pub jwt: FederationJwt,
+    /// `aud` of every token: Hive's public origin, which is the gateway's. Needed with `verify`.
+    pub audience: Option<String>,
+    /// `iss` of tokens with the shared secret. Default: `hive-mesh-federation`, or as `header_prefix` has it.
+    pub issuer: Option<String>,
+    /// The secret of HS256, 32 characters at least. Default: none, HS256 is refused.
+    pub shared_secret: Option<SecretText>,
+    /// File that holds [`Self::shared_secret`]; one of the two.
+    pub shared_secret_file: Option<String>,
+    /// Leeway for `exp`, `nbf` and `iat`, 0s to 5m. Default 60s, as Hive's.
+    pub clock_skew: Span,
+    /// The token's `iss` must be the `issuer` of the peer that the certificate names, else 403. Default false.
+    pub bind_issuer: bool,
+}
+
+impl Default for Federation {
+    fn default() -> Self {
+        Self {
+            jwt: FederationJwt::Pass,
+            audience: None,
+            issuer: None,
+            shared_secret: None,
+            shared_secret_file: None,
+            clock_skew: seconds(60),
+            bind_issuer: false,
+        }
+    }
+}
+
+/// `hive.federation.jwt`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FederationJwt {
+    /// Hive alone verifies.
+    #[default]
+    Pass,
+    /// The gateway verifies too.
+    Verify,
 }
 
 /// A secret written in the file itself, usually as `${NAME}`.
@@ -251,6 +299,10 @@ pub struct Peer {
     pub dns: Option<String>,
     /// SHA-256 of the certificate in DER, 64 hex digits, colons allowed.
     pub fingerprint: Option<String>,
+    /// `iss` of its federation JWTs: its public origin, or that of the shared secret. Default: none.
+    pub issuer: Option<String>,
+    /// Ed25519 key of its federation JWTs, 32 bytes as 64 hex digits, with `issuer`. Default: none.
+    pub ed25519_public_key: Option<String>,
 }
 
 /// `routes[]`
@@ -259,6 +311,9 @@ pub struct Peer {
 pub struct Route {
     /// Appears in logs and metrics.
     pub name: RouteName,
+    /// Names of the listeners that serve it. Default: all of them.
+    #[serde(default)]
+    pub listeners: Vec<ListenerName>,
     /// Host names, exact or `*.`-prefixed. Default: any host that the listener's certificate covers.
     #[serde(default)]
     pub hosts: Vec<String>,
@@ -287,7 +342,8 @@ pub struct Route {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimit {
-    /// What is counted by: one of `address`, `peer`, `sni`, `route`, `method`, `header:NAME`, or a list of them.
+    /// What is counted by: one of `address`, `peer`, `sni`, `route`, `method`, `issuer` (on routes),
+    /// `header:NAME`, or a list of them.
     pub per: KeyParts,
     /// How many requests in how much time; with `method`, JSON-RPC calls. A batch counts as its calls.
     pub rate: Rate,
@@ -301,10 +357,6 @@ pub struct RateLimit {
     pub enforce: bool,
 }
 
-fn yes() -> bool {
-    true
-}
-
 /// `rate_limits[].per`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyParts(pub Vec<KeyPart>);
@@ -315,7 +367,7 @@ impl<'de> Deserialize<'de> for KeyParts {
         impl<'de> Visitor<'de> for V {
             type Value = KeyParts;
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("address, peer, sni, route, method, header:NAME, or a list of them")
+                f.write_str("address, peer, sni, route, method, issuer, header:NAME, or a list of them")
             }
             fn visit_str<E: de::Error>(self, v: &str) -> Result<KeyParts, E> {
                 KeyPart::parse(v).map(|part| KeyParts(vec![part])).map_err(E::custom)
@@ -469,6 +521,14 @@ pub struct Upstream {
     pub timeouts: UpstreamTimeouts,
     /// Needed with `https://` endpoints.
     pub tls: Option<UpstreamTls>,
+    /// Whether the nodes are our own Hive's (default true). False, for a partner's gateway: they are told neither the
+    /// gateway's secret nor who the client is, and federation JWTs, which are the partner's to check, only pass.
+    #[serde(default = "yes")]
+    pub trusted: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// `upstreams[].endpoints[]`: a URL, or `{ url, weight }`.
@@ -585,8 +645,11 @@ impl Default for UpstreamTimeouts {
 pub struct UpstreamTls {
     /// PEM bundle that the nodes' certificates chain to.
     pub ca: String,
-    /// The name that every node's certificate must carry; sent as SNI. Never empty.
-    pub server_name: String,
+    /// The name that every node's certificate must carry; sent as SNI. Never empty. Needed without `spiffe_id`; with it
+    /// only the SNI, by default the ID's trust domain.
+    pub server_name: Option<String>,
+    /// The SPIFFE ID that every node's certificate must carry, as in `peers[].uri`, in place of the name.
+    pub spiffe_id: Option<String>,
     /// The gateway's client certificate (chain, leaf first), with `key`.
     pub cert: Option<String>,
     /// Its key.

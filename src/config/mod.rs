@@ -27,6 +27,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::names::{ListenerName, PeerName, RouteName, UpstreamName};
+use crate::policy::federation;
 use crate::policy::peers::PeerRule;
 use crate::secret::Secret;
 
@@ -75,6 +76,8 @@ pub struct Hive {
     pub gateway_auth: Option<Secret>,
     /// Code of the JSON-RPC error for too many requests.
     pub rate_limited_code: i32,
+    /// What is done with federation JWTs.
+    pub federation: federation::Settings,
 }
 
 /// Where clients connect.
@@ -105,6 +108,8 @@ pub struct Peer {
     pub name: PeerName,
     /// What the certificate must show. No two peers' rules conflict: [`crate::policy::peers::Peers::build`] takes them.
     pub rule: PeerRule,
+    /// `iss` of its federation JWTs, and the key that verifies them. No two peers give one issuer different keys.
+    pub issuer: Option<federation::PeerIssuer>,
 }
 
 /// What is published.
@@ -112,6 +117,8 @@ pub struct Peer {
 pub struct Route {
     /// Appears in logs and metrics.
     pub name: RouteName,
+    /// Where it is served.
+    pub listeners: RouteListeners,
     /// Host patterns; empty: any host that the listener's certificates cover.
     pub hosts: Vec<String>,
     /// Path patterns; at least one.
@@ -130,6 +137,33 @@ pub struct Route {
     pub timeouts: file::RouteTimeouts,
     /// How often clients may ask.
     pub rate_limits: Vec<file::RateLimit>,
+}
+
+/// Where a route is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RouteListeners {
+    /// On every listener.
+    All,
+    /// On these: indexes into [`Config::listeners`], ascending.
+    Of(Vec<usize>),
+}
+
+impl RouteListeners {
+    /// Whether the listener at `index` serves the route.
+    pub fn include(&self, index: usize) -> bool {
+        match self {
+            RouteListeners::All => true,
+            RouteListeners::Of(indexes) => indexes.binary_search(&index).is_ok(),
+        }
+    }
+
+    /// Whether some listener serves both routes.
+    fn meet(&self, other: &RouteListeners) -> bool {
+        match (self, other) {
+            (RouteListeners::Of(these), RouteListeners::Of(_)) => these.iter().any(|i| other.include(*i)),
+            _ => true,
+        }
+    }
 }
 
 /// Who may call a route.
@@ -158,6 +192,8 @@ pub struct Upstream {
     pub timeouts: file::UpstreamTimeouts,
     /// Some if and only if the endpoints are `https://`; file names are absolute.
     pub tls: Option<file::UpstreamTls>,
+    /// Whether block `hive` is about these nodes; if not, they are told nothing that is between gateway and Hive.
+    pub trusted: bool,
 }
 
 /// One node.

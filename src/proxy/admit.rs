@@ -16,10 +16,11 @@ use super::context::{Begun, Context, Rpc};
 use super::rate_limit::{Asking, Calls};
 use crate::headers;
 use crate::json_rpc::{self, EnvelopeError, RawId};
+use crate::policy::federation::Fault;
 use crate::refusal::Refusal;
 use crate::request::{self, Form, FormFault, Head};
-use crate::route::Lookup;
-use crate::snapshot::{JsonRpc, ListenerSnapshot, Route, Snapshot};
+use crate::route::{Lookup, Table};
+use crate::snapshot::{JsonRpc, ListenerSnapshot, Published, Route, Snapshot};
 
 /// Longest JSON-RPC method name and id that are kept for the log, in bytes.
 const LOGGED_MAX: usize = 128;
@@ -72,20 +73,25 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     if let Err(refusal) =
         check_header(session, ctx, &connection, listener).and_then(|()| check_certificate(shared, &connection))
     {
-        ctx.shape = route_named(session, &snapshot);
+        ctx.shape = route_named(session, &listener.routes);
         return Err(refusal.into());
     }
-    let routed = check_route(session, ctx, &connection, &snapshot);
+    let routed = check_route(session, ctx, &connection, &snapshot, &listener.routes);
     let limits = Asking { shared, connection: &connection, listener, started };
     limits.listener(session, ctx).await?;
     routed?;
-    limits.route(session, ctx).await?;
 
     let Some(route) = ctx.route.clone() else { return Err(Refusal::NotFound.into()) };
     let bodiless = matches!(session.req_header().method, Method::GET | Method::HEAD);
     if bodiless && !session.as_downstream_mut().is_body_empty() {
         return Err(Refusal::AmbiguousRequest("a GET or HEAD request with a body").into());
     }
+    // Before the token is checked: a flood of bad tokens is a flood too, and each takes a signature's time.
+    limits.route(session, ctx).await?;
+    if route.upstream.trusted {
+        check_federation(shared, session, ctx, &snapshot)?;
+    }
+    limits.issuer(session, ctx).await?;
     let within = listener.deadlines.request_body;
     let body = body::read(shared, session, ctx, route.body_limit, within, started).await?;
     if let Some(json_rpc) = &route.json_rpc {
@@ -208,12 +214,13 @@ fn check_route(
     ctx: &mut Context,
     connection: &Connection,
     snapshot: &Snapshot,
+    routes: &Table<Published>,
 ) -> Result<(), Refusal> {
     ctx.peer = connection.peer(snapshot);
     let header = session.req_header();
     let host = ctx.host.as_deref().unwrap_or_default();
     let path = path_of(header.raw_path());
-    match snapshot.routes.find(host, path, &header.method) {
+    match routes.find(host, path, &header.method) {
         Lookup::Found { value, .. } => {
             ctx.route = Some(value.route.clone());
             ctx.route_metrics = Some(value.metrics.clone());
@@ -222,7 +229,7 @@ fn check_route(
         Lookup::MethodNotAllowed { allow, .. } => {
             // The refusal is shaped and counted as the route's own.
             let other = allow.split(", ").next().and_then(|m| Method::from_bytes(m.as_bytes()).ok());
-            if let Some(Lookup::Found { value, .. }) = other.map(|m| snapshot.routes.find(host, path, &m)) {
+            if let Some(Lookup::Found { value, .. }) = other.map(|m| routes.find(host, path, &m)) {
                 ctx.route = Some(value.route.clone());
                 ctx.route_metrics = Some(value.metrics.clone());
             }
@@ -231,6 +238,22 @@ fn check_route(
         Lookup::HostUnknown => Err(Refusal::MisdirectedRequest),
         Lookup::NotFound => Err(Refusal::NotFound),
     }
+}
+
+/// Federation JWTs for our own Hive. Without one the request passes: Hive knows whether the route needs it.
+fn check_federation(shared: &Shared, session: &Session, ctx: &mut Context, snapshot: &Snapshot) -> Result<(), Refusal> {
+    if !snapshot.federation.is_active() {
+        return Ok(());
+    }
+    let Some(token) = headers::federation_jwt(&session.req_header().headers) else { return Ok(()) };
+    let peer = ctx.peer.as_ref().map(|p| p.index);
+    let checked = snapshot.federation.check(token.as_bytes(), peer, shared.clock.unix_seconds());
+    ctx.federation_issuer = checked.issuer;
+    checked.verdict.map_err(|fault| match fault {
+        Fault::Invalid(why) => Refusal::FederationTokenInvalid(why),
+        Fault::NotNow(why) => Refusal::FederationTokenNotNow(why),
+        Fault::IssuerMismatch => Refusal::FederationIssuerMismatch,
+    })
 }
 
 /// The path of a request target of strict form.
@@ -251,11 +274,11 @@ pub fn origin_form(target: &[u8]) -> &[u8] {
 }
 
 /// The route that a refused request seems to have meant: its clients expect refusals in its form.
-fn route_named(session: &Session, snapshot: &Snapshot) -> Option<Arc<Route>> {
+fn route_named(session: &Session, routes: &Table<Published>) -> Option<Arc<Route>> {
     let header = session.req_header();
     let host = header.headers.get(headers::HOST).and_then(|h| h.to_str().ok()).and_then(request::host_of);
     let host = host.or_else(|| header.uri.host().map(Cow::Borrowed)).unwrap_or_default();
-    match snapshot.routes.find(&host, path_of(header.raw_path()), &header.method) {
+    match routes.find(&host, path_of(header.raw_path()), &header.method) {
         Lookup::Found { value, .. } => Some(value.route.clone()),
         _ => None,
     }

@@ -29,6 +29,8 @@ pub struct Context {
     pub client: Option<ClientAddress>,
     /// Whose certificate it is.
     pub peer: Option<Arc<Peer>>,
+    /// `iss` of the federation JWT, as far as it was believed.
+    pub federation_issuer: Option<Arc<str>>,
     /// Where the request goes.
     pub route: Option<Arc<Route>>,
     /// The route whose form a refusal takes that comes before the route is found.

@@ -5,16 +5,19 @@ use std::net::IpAddr;
 use bytes::Bytes;
 use http::HeaderValue;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Digest;
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
-use super::context::{Context, TRIES_MAX};
+use super::context::{Begun, Context, TRIES_MAX};
 use super::session::{self, DEADLINE, Expired, Wait};
 use super::{Shared, admit};
 use crate::headers;
 use crate::observe::UpstreamResult;
 use crate::refusal::Refusal;
+use crate::request::ClientAddress;
+use crate::upstream::WRONG_NODE;
 
 /// Strips what a client may not say, and hands the request's body and deadlines to the forwarding.
 pub fn begin(shared: &Shared, session: &mut Session, ctx: &mut Context, body: Bytes) {
@@ -50,14 +53,17 @@ pub fn pick(shared: &Shared, ctx: &mut Context) -> Result<Box<HttpPeer>> {
     Ok(peer)
 }
 
-/// A connection to the node is there.
-pub fn connected(shared: &Shared, ctx: &mut Context, reused: bool) {
+/// A connection to the node is there, if it is the node's.
+pub fn connected(shared: &Shared, ctx: &mut Context, reused: bool, digest: Option<&Digest>) -> Result<()> {
     let way = &mut ctx.upstream;
+    let picked = way.picked.as_ref().ok_or_else(|| Error::new(ErrorType::InternalError))?;
+    picked.node().check_proof(digest)?;
     way.connected = true;
     way.connect = match way.try_started {
         Some(started) if !reused => Some(shared.clock.now().saturating_duration_since(started)),
         _ => None,
     };
+    Ok(())
 }
 
 /// No connection came about: nothing of the request was sent, so another node may have it.
@@ -66,7 +72,7 @@ pub fn connect_failed(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
         ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => {
             (UpstreamResult::ConnectTimeout, Refusal::UpstreamConnectTimeout)
         }
-        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert => {
+        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | &WRONG_NODE => {
             (UpstreamResult::TlsFailed, Refusal::UpstreamConnectFailed)
         }
         _ => (UpstreamResult::ConnectFailed, Refusal::UpstreamConnectFailed),
@@ -85,6 +91,9 @@ pub fn connect_failed(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
 /// The exchange with a node broke. It may have read the request, so only what changes nothing is tried again: GET and
 /// HEAD on a connection from the pool that the node had closed meanwhile (design, decision 3).
 pub fn broke(session: &Session, ctx: &mut Context, mut error: Box<Error>, reused: bool) -> Box<Error> {
+    if *error.etype() == WRONG_NODE {
+        return connect_failed(ctx, error);
+    }
     let result = match ctx.upstream.wait.as_ref().and_then(|w| w.expired()) {
         Some(Expired::Response) => UpstreamResult::ResponseTimeout,
         Some(Expired::StreamIdle) => UpstreamResult::StreamTimeout,
@@ -149,7 +158,6 @@ pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result
     let (Some(begun), Some(client)) = (&ctx.begun, &ctx.client) else {
         return Err(Error::explain(ErrorType::InternalError, "a request without a beginning"));
     };
-    let snapshot = &begun.snapshot;
     request.remove_header(&headers::EXPECT);
     if request.raw_path().first() != Some(&b'/') {
         let target = admit::origin_form(request.raw_path()).to_vec();
@@ -157,12 +165,8 @@ pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result
     }
     frame_body(request, ctx.body.length)?;
 
-    request.insert_header(headers::X_REAL_IP, address_value(client.address)?)?;
-    request.insert_header(headers::X_FORWARDED_FOR, client.forwarded_for())?;
-    let tls = begun.connection.tls.is_some();
-    request.insert_header(headers::X_FORWARDED_PROTO, HeaderValue::from_static(if tls { "https" } else { "http" }))?;
-    if let Some(host) = request.headers.get(headers::HOST).cloned() {
-        request.insert_header(headers::X_FORWARDED_HOST, host)?;
+    if ctx.route.as_ref().is_some_and(|r| r.upstream.trusted) {
+        tell_hive(request, begun, client)?;
     }
     if let Some(id) = &ctx.request_id {
         request.insert_header(headers::X_REQUEST_ID, id.clone())?;
@@ -175,6 +179,20 @@ pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result
         let ours = headers::new_traceparent(random(), false);
         request.insert_header(headers::TRACEPARENT, ours.clone())?;
         ctx.trace = Some(ours);
+    }
+    Ok(())
+}
+
+/// What is between the gateway and our own Hive: who the client is, and the proof that the gateway says so. Nobody else
+/// is told.
+fn tell_hive(request: &mut RequestHeader, begun: &Begun, client: &ClientAddress) -> Result<()> {
+    let snapshot = &begun.snapshot;
+    request.insert_header(headers::X_REAL_IP, address_value(client.address)?)?;
+    request.insert_header(headers::X_FORWARDED_FOR, client.forwarded_for())?;
+    let tls = begun.connection.tls.is_some();
+    request.insert_header(headers::X_FORWARDED_PROTO, HeaderValue::from_static(if tls { "https" } else { "http" }))?;
+    if let Some(host) = request.headers.get(headers::HOST).cloned() {
+        request.insert_header(headers::X_FORWARDED_HOST, host)?;
     }
     if let Some(proof) = &snapshot.gateway_auth {
         request.insert_header(snapshot.product.gateway_auth.clone(), proof.clone())?;

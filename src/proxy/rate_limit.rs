@@ -64,7 +64,13 @@ impl Asking<'_> {
         self.ask(&self.listener.rate_limits.by_request, session, ctx, None, 1, self.started).await
     }
 
-    /// The route's limits that need no body.
+    /// The route's limits by issuer, once the token is checked.
+    pub async fn issuer(&self, session: &mut Session, ctx: &mut Context) -> Result<(), Refusal> {
+        let Some(route) = ctx.route.clone() else { return Ok(()) };
+        self.ask(&route.rate_limits.by_issuer, session, ctx, None, 1, self.started).await
+    }
+
+    /// The route's limits that need neither token nor body.
     pub async fn route(&self, session: &mut Session, ctx: &mut Context) -> Result<(), Refusal> {
         let Some(route) = ctx.route.clone() else { return Ok(()) };
         self.ask(&route.rate_limits.by_request, session, ctx, None, 1, self.started).await
@@ -78,7 +84,7 @@ impl Asking<'_> {
         // The body may have taken its time.
         let now = self.shared.clock.now();
         if more > 0 {
-            for limits in [&listener.by_request, &route.rate_limits.by_request] {
+            for limits in [&listener.by_request, &route.rate_limits.by_request, &route.rate_limits.by_issuer] {
                 self.ask(limits, session, ctx, None, more, now).await?;
             }
         }
@@ -172,6 +178,7 @@ impl Asking<'_> {
             sni: self.connection.tls.as_ref().and_then(|tls| tls.sni.as_deref()),
             route: ctx.route.as_ref().map(|r| r.name.as_str()),
             method,
+            issuer: ctx.federation_issuer.as_deref(),
             headers: &session.req_header().headers,
         }
     }

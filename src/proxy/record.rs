@@ -56,6 +56,7 @@ fn log(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, status:
         trace_id: trace.and_then(|t| std::str::from_utf8(&t[3..35]).ok()),
         peer: ctx.peer.as_ref().map(|p| p.name.as_str()),
         spiffe_id: connection.identity.as_ref().and_then(|i| i.spiffe_id.as_ref()).map(|id| id.as_str()),
+        federation_issuer: ctx.federation_issuer.as_deref(),
         tls_version: tls.map(|t| t.version),
         tls_cipher: tls.map(|t| t.cipher),
         tls_group: tls.and_then(|t| t.group),

@@ -38,7 +38,11 @@ pub async fn refuse(session: &mut Session, ctx: &mut Context, refusal: Refusal) 
 
 async fn answer(session: &mut Session, ctx: &Context, refusal: &Refusal) -> Result<()> {
     let on_json_rpc = ctx.route.as_ref().or(ctx.shape.as_ref()).is_some_and(|r| r.json_rpc.is_some());
-    let body = if on_json_rpc { json_rpc_body(ctx, refusal) } else { small_body(refusal) };
+    let body = match refusal.own_body() {
+        Some(own) => Bytes::from_static(own.as_bytes()),
+        None if on_json_rpc => json_rpc_body(ctx, refusal).into(),
+        None => small_body(refusal).into(),
+    };
     let mut header = ResponseHeader::build(refusal.status(), Some(8))?;
     header.insert_header(headers::CONTENT_TYPE, HeaderValue::from_static("application/json"))?;
     header.insert_header(headers::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
@@ -59,7 +63,7 @@ async fn answer(session: &mut Session, ctx: &Context, refusal: &Refusal) -> Resu
     let head_only = session.req_header().method == http::Method::HEAD;
     session.as_downstream_mut().write_response_header(Box::new(header)).await?;
     if !head_only {
-        session.as_downstream_mut().write_response_body(Bytes::from(body), true).await?;
+        session.as_downstream_mut().write_response_body(body, true).await?;
     }
     session.as_downstream_mut().finish_body().await
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use crate::config::{Config, Listener, Server};
+use crate::config::{Config, Listener, Route, RouteListeners, Server};
 use crate::names::ListenerName;
 use crate::units::Size;
 
@@ -22,9 +22,15 @@ pub fn hold_back(new: &mut Config, old: &Config, first_headers: &FirstHeaders) -
     let mut said = Vec::new();
     let wanted: Vec<ListenerName> = new.listeners.iter().map(|l| l.name.clone()).collect();
     let mut gone: Vec<&Listener> = old.listeners.iter().filter(|l| !wanted.contains(&l.name)).collect();
+    let mut places = Vec::new();
     for listener in std::mem::take(&mut new.listeners) {
-        new.listeners.extend(held_listener(listener, old, &mut gone, &mut said));
+        let (protocol, private) = (listener.protocol, listener.address.ip().is_loopback());
+        let held = held_listener(listener, old, &mut gone, &mut said);
+        let as_closed = |h: &Listener| h.protocol == protocol && (!private || h.address.ip().is_loopback());
+        places.push(held.as_ref().filter(|h| as_closed(h)).map(|_| new.listeners.len()));
+        new.listeners.extend(held);
     }
+    move_routes(&mut new.routes, &places);
     for Listener { name, address, .. } in gone {
         let closes = format!("its socket on {address} closes at a restart");
         said.push(format!("listener {name}: it is gone and takes no more requests; {closes}"));
@@ -52,6 +58,17 @@ pub fn hold_back(new: &mut Config, old: &Config, first_headers: &FirstHeaders) -
         new.server.rate_limit_ipv6_prefix = old.server.rate_limit_ipv6_prefix;
     }
     said
+}
+
+/// Routes that name their listeners follow those to where they stand now (`places`, by where they stood). What is meant
+/// for a listener that can't run, or can run only more open than it is meant (on the old public address, or with the old
+/// protocol), waits for the restart: an egress route must not be served to strangers in between.
+fn move_routes(routes: &mut [Route], places: &[Option<usize>]) {
+    for route in routes {
+        if let RouteListeners::Of(indexes) = &mut route.listeners {
+            *indexes = indexes.iter().filter_map(|i| places.get(*i).copied().flatten()).collect();
+        }
+    }
 }
 
 /// A listener as it can run now, if it can.
@@ -101,13 +118,17 @@ mod tests {
     use crate::config::{Surroundings, load_text};
 
     fn config(listeners: &[(&str, &str, &str)], more: &str) -> Config {
+        let routes = "routes: [{ name: r, paths: [/a], methods: [GET], peers: any, upstream: u }]\n";
+        config_with(listeners, &(routes.to_owned() + more))
+    }
+
+    fn config_with(listeners: &[(&str, &str, &str)], more: &str) -> Config {
         let tls = "tls: { certificates: [{ cert: a, key: b }], client_auth: { ca: c } }";
         let mut text = "listeners:\n".to_owned();
         for (name, address, protocol) in listeners {
             let tls = if *protocol == "https" { tls } else { "trusted_proxies: []" };
             text += &format!("  - {{ name: {name}, address: \"{address}\", protocol: {protocol}, {tls} }}\n");
         }
-        text += "routes: [{ name: r, paths: [/a], methods: [GET], peers: any, upstream: u }]\n";
         text += "upstreams: [{ name: u, endpoints: [\"http://127.0.0.1:3000\"] }]\n";
         text += more;
         let around = Surroundings { read_files: false, ..Surroundings::of_system(&|_| None) };
@@ -117,6 +138,38 @@ mod tests {
     fn held(old: &Config, new: &mut Config) -> Vec<String> {
         let first = old.listeners.iter().map(|l| (l.name.clone(), l.limits.request_header)).collect();
         hold_back(new, old, &first)
+    }
+
+    #[test]
+    fn routes_follow_their_listeners_and_are_never_served_elsewhere() {
+        let only = |name: &str, path: &str| {
+            let route = format!(
+                "{{ name: {name}-only, listeners: [{name}], paths: [{path}], methods: [GET], peers: any, upstream: u }}"
+            );
+            format!("routes: [{route}]\n")
+        };
+        let old = config(SAME, "");
+        let served = |listeners: &[(&str, &str, &str)], name: &str| {
+            let text = only(name, "/b");
+            let mut new = config_with(listeners, &text);
+            hold_back(&mut new, &old, &FirstHeaders::new());
+            let RouteListeners::Of(indexes) = &new.routes[0].listeners else { panic!() };
+            indexes.iter().map(|i| new.listeners[*i].name.to_string()).collect::<Vec<_>>()
+        };
+        let (a, b) = (SAME[0], SAME[1]);
+        assert_eq!(served(&[b, a], "b"), ["b"]);
+        assert_eq!(
+            served(&[("new", "127.0.0.1:9", "http"), a, b], "b"),
+            ["b"],
+            "the place of a listener that is left out"
+        );
+        assert_eq!(served(&[("new", "127.0.0.1:9", "http"), a, b], "new"), [""; 0]);
+        assert_eq!(served(&[a, ("c", "127.0.0.1:2", "http")], "c"), ["b"], "another name, the same socket");
+        assert_eq!(served(&[a, ("b", "127.0.0.1:2", "https")], "b"), [""; 0], "still plain");
+        let old_public = config(&[("b", "0.0.0.0:2", "http")], "");
+        let mut new = config_with(&[b], &only("b", "/b"));
+        hold_back(&mut new, &old_public, &FirstHeaders::new());
+        assert_eq!(new.routes[0].listeners, RouteListeners::Of(vec![]), "meant for loopback, still public");
     }
 
     const SAME: &[(&str, &str, &str)] = &[("a", "127.0.0.1:1", "https"), ("b", "127.0.0.1:2", "http")];

@@ -17,30 +17,31 @@ use crate::upstream;
 /// After a look that came to nothing, wait this long before the next.
 const AFTER_PANIC: Duration = Duration::from_secs(10);
 
-/// Reloads on SIGHUP and when files change.
-pub struct Reloads(pub Arc<Reloader>);
+/// Reloads on SIGHUP and when files change; opens the access log anew on SIGUSR1, for log rotation.
+pub struct Reloads {
+    /// Does the reloads.
+    pub reloader: Arc<Reloader>,
+    /// Has the log.
+    pub shared: Arc<Shared>,
+}
 
 #[async_trait]
 impl BackgroundService for Reloads {
     async fn start(&self, mut shutdown: ShutdownWatch) {
-        let mut hangup = match signal(SignalKind::hangup()) {
-            Ok(hangup) => Some(hangup),
-            Err(e) => {
-                log::error!("cannot listen for SIGHUP: {e}");
-                None
-            }
-        };
+        let mut hangup = listen(SignalKind::hangup(), "SIGHUP");
+        let mut rotated = listen(SignalKind::user_defined1(), "SIGUSR1");
         let mut wait = Duration::ZERO;
         loop {
             tokio::select! {
                 () = ended(&mut shutdown) => return,
                 () = received(&mut hangup) => {
-                    let reloader = self.0.clone();
+                    let reloader = self.reloader.clone();
                     let _ = tokio::task::spawn_blocking(move || reloader.reload(Trigger::Signal)).await;
                     wait = Duration::ZERO;
                 }
+                () = received(&mut rotated) => self.shared.log().reopen(),
                 () = tokio::time::sleep(wait) => {
-                    let reloader = self.0.clone();
+                    let reloader = self.reloader.clone();
                     wait = tokio::task::spawn_blocking(move || reloader.look()).await.unwrap_or(AFTER_PANIC);
                 }
             }
@@ -48,15 +49,19 @@ impl BackgroundService for Reloads {
     }
 }
 
+fn listen(kind: SignalKind, name: &str) -> Option<Signal> {
+    signal(kind).inspect_err(|e| log::error!("cannot listen for {name}: {e}")).ok()
+}
+
 async fn ended(shutdown: &mut ShutdownWatch) {
     // An error means that the sender is gone, which is an end too.
     let _ = shutdown.wait_for(|stop| *stop).await;
 }
 
-async fn received(hangup: &mut Option<Signal>) {
-    match hangup {
-        Some(hangup) => {
-            hangup.recv().await;
+async fn received(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => {
+            signal.recv().await;
         }
         None => std::future::pending().await,
     }

@@ -16,6 +16,7 @@ mod files;
 mod handshake;
 mod listener;
 mod names;
+mod node_identity;
 mod upstream;
 
 use std::fmt;
@@ -23,6 +24,7 @@ use std::fmt;
 pub use certificate::{CertificateFacts, identity, identity_of};
 pub use handshake::{Alpn, ConnectionFacts, HandshakeFailure, classify, facts, timed_out};
 pub use listener::{ServerContext, build_listener};
+pub use node_identity::{NodeProof, prove_node};
 pub use upstream::{UpstreamTlsMaterial, build_upstream};
 
 /// What is wrong, or only doubtful, with a certificate, key or bundle.

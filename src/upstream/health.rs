@@ -154,6 +154,7 @@ impl HealthCheck for Probe {
 
         let peer = node.peer_for_probe();
         let (mut session, _) = CONNECTOR.get_http_session(&peer).await?;
+        node.check_proof(session.digest())?;
         session.write_request_header(Box::new(request)).await?;
         session.finish_request_body().await?;
         session.read_response_header().await?;

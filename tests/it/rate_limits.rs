@@ -6,6 +6,7 @@ use crate::support::client::Response;
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::h2_client::H2;
 use crate::support::node::Node;
+use crate::support::tokens;
 
 const DECISIONS: &str = "hive_gateway_rate_limit_decisions_total";
 
@@ -188,6 +189,38 @@ fn a_header_can_be_counted_by() {
     for key in ["", "X-Hive-Public-A2A-Key: one\r\n", "x-hive-public-a2a-key: two\r\n"] {
         assert_eq!((with(key), with(key)), (200, 429), "{key}");
     }
+}
+
+#[test]
+fn issuers_of_tokens_are_counted_and_bad_tokens_count_against_their_sender() {
+    let node = Node::start();
+    let mut setup = Setup::new(&[node.address]);
+    std::fs::write(setup.dir.path().join("secret"), tokens::SECRET).unwrap();
+    let audience = "https://gateway.test";
+    setup.top =
+        format!("hive: {{ federation: {{ jwt: verify, audience: \"{audience}\", shared_secret_file: secret }} }}");
+    setup.routes = "
+  - { name: a2a, paths: [/api/a2a/jsonrpc], methods: [POST], peers: any, upstream: hive, json_rpc: {},
+      rate_limits: [ { per: issuer, rate: 2/h }, { per: peer, rate: 4/h } ] }
+"
+    .into();
+    let gateway = setup.start();
+    let send = |who: &str, token: &str| {
+        let body = method("message/send");
+        let head = "POST /api/a2a/jsonrpc HTTP/1.1\r\nHost: gateway.test\r\nContent-Type: application/json\r\n";
+        let length = body.len();
+        let request = format!("{head}X-Hive-Federation-JWT: {token}\r\nContent-Length: {length}\r\n\r\n{body}");
+        gateway.connect(who).exchange(request.as_bytes()).unwrap().status
+    };
+    let token = |jti: &str| tokens::hs256(&tokens::shared_claims(audience, jti));
+    assert_eq!((send("alice", &token("1")), send("bob", &token("2"))), (200, 200));
+    assert_eq!(send("bob", &token("3")), 429, "the issuer's third");
+    assert_eq!(gateway.wait_log(|l| l["status"] == 429)["rate_limit"], "route/a2a/issuer");
+    for _ in 0..4 {
+        assert_eq!(send("carol", "a.b.c"), 401);
+    }
+    assert_eq!(send("carol", "a.b.c"), 429);
+    assert_eq!(node.count(), 2);
 }
 
 #[test]

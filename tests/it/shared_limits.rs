@@ -179,7 +179,7 @@ fn without_redis_each_gateway_holds_the_limit_by_itself() {
 #[test]
 fn a_reload_goes_to_another_redis() {
     let (first, second) = (Redis::start(), Redis::start());
-    let ([gateway, _], _node) = fleet(&url(&first), "per: peer, rate: 1000/s");
+    let ([gateway, _other], _node) = fleet(&url(&first), "per: peer, rate: 1000/s");
     let get = || assert_eq!(gateway.client("alice").get(gateway.address, "/echo").unwrap().status, 200);
     get();
     assert_eq!(first.decisions(), 1);
@@ -199,7 +199,7 @@ fn a_reload_goes_to_another_redis() {
 #[test]
 fn a_script_that_redis_forgot_is_loaded_again() {
     let redis = Redis::start();
-    let ([gateway, _], _node) = fleet(&url(&redis), "per: peer, rate: 1000/s");
+    let ([gateway, _other], _node) = fleet(&url(&redis), "per: peer, rate: 1000/s");
     assert_eq!(redis.command("SCRIPT FLUSH"), "+OK");
     let get = || assert_eq!(gateway.client("alice").get(gateway.address, "/echo").unwrap().status, 200);
     get();

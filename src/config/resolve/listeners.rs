@@ -37,7 +37,6 @@ fn listener(r: &mut Resolver<'_>, at: &str, raw: file::Listener) -> Listener {
     let trusted_proxies = trusted_proxies.collect();
     limits(r, &format!("{at}.limits"), &raw.limits);
     timeouts(r, &format!("{at}.timeouts"), &raw.timeouts);
-    super::rate_limits::check(r, &format!("{at}.rate_limits"), &raw.rate_limits, true);
     Listener {
         tls: raw.tls.map(|tls| listener_tls(r, &tls_path, tls)),
         name: raw.name,
@@ -101,14 +100,17 @@ fn timeouts(r: &mut Resolver<'_>, at: &str, t: &ListenerTimeouts) {
     }
 }
 
+/// The listeners that serve a route.
+pub(super) fn serving<'l>(route: &Route, listeners: &'l [Listener]) -> impl Iterator<Item = &'l Listener> {
+    listeners.iter().enumerate().filter(|(i, _)| route.listeners.include(*i)).map(|(_, listener)| listener)
+}
+
 /// Routes for named peers are dead where no listener asks for a certificate.
 pub(super) fn check_peers_can_be_known(r: &mut Resolver<'_>, listeners: &[Listener], routes: &[Route]) {
-    if listeners.iter().any(|l| l.protocol == Protocol::Https) {
-        return;
-    }
     for (i, route) in routes.iter().enumerate() {
-        if matches!(route.peers, RoutePeers::Of(_)) {
-            let why = "no listener is https, so no client ever is one of these peers";
+        let https = serving(route, listeners).any(|l| l.protocol == Protocol::Https);
+        if matches!(route.peers, RoutePeers::Of(_)) && !https {
+            let why = "no listener of this route is https, so no client ever is one of these peers";
             r.warn(&format!("routes[{i}].peers"), why);
         }
     }

@@ -2,6 +2,7 @@
 
 mod certificates;
 mod endpoint;
+mod federation;
 mod listeners;
 mod patterns;
 mod peers;
@@ -16,7 +17,7 @@ mod upstreams;
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
-use super::file::{File, Protocol};
+use super::file::File;
 use super::place::Steps;
 use super::{Config, ConfigError, Located, Surroundings};
 use crate::tls::ServerContext;
@@ -45,18 +46,19 @@ pub(super) fn resolve(
         contexts: Vec::new(),
     };
     process::addresses(&mut r, &file);
-    let hive = process::hive(&mut r, file.hive);
     let peers = peers::resolve(&mut r, file.peers);
+    let hive = process::hive(&mut r, file.hive, &peers);
     let upstreams = upstreams::resolve(&mut r, file.upstreams);
-    let routes = routes::resolve(&mut r, file.routes, &peers, &upstreams);
     let listeners = listeners::resolve(&mut r, file.listeners);
+    let routes = routes::resolve(&mut r, file.routes, &listeners, &peers, &upstreams);
+    rate_limits::check(&mut r, &listeners, &routes, &hive.federation);
     let redis = redis::resolve(&mut r, file.redis);
     redis::check_shared(&mut r, redis.is_some(), &listeners, &routes);
     let admin = process::admin(&mut r, file.admin);
     let access_log = process::access_log(&mut r, file.access_log);
     let server = process::server(&mut r, &file.server, &routes);
     listeners::check_peers_can_be_known(&mut r, &listeners, &routes);
-    certificates::check_hosts(&mut r, &routes, listeners.iter().any(|l| l.protocol == Protocol::Http));
+    certificates::check_hosts(&mut r, &routes, &listeners);
     if !r.errors.is_empty() || !r.guessed.is_empty() {
         return Err(r.errors);
     }

@@ -5,11 +5,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::Resolver;
+use super::federation;
 use super::ranges::HOUR;
 use super::routes::BODY_MAX;
 use super::secrets::secret;
 use crate::config::file::{self, AccessLog, File};
-use crate::config::{Admin, Hive, Route, Server};
+use crate::config::{Admin, Hive, Peer, Route, Server};
 use crate::headers::ProductHeaders;
 
 /// Least length of the gateway's proof: Hive refuses shorter ones.
@@ -54,15 +55,16 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
 }
 
 /// `hive`
-pub(super) fn hive(r: &mut Resolver<'_>, hive: file::Hive) -> Hive {
+pub(super) fn hive(r: &mut Resolver<'_>, hive: file::Hive, peers: &[Peer]) -> Hive {
     let prefix = hive.header_prefix;
     if let Err(why) = ProductHeaders::with_prefix(&prefix) {
         r.error("hive.header_prefix", why);
     }
     let (inline, file) = (hive.gateway_auth_secret, hive.gateway_auth_secret_file);
     let gateway_auth = secret(r, "hive", "gateway_auth_secret", inline, file, GATEWAY_SECRET_LEAST);
+    let federation = federation::resolve(r, hive.federation, &prefix, peers);
     r.range("hive.rate_limited_code", &hive.rate_limited_code, &(-32099..=-32000));
-    Hive { header_prefix: prefix, gateway_auth, rate_limited_code: hive.rate_limited_code }
+    Hive { header_prefix: prefix, gateway_auth, federation, rate_limited_code: hive.rate_limited_code }
 }
 
 /// `admin`

@@ -2,15 +2,38 @@
 
 use super::Resolver;
 use crate::config::file::RateLimit;
+use crate::config::{Listener, Route};
+use crate::policy::federation;
 use crate::policy::rate_limit::KeyPart;
 
-/// Ranges, keys that say the same twice, and keys that no request has. `calls`: whether JSON-RPC may come.
-pub(super) fn check(r: &mut Resolver<'_>, at: &str, limits: &[RateLimit], calls: bool) {
+/// What counts by something that its requests don't have, and everything else that can't work.
+pub(super) fn check(r: &mut Resolver<'_>, listeners: &[Listener], routes: &[Route], federation: &federation::Settings) {
+    for (i, listener) in listeners.iter().enumerate() {
+        let at = format!("listeners[{i}].rate_limits");
+        each(r, &at, &listener.rate_limits, |part| match part {
+            KeyPart::Issuer => Some("issuer is known only on a route; write the limit there"),
+            _ => None,
+        });
+    }
+    let tokens = federation.verify.is_some() || federation.bind_issuer || r.has_guess("hive.federation");
+    for (i, route) in routes.iter().enumerate() {
+        let at = format!("routes[{i}]");
+        let calls = route.json_rpc.is_some() || r.has_guess(&format!("{at}.json_rpc"));
+        each(r, &format!("{at}.rate_limits"), &route.rate_limits, |part| match part {
+            KeyPart::Method if !calls => {
+                Some("method is JSON-RPC's, which this route does not speak; write json_rpc: {}")
+            }
+            KeyPart::Issuer if !tokens => Some("no token's issuer is believed; write hive.federation.jwt: verify"),
+            _ => None,
+        });
+    }
+}
+
+fn each(r: &mut Resolver<'_>, at: &str, limits: &[RateLimit], wrong: impl Fn(&KeyPart) -> Option<&'static str>) {
     for (i, limit) in limits.iter().enumerate() {
-        let at = format!("{at}[{i}]");
-        let per = format!("{at}.per");
+        let per = format!("{at}[{i}].per");
         if let Some(burst) = &limit.burst {
-            r.range(&format!("{at}.burst"), burst, &(1..=1_000_000));
+            r.range(&format!("{at}[{i}].burst"), burst, &(1..=1_000_000));
         }
         let parts = &limit.per.0;
         if parts.is_empty() {
@@ -19,11 +42,8 @@ pub(super) fn check(r: &mut Resolver<'_>, at: &str, limits: &[RateLimit], calls:
         if !r.has_guess(&per) {
             r.once(&per, &parts.iter().map(ToString::to_string).collect::<Vec<_>>());
         }
-        if !calls && parts.contains(&KeyPart::Method) {
-            r.error(
-                &per,
-                "method is that of JSON-RPC, which this route does not speak; write json_rpc: {}, or leave it out",
-            );
+        if let Some(why) = parts.iter().find_map(&wrong) {
+            r.error(&per, why);
         }
     }
 }

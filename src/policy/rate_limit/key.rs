@@ -19,6 +19,8 @@ pub enum KeyPart {
     Route,
     /// The JSON-RPC method, call by call.
     Method,
+    /// Issuer of the federation JWT, as far as it is believed; requests without one are counted together.
+    Issuer,
     /// A request header's value; requests without it are counted together.
     Header(HeaderName),
 }
@@ -35,10 +37,11 @@ impl KeyPart {
             "sni" => Self::Sni,
             "route" => Self::Route,
             "method" => Self::Method,
+            "issuer" => Self::Issuer,
             _ => {
                 let Some(name) = text.strip_prefix("header:") else {
                     return Err(format!(
-                        "{text:?} is nothing to count by; write address, peer, sni, route, method or header:NAME"
+                        "{text:?} is nothing to count by; write address, peer, sni, route, method, issuer or header:NAME"
                     ));
                 };
                 let name = name.parse().map_err(|_| format!("{name:?} is not the name of a header"))?;
@@ -56,6 +59,7 @@ impl fmt::Display for KeyPart {
             Self::Sni => "sni",
             Self::Route => "route",
             Self::Method => "method",
+            Self::Issuer => "issuer",
             Self::Header(name) => return write!(f, "header:{name}"),
         })
     }
@@ -86,6 +90,8 @@ pub struct Facts<'a> {
     pub route: Option<&'a str>,
     /// The JSON-RPC method, decoded.
     pub method: Option<&'a str>,
+    /// Issuer of the federation JWT.
+    pub issuer: Option<&'a str>,
     /// The request's headers.
     pub headers: &'a HeaderMap,
 }
@@ -103,6 +109,7 @@ impl Facts<'_> {
             KeyPart::Sni => feed_text(3, self.sni.unwrap_or_default().as_bytes(), hash),
             KeyPart::Route => feed_text(4, self.route.unwrap_or_default().as_bytes(), hash),
             KeyPart::Method => feed_text(5, self.method.unwrap_or_default().as_bytes(), hash),
+            KeyPart::Issuer => feed_text(9, self.issuer.unwrap_or_default().as_bytes(), hash),
             KeyPart::Header(name) => {
                 let mut values = 0u32;
                 for value in self.headers.get_all(name) {
@@ -146,6 +153,7 @@ mod tests {
             sni: None,
             route: Some("a2a"),
             method: None,
+            issuer: None,
             headers: &headers,
         };
         change(&mut facts);
@@ -156,7 +164,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_what_is_shown() {
-        for text in ["address", "peer", "sni", "route", "method", "header:x-api-key"] {
+        for text in ["address", "peer", "sni", "route", "method", "issuer", "header:x-api-key"] {
             assert_eq!(KeyPart::parse(text).unwrap().to_string(), text);
         }
         assert!(KeyPart::parse("ip").unwrap_err().contains("address, peer"));
@@ -199,6 +207,7 @@ mod tests {
                 sni: None,
                 route: None,
                 method: None,
+                issuer: None,
                 headers: &headers,
             };
             let mut hash = BuildHasherDefault::<DefaultHasher>::default().build_hasher();

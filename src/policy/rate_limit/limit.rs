@@ -32,8 +32,13 @@ impl Limit {
     }
 
     /// Whether it counts JSON-RPC calls by their method, so that it can be asked only when the body is known.
-    pub fn is_by_method(&self) -> bool {
+    fn is_by_method(&self) -> bool {
         self.parts.contains(&KeyPart::Method)
+    }
+
+    /// Whether it counts by the federation JWT's issuer, so that it can be asked only when the token is checked.
+    fn is_by_issuer(&self) -> bool {
+        self.parts.contains(&KeyPart::Issuer)
     }
 
     /// Feeds the key of a request into a hash.
@@ -47,8 +52,10 @@ impl Limit {
 /// The limits of one route or listener, in the order of the configuration.
 #[derive(Default)]
 pub struct Limits {
-    /// Asked before the body is read.
+    /// Asked first: a flood of bad tokens is a flood too.
     pub by_request: Box<[Arc<Limit>]>,
+    /// Asked after the federation JWT is checked and before the body is read.
+    pub by_issuer: Box<[Arc<Limit>]>,
     /// Asked for each JSON-RPC call.
     pub by_call: Box<[Arc<Limit>]>,
 }
@@ -56,8 +63,9 @@ pub struct Limits {
 impl Limits {
     /// Sorts limits by when they can be asked.
     pub fn new(limits: Vec<Limit>) -> Self {
-        let (by_call, by_request): (Vec<_>, Vec<_>) = limits.into_iter().map(Arc::new).partition(|l| l.is_by_method());
-        Self { by_request: by_request.into(), by_call: by_call.into() }
+        let (by_call, others): (Vec<_>, Vec<_>) = limits.into_iter().map(Arc::new).partition(|l| l.is_by_method());
+        let (by_issuer, by_request): (Vec<_>, Vec<_>) = others.into_iter().partition(|l| l.is_by_issuer());
+        Self { by_request: by_request.into(), by_issuer: by_issuer.into(), by_call: by_call.into() }
     }
 
     /// Names for the limits of `owner`, by what they count by. A second limit of the same parts gets a number.

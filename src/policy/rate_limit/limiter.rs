@@ -161,6 +161,7 @@ mod tests {
             sni: None,
             route: Some("a2a"),
             method: None,
+            issuer: None,
             headers: &headers,
         };
         let built = |name: &str| {

@@ -7,6 +7,8 @@ pub mod h2_client;
 pub mod node;
 pub mod node_h2;
 pub mod redis;
+pub mod relay;
+pub mod tokens;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
