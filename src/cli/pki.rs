@@ -2,6 +2,7 @@
 //!
 //! The command is thin; [`Authority`], [`CertificateSpec`] and [`Development`] do the work, for `demo` and tests too.
 
+mod crl;
 mod files;
 mod issue;
 
@@ -13,6 +14,7 @@ use clap::{Args, Subcommand};
 use crate::clock::Clock;
 use crate::identity::SpiffeId;
 
+pub use crl::CrlSpec;
 pub use files::{Development, PkiError, write_issued};
 pub use issue::{Authority, CertificateSpec, Issued, KeyKind, Usage, Validity};
 

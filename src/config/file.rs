@@ -153,8 +153,61 @@ pub struct ClientAuth {
     /// Only `required` exists.
     #[serde(default)]
     pub mode: ClientAuthMode,
-    /// PEM bundle of the internal CA: roots, and intermediates that clients don't send.
+    /// PEM bundle of the internal CA: roots, and intermediates that clients don't send or whose CRLs are given.
     pub ca: String,
+    /// Files of certificate revocation lists, PEM or DER, up to 128 MiB each. Default: none; then, unless
+    /// [`Self::crl_url`] has some, nothing is checked.
+    #[serde(default)]
+    pub crl: Vec<String>,
+    /// `http://` URLs of such lists. Default: none.
+    #[serde(default)]
+    pub crl_url: Vec<String>,
+    /// How often the URLs are asked at least, 1s to 1d; a list that ends earlier is asked for earlier. Default 10m.
+    pub crl_refresh: Option<Span>,
+    /// `leaf` (default) or `chain`.
+    pub crl_check: Option<CrlCheck>,
+    /// `reject` (default) or `accept`.
+    pub expired_crl: Option<ExpiredCrl>,
+}
+
+impl ClientAuth {
+    /// Default of [`Self::crl_refresh`].
+    pub const CRL_REFRESH_DEFAULT: Duration = Duration::from_secs(600);
+
+    /// Clients of this CA, and no lists.
+    pub fn of(ca: &str) -> Self {
+        Self {
+            mode: ClientAuthMode::Required,
+            ca: ca.into(),
+            crl: Vec::new(),
+            crl_url: Vec::new(),
+            crl_refresh: None,
+            crl_check: None,
+            expired_crl: None,
+        }
+    }
+}
+
+/// `listeners[].tls.client_auth.crl_check`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CrlCheck {
+    /// The client's own certificate. The default: intermediates are the operator's own and in the bundle.
+    #[default]
+    Leaf,
+    /// Every certificate of the chain but its root; each issuer must then have a list.
+    Chain,
+}
+
+/// `listeners[].tls.client_auth.expired_crl`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExpiredCrl {
+    /// A list past its nextUpdate lets nobody in: who keeps it from being renewed must not win.
+    #[default]
+    Reject,
+    /// It still counts for what it revokes.
+    Accept,
 }
 
 /// Whether a client certificate is asked for.
@@ -210,6 +263,9 @@ pub struct ListenerTimeouts {
     pub write: Span,
     /// After this a connection takes no new request. Default 1h.
     pub connection_age: Span,
+    /// How long a running answer may go on once its client's certificate has expired, been revoked or lost its CA.
+    /// Default 30s.
+    pub revocation: Span,
 }
 
 impl Default for ListenerTimeouts {
@@ -221,6 +277,7 @@ impl Default for ListenerTimeouts {
             idle: seconds(75),
             write: seconds(30),
             connection_age: seconds(3600),
+            revocation: seconds(30),
         }
     }
 }

@@ -276,7 +276,8 @@ fn weakness(cert: &X509Ref) -> Option<String> {
     })
 }
 
-fn key_weakness(cert: &X509Ref) -> Option<String> {
+/// Why a certificate's key is too weak, if it is.
+pub(super) fn key_weakness(cert: &X509Ref) -> Option<String> {
     match cert.public_key() {
         Ok(key) => small_key(&key),
         Err(_) => Some("its public key can't be read".to_owned()),

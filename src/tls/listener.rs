@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use openssl::error::ErrorStack;
 use openssl::ssl::{
-    AlpnError, NameType, Ssl, SslAlert, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslRef,
+    AlpnError, ClientHelloResponse, NameType, Ssl, SslAlert, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslRef,
     SslSessionCacheMode, SslVerifyMode, SslVersion, select_next_proto,
 };
 use openssl::x509::store::{X509Store, X509StoreBuilder};
@@ -17,8 +17,10 @@ use crate::config::file::{ListenerTls, TlsVersion};
 use super::TlsFault;
 use super::certificate::{CertificateFacts, SubjectAltNames};
 use super::files::{ChainAndKey, Files, Role, reason};
-use super::handshake::{self, VerifyNotes};
+use super::handshake::{self, Checks, VerifyNotes};
 use super::names::Names;
+use super::revocation::Revocation;
+use super::standing::{ClientChain, Judge, Standing, Trust};
 
 /// ALPN protocols in the order of the gateway's preference (RFC 7301, section 3.1).
 const ALPN_WIRE: &[u8] = b"\x02h2\x08http/1.1";
@@ -52,6 +54,8 @@ pub struct ServerContext {
     certificates: Vec<CertificateFacts>,
     authorities: Vec<CertificateFacts>,
     warnings: Vec<TlsFault>,
+    trust: Trust,
+    revocation: Option<Arc<Revocation>>,
 }
 
 /// Builds a listener's context from its files, which are relative to `base_dir`. `now` is Unix time in seconds.
@@ -77,33 +81,62 @@ pub fn build_listener(tls: &ListenerTls, base_dir: &Path, now: i64) -> Result<Se
         return Err(files.faults);
     }
     let bundle = bundle.unwrap_or_default();
+    let revocation = Revocation::load(&tls.client_auth, base_dir, &bundle, now, &mut files.warnings)?;
     let names = index_names(&pairs, &mut files);
-    let contexts = build_contexts(&pairs, &bundle, tls.min_version, Arc::clone(&names)).map_err(|e| {
-        vec![TlsFault {
-            field: "certificates".into(),
-            message: format!("OpenSSL refuses the settings: {}", reason(&e)),
-        }]
-    })?;
+    let refused = |e: ErrorStack| {
+        let message = format!("OpenSSL refuses the settings: {}", reason(&e));
+        vec![TlsFault { field: "certificates".into(), message }]
+    };
+    let clients = Clients { bundle: &bundle, revocation: revocation.as_ref() };
+    let contexts = build_contexts(&pairs, &clients, tls.min_version, Arc::clone(&names)).map_err(refused)?;
     Ok(ServerContext {
         default: contexts,
         names,
         certificates: pairs.iter().filter_map(|pair| pair.chain.first()).map(|c| CertificateFacts::of(c)).collect(),
         authorities: bundle.iter().map(|cert| CertificateFacts::of(cert)).collect(),
         warnings: files.warnings,
+        trust: Trust::new(&bundle, SECURITY_LEVEL, VERIFY_DEPTH).map_err(refused)?,
+        revocation,
     })
 }
 
+/// Who comes in.
+struct Clients<'a> {
+    bundle: &'a [X509],
+    revocation: Option<&'a Arc<Revocation>>,
+}
+
 impl ServerContext {
-    /// A new server side of one connection.
+    /// A new server side of one connection; `now` is Unix time in seconds.
     ///
     /// # Errors
     /// Only when OpenSSL gets no memory.
-    pub fn ssl(&self) -> Result<Ssl, ErrorStack> {
+    pub fn ssl(&self, now: i64) -> Result<Ssl, ErrorStack> {
         let mut ssl = Ssl::new(&self.default)?;
         if let Some(index) = handshake::notes_index() {
-            ssl.set_ex_data(index, VerifyNotes::default());
+            ssl.set_ex_data(index, VerifyNotes::new(now));
         }
         Ok(ssl)
+    }
+
+    /// The client of a finished handshake of this context, and how it stands. `now` is Unix time in seconds.
+    pub fn client(&self, ssl: &SslRef, now: i64) -> Option<(ClientChain, Standing)> {
+        self.judge().first(ssl, now)
+    }
+
+    /// How a client stands now that came in with this context or an earlier one of the same listener; `None`: as
+    /// `before`. A change of the CA bundle has its chain verified once more; a change of the lists has them asked again.
+    pub fn standing(&self, client: &ClientChain, before: &Standing, now: i64) -> Option<Standing> {
+        self.judge().again(client, before, now)
+    }
+
+    fn judge(&self) -> Judge<'_> {
+        Judge { trust: &self.trust, revocation: self.revocation.as_deref() }
+    }
+
+    /// What is known of revoked certificates, if the configuration asks for it.
+    pub fn revocation(&self) -> Option<&Arc<Revocation>> {
+        self.revocation.as_ref()
     }
 
     /// Whether a host (lower or upper case, without port) is a SAN of one of the certificates.
@@ -156,11 +189,11 @@ fn index_names(pairs: &[ChainAndKey], files: &mut Files<'_>) -> Arc<Names> {
 /// The first certificate's context, which hands over to the others by server name.
 fn build_contexts(
     pairs: &[ChainAndKey],
-    bundle: &[X509],
+    clients: &Clients<'_>,
     min_version: TlsVersion,
     names: Arc<Names>,
 ) -> Result<SslContext, ErrorStack> {
-    let mut builders = pairs.iter().map(|pair| builder(pair, bundle, min_version));
+    let mut builders = pairs.iter().map(|pair| builder(pair, clients, min_version));
     // `build_listener` does not come here without a certificate.
     let mut first = builders.next().unwrap_or_else(|| Err(ErrorStack::get()))?;
     let others: Vec<SslContext> = builders.map(|b| b.map(SslContextBuilder::build)).collect::<Result<_, _>>()?;
@@ -179,7 +212,8 @@ fn build_contexts(
 
 /// One context. All of a listener's are alike but for the certificate: OpenSSL takes trust, ALPN and CA names from the
 /// one that the connection was handed over to.
-fn builder(pair: &ChainAndKey, bundle: &[X509], min: TlsVersion) -> Result<SslContextBuilder, ErrorStack> {
+fn builder(pair: &ChainAndKey, clients: &Clients<'_>, min: TlsVersion) -> Result<SslContextBuilder, ErrorStack> {
+    let bundle = clients.bundle;
     let mut context = SslContextBuilder::new(SslMethod::tls_server())?;
     set_protocol(&mut context, min)?;
     let mut chain = pair.chain.iter();
@@ -200,7 +234,12 @@ fn builder(pair: &ChainAndKey, bundle: &[X509], min: TlsVersion) -> Result<SslCo
     limit_client_chain(&mut context);
     let mode = SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT;
     let authorities = bundle.iter().filter_map(|cert| cert.subject_name().to_der().ok()).collect::<Vec<_>>();
-    context.set_verify_callback(mode, move |good, store| handshake::note_verification(good, store, &authorities));
+    let checks = Checks { authorities, revocation: clients.revocation.cloned() };
+    context.set_verify_callback(mode, move |good, store| handshake::verify(good, store, &checks));
+    context.set_client_hello_callback(|ssl, _| {
+        handshake::note_client_hello(ssl);
+        Ok(ClientHelloResponse::SUCCESS)
+    });
     Ok(context)
 }
 
