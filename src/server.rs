@@ -1,5 +1,6 @@
 //! Puts the Pingora server together: listeners, health checks, admin, and an orderly end.
 
+mod crl_refresh;
 mod status;
 
 use std::path::Path;
@@ -119,6 +120,7 @@ fn serve(shared: &Arc<Shared>) {
         Arc::new(proxy)
     };
     server.add_service(ListenerService::new(shared.clone(), proxy, stopped));
+    server.add_service(background_service("crl refresh", crl_refresh::CrlRefresh(shared.clone())));
     server.add_service(background_service("health", HealthChecks(shared.clone())));
     let admin = &snapshot.config.admin;
     let state = Arc::new(status::admin_state(shared));

@@ -11,7 +11,7 @@ use crate::config::{self, Config};
 use crate::headers::{ProductHeaders, Spoofable};
 use crate::json_rpc::{self, MethodPolicy};
 use crate::names::RouteName;
-use crate::observe::{Metrics, NodeMetrics, RouteMetrics, UpstreamMetrics};
+use crate::observe::{CrlShown, Metrics, NodeMetrics, RouteMetrics, UpstreamMetrics};
 use crate::policy::admission;
 use crate::policy::peers::{Peer, PeerMatcher, Peers};
 use crate::request::TrustedProxies;
@@ -51,6 +51,8 @@ pub struct ListenerSnapshot {
     pub trusted: TrustedProxies,
     /// Longest TLS handshake.
     pub handshake: Duration,
+    /// How often a running answer looks whether its client may still have it.
+    pub revocation: Duration,
     /// Longest life that takes new requests.
     pub connection_age: Duration,
     /// Limits of time and size while HTTP is spoken.
@@ -172,6 +174,8 @@ impl Snapshot {
             config: Arc::new(config),
         };
         for (listener, config) in snapshot.listeners.iter().zip(&snapshot.config.listeners) {
+            adopt_lists(listener, config, previous);
+            show_lists(listener, config.name.as_str(), metrics);
             let certificates = listener.tls.iter().flat_map(|tls| tls.certificates());
             let certificates: Vec<_> = certificates.map(|c| (c.subject.clone(), c.not_after)).collect();
             metrics.set_certificates(config.name.as_str(), &certificates);
@@ -179,6 +183,30 @@ impl Snapshot {
         metrics.set_config_generation(generation);
         Ok(snapshot)
     }
+}
+
+/// Lists that were fetched for the same listener before are in use from the first connection on.
+fn adopt_lists(listener: &ListenerSnapshot, config: &config::Listener, previous: Option<&Snapshot>) {
+    let of = |listener: &'_ ListenerSnapshot| listener.tls.as_ref().and_then(|tls| tls.revocation().cloned());
+    let before = previous.and_then(|previous| {
+        let at = previous.config.listeners.iter().position(|other| other.name == config.name)?;
+        of(previous.listeners.get(at)?)
+    });
+    if let (Some(now), Some(before)) = (of(listener), before) {
+        now.adopt(&before);
+    }
+}
+
+/// Shows what a listener knows of revoked certificates.
+pub fn show_lists(listener: &ListenerSnapshot, name: &str, metrics: &Metrics) {
+    let facts = listener.tls.as_ref().and_then(|tls| tls.revocation()).map(|r| r.facts()).unwrap_or_default();
+    let shown = facts.iter().map(|f| CrlShown {
+        issuer: &f.issuer,
+        this_update: f.this_update,
+        next_update: f.next_update,
+        entries: f.entries,
+    });
+    metrics.set_crls(name, &shown.collect::<Vec<_>>());
 }
 
 fn peers(config: &Config) -> Result<Peers, String> {
@@ -244,6 +272,7 @@ fn listener(config: &config::Listener, now_unix: i64) -> Result<ListenerSnapshot
         },
         trusted: TrustedProxies::new(config.trusted_proxies.clone()),
         handshake: timeouts.handshake.0,
+        revocation: timeouts.revocation.0,
         connection_age: timeouts.connection_age.0,
         deadlines: Deadlines {
             idle: timeouts.idle.0,

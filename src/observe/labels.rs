@@ -55,6 +55,18 @@ label!(
     }
 );
 
+label!(
+    /// What came of asking for a revocation list.
+    CrlFetchResult {
+        /// Another list than before.
+        New => "new",
+        /// The list at hand.
+        Unchanged => "unchanged",
+        /// None, or one that can't be used; the list at hand stays.
+        Failed => "failed",
+    }
+);
+
 impl From<&Method> for MethodLabel {
     fn from(method: &Method) -> Self {
         match *method {

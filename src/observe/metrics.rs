@@ -9,6 +9,7 @@ use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use super::crl::CrlFamilies;
 use super::handles::{ListenerMetrics, NodeMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics};
 
 /// The `path` and `route` of a request that no route took.
@@ -88,6 +89,14 @@ definitions! {
         "Time of TLS handshakes with clients, failed ones too.";
     CERTIFICATE_NOT_AFTER: Kind::Gauge, "certificate_not_after_seconds", ["listener", "subject"],
         "When the gateway's own certificate expires, seconds since 1970.";
+    CRL_NEXT_UPDATE: Kind::Gauge, "crl_next_update_seconds", ["listener", "issuer"],
+        "When a newer revocation list of the issuer is due, seconds since 1970.";
+    CRL_THIS_UPDATE: Kind::Gauge, "crl_this_update_seconds", ["listener", "issuer"],
+        "When the revocation list of the issuer was made, seconds since 1970.";
+    CRL_ENTRIES: Kind::Gauge, "crl_entries", ["listener", "issuer"],
+        "Revoked certificates of the issuer.";
+    CRL_FETCHES: Kind::Counter, "crl_fetches_total", ["listener", "result"],
+        "Revocation lists asked for over HTTP, by result.";
     UPSTREAM_FIRST_BYTE: Kind::Histogram(DURATION_BUCKETS), "upstream_first_byte_seconds", ["upstream"],
         "From a node's pick to the first byte of its answer.";
     UPSTREAM_RETRIES: Kind::Counter, "upstream_retries_total", ["upstream"],
@@ -191,6 +200,7 @@ pub struct Metrics {
     listeners: ListenerFamilies,
     certificates: IntGaugeVec,
     certificates_shown: Mutex<HashMap<String, Vec<String>>>,
+    pub(super) crls: CrlFamilies,
     upstream_first_byte: HistogramVec,
     upstream_retries: IntCounterVec,
     nodes: Arc<NodeFamilies>,
@@ -226,6 +236,13 @@ impl Metrics {
             },
             certificates: gauges(&r, &CERTIFICATE_NOT_AFTER),
             certificates_shown: Mutex::default(),
+            crls: CrlFamilies {
+                next_update: gauges(&r, &CRL_NEXT_UPDATE),
+                this_update: gauges(&r, &CRL_THIS_UPDATE),
+                entries: gauges(&r, &CRL_ENTRIES),
+                fetches: counters(&r, &CRL_FETCHES),
+                shown: Mutex::default(),
+            },
             upstream_first_byte: histograms(&r, &UPSTREAM_FIRST_BYTE),
             upstream_retries: counters(&r, &UPSTREAM_RETRIES),
             nodes: Arc::new(NodeFamilies {
@@ -361,6 +378,9 @@ mod tests {
         listener.closed(CloseReason::Idle);
         listener.handshake(HandshakeResult::Ok, Duration::from_millis(1));
         metrics.set_certificates("federation", &[("CN=gateway".into(), 1_800_000_000)]);
+        let crl = crate::observe::CrlShown { issuer: "CN=mesh", this_update: 1, next_update: 2, entries: 3 };
+        metrics.set_crls("federation", &[crl]);
+        metrics.crl_fetched("federation", crate::observe::CrlFetchResult::New);
         metrics.upstream("hive").first_byte(Duration::from_millis(2));
         let node = metrics.upstream_node("hive", "10.0.0.1:3000");
         node.set_up(true);

@@ -10,12 +10,16 @@ pub mod metrics;
 pub mod handles;
 mod json_line;
 pub mod record;
+mod crl;
+mod line_limit;
 pub mod access_log;
 mod log_queue;
 
 pub use access_log::{AccessLog, AccessLogTarget};
+pub use crl::CrlShown;
 pub use handles::{ListenerMetrics, NodeMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics};
 pub use handshake::HandshakeResult;
-pub use labels::{CloseReason, ConnectionRefusal, MethodLabel, UpstreamResult};
+pub use labels::{CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, UpstreamResult};
+pub use line_limit::{Line, LineLimit};
 pub use metrics::Metrics;
-pub use record::{AccessRecord, HandshakeRecord};
+pub use record::{AccessRecord, HandshakeRecord, HandshakesOmitted};

@@ -14,7 +14,7 @@ use crate::observe::{CloseReason, ListenerMetrics};
 use crate::policy::admission::Permit;
 use crate::policy::peers::Peer;
 use crate::snapshot::Snapshot;
-use crate::tls::{Alpn, ConnectionFacts};
+use crate::tls::{Alpn, ClientChain, ConnectionFacts, Gone, Standing};
 
 /// What every connection of one listener shares, for as long as the process lives.
 pub struct ListenerShared {
@@ -92,7 +92,22 @@ pub struct Connection {
     odd_request_line: AtomicU8,
     /// The peer that this certificate belongs to, as one generation of the configuration sees it.
     peer: ArcSwapOption<(u64, Option<Arc<Peer>>)>,
+    /// The client's certificates, to look at again. None on a plain listener.
+    client: Option<ClientChain>,
+    /// How they stood when they were last looked at.
+    standing: ArcSwapOption<Standing>,
     retire: watch::Sender<bool>,
+}
+
+/// What a handshake brought.
+#[derive(Default)]
+pub struct Handshaken {
+    /// What was agreed on.
+    pub tls: Option<ConnectionFacts>,
+    /// Who the client is.
+    pub identity: Option<Arc<PeerIdentity>>,
+    /// The client's certificates, and how they stand.
+    pub client: Option<(ClientChain, Standing)>,
 }
 
 impl Connection {
@@ -100,11 +115,12 @@ impl Connection {
     pub fn new(
         listener: Arc<ListenerShared>,
         remote: SocketAddr,
-        tls: Option<ConnectionFacts>,
-        identity: Option<Arc<PeerIdentity>>,
+        handshake: Handshaken,
         accepted: Instant,
         retire: watch::Sender<bool>,
     ) -> Self {
+        let Handshaken { tls, identity, client } = handshake;
+        let (client, standing) = client.unzip();
         let http2 = tls.as_ref().is_some_and(|t| t.alpn == Alpn::Http2);
         Self {
             listener,
@@ -119,6 +135,8 @@ impl Connection {
             idle_since_ns: AtomicU64::new(0),
             odd_request_line: AtomicU8::new(0),
             peer: ArcSwapOption::empty(),
+            client,
+            standing: ArcSwapOption::from_pointee(standing),
             retire,
         }
     }
@@ -139,6 +157,23 @@ impl Connection {
         let found = snapshot.peers.find(identity).cloned();
         self.peer.store(Some(Arc::new((snapshot.generation, found.clone()))));
         found
+    }
+
+    /// Why the client may not stay, if so, by what the snapshot trusts and `now_unix`. Three comparisons unless something
+    /// has changed since it was last asked.
+    pub fn gone(&self, snapshot: &Snapshot, now_unix: i64) -> Option<Gone> {
+        let client = self.client.as_ref()?;
+        let context = snapshot.listeners.get(self.listener.index)?.tls.as_ref()?;
+        let before = self.standing.load();
+        let before = before.as_ref()?;
+        match context.standing(client, before, now_unix) {
+            None => before.gone(),
+            Some(after) => {
+                let gone = after.gone();
+                self.standing.store(Some(Arc::new(after)));
+                gone
+            }
+        }
     }
 
     /// A request's header is whole. Returns how many there have been, this one included.

@@ -1,6 +1,7 @@
 //! From an admitted request to a node and back: which node, what it is told, when another is tried.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -11,19 +12,24 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::Shared;
 use super::context::{Context, TRIES_MAX};
-use super::session::{self, DEADLINE, Expired, Wait};
+use super::session::{self, DEADLINE, Expired, GONE, Wait};
+use super::watch::{CertificateWatch, refusal_of};
 use crate::headers;
 use crate::observe::UpstreamResult;
 use crate::refusal::Refusal;
 
 /// Hands the request's body and deadlines to the forwarding.
-pub fn begin(shared: &Shared, session: &mut Session, ctx: &mut Context, body: Bytes) {
-    let Some(route) = &ctx.route else { return };
+pub fn begin(shared: &Arc<Shared>, session: &mut Session, ctx: &mut Context, body: Bytes) {
+    let (Some(route), Some(begun)) = (&ctx.route, &ctx.begun) else { return };
     let now = shared.clock.now();
     let wait = Wait::new(now, route.response, route.stream_idle);
     ctx.upstream.started = Some(now);
     ctx.upstream.wait = Some(wait.clone());
-    session::wrap(&mut session.downstream_session, body, wait);
+    let settings = begun.snapshot.listeners.get(begun.connection.listener.index);
+    let watch = settings
+        .filter(|_| begun.connection.tls.is_some())
+        .map(|settings| CertificateWatch::new(shared.clone(), begun.connection.clone(), settings.revocation, now));
+    session::wrap(&mut session.downstream_session, body, wait, watch);
 }
 
 /// Picks a node that has not been tried.
@@ -81,7 +87,9 @@ pub fn connect_failed(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
 /// The exchange with a node broke. It may have read the request, so only what changes nothing is tried again: GET and
 /// HEAD on a connection from the pool that the node had closed meanwhile (design, decision 3).
 pub fn broke(session: &Session, ctx: &mut Context, mut error: Box<Error>, reused: bool) -> Box<Error> {
-    let result = match ctx.upstream.wait.as_ref().and_then(|w| w.expired()) {
+    let wait = ctx.upstream.wait.as_ref();
+    let result = match wait.and_then(|w| w.expired()) {
+        _ if wait.is_some_and(|w| w.gone().is_some()) => UpstreamResult::ClientGone,
         Some(Expired::Response) => UpstreamResult::ResponseTimeout,
         Some(Expired::StreamIdle) => UpstreamResult::StreamTimeout,
         None if *error.esource() == ErrorSource::Downstream => UpstreamResult::ClientGone,
@@ -108,6 +116,9 @@ fn record_result(ctx: &Context, result: UpstreamResult) {
 
 /// What the client is told when forwarding failed.
 pub fn refusal_for(error: &Error, ctx: &Context) -> Refusal {
+    if let Some(gone) = ctx.upstream.wait.as_ref().and_then(|w| w.gone()) {
+        return refusal_of(gone);
+    }
     if ctx.upstream.wait.as_ref().and_then(|w| w.expired()).is_some() {
         return Refusal::UpstreamTimeout;
     }
@@ -126,7 +137,7 @@ pub fn refusal_for(error: &Error, ctx: &Context) -> Refusal {
 
 /// An error in one line, for the log.
 pub fn describe(error: &Error) -> String {
-    if *error.etype() == DEADLINE {
+    if [DEADLINE, GONE].contains(error.etype()) {
         return error.context.as_ref().map_or_else(|| "deadline".to_owned(), |c| c.as_str().to_owned());
     }
     let mut text = error.to_string().trim().replace(['\n', '\r'], " ");

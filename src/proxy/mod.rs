@@ -16,6 +16,7 @@ mod record;
 mod refuse;
 mod session;
 mod shared;
+mod watch;
 
 pub use gateway::Gateway;
 pub use shared::Shared;

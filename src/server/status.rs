@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::{Instant, UNIX_EPOCH};
 
 use crate::admin::status::{
-    CertificateStatus, ConfigStatus, ListenerStatus, NodeStatus, RouteStatus, Status, UpstreamStatus,
+    CertificateStatus, ConfigStatus, CrlStatus, ListenerStatus, NodeStatus, RouteStatus, Status, UpstreamStatus,
 };
 use crate::admin::{AdminState, Readiness};
 use crate::config::{self, Config, RoutePeers};
 use crate::proxy::Shared;
 use crate::snapshot::{ListenerSnapshot, UpstreamSnapshot};
+use crate::tls::CrlFacts;
 
 /// The closures through which the admin listener sees the gateway.
 pub fn admin_state(shared: &Arc<Shared>) -> AdminState {
@@ -51,6 +52,7 @@ fn status(shared: &Shared, started: Instant) -> Status {
 
 fn listener(shared: &Shared, config: &config::Listener, built: &ListenerSnapshot) -> ListenerStatus {
     let certificates = built.tls.iter().flat_map(|tls| tls.certificates());
+    let crls = built.tls.iter().filter_map(|tls| tls.revocation()).flat_map(|r| r.facts());
     ListenerStatus {
         name: config.name.as_str().to_owned(),
         address: config.address.to_string(),
@@ -62,6 +64,17 @@ fn listener(shared: &Shared, config: &config::Listener, built: &ListenerSnapshot
         certificates: certificates
             .map(|c| CertificateStatus { subject: c.subject.clone(), names: c.names.clone(), not_after: c.not_after })
             .collect(),
+        crls: crls.map(|f| crl(&f)).collect(),
+    }
+}
+
+fn crl(facts: &CrlFacts) -> CrlStatus {
+    CrlStatus {
+        issuer: facts.issuer.clone(),
+        this_update: facts.this_update,
+        next_update: Some(facts.next_update).filter(|at| *at != i64::MAX),
+        entries: facts.entries,
+        memory_bytes: facts.memory_bytes,
     }
 }
 

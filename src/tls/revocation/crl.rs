@@ -224,7 +224,8 @@ impl<'a> Parts<'a> {
             None => &[],
         };
         let whole = outer.is_empty() && list.is_empty() && inner.is_empty() && same_algorithm;
-        let parts = Self { signed: tbs.whole, algorithm, signature, issuer, this_update, next_update, revoked, extensions };
+        let parts =
+            Self { signed: tbs.whole, algorithm, signature, issuer, this_update, next_update, revoked, extensions };
         whole.then_some(parts)
     }
 }
@@ -252,7 +253,9 @@ impl Algorithm {
         };
         match object {
             // 1.2.840.113549.1.1: 10 is PSS, 11 to 13 are with SHA-256, SHA-384 and SHA-512.
-            [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 10] => pss_digest(reader).map(Algorithm::RsaPss).ok_or(UNKNOWN.into()),
+            [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 10] => {
+                pss_digest(reader).map(Algorithm::RsaPss).ok_or(UNKNOWN.into())
+            }
             [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, last] => sha2(last, 11).map(|d| Algorithm::Digest(Id::RSA, d)),
             // 1.2.840.10045.4.3: 2 to 4.
             [0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, last] => sha2(last, 2).map(|d| Algorithm::Digest(Id::EC, d)),

@@ -132,7 +132,12 @@ mod tests {
         for length in 0..whole.len() {
             assert!(Reader::new(&whole[..length]).any().is_none(), "{length}");
         }
-        for wrong in [&[0x30, 0x80, 0, 0][..], &[0x30, 0x85, 0, 0, 0, 0, 1, 7], &[0x1f, 1, 1], &[0x30, 0x84, 0xff, 0xff, 0xff, 0xff]] {
+        for wrong in [
+            &[0x30, 0x80, 0, 0][..],
+            &[0x30, 0x85, 0, 0, 0, 0, 1, 7],
+            &[0x1f, 1, 1],
+            &[0x30, 0x84, 0xff, 0xff, 0xff, 0xff],
+        ] {
             assert!(Reader::new(wrong).any().is_none(), "{wrong:?}");
         }
     }

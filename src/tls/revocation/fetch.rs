@@ -142,7 +142,9 @@ fn join_chunks(mut rest: &[u8]) -> Result<Vec<u8>, String> {
             return Ok(whole);
         }
         let end = head.checked_add(size).and_then(|end| end.checked_add(2));
-        let (Some(chunk), Some(next)) = (rest.get(head..head.saturating_add(size)), end.and_then(|end| rest.get(end..))) else {
+        let (Some(chunk), Some(next)) =
+            (rest.get(head..head.saturating_add(size)), end.and_then(|end| rest.get(end..)))
+        else {
             return Err("the answer breaks off in a chunk".into());
         };
         whole.extend_from_slice(chunk);
@@ -165,7 +167,9 @@ mod tests {
         assert_eq!(url.authority, "ca.example:8080");
         let url = CrlUrl::parse("http://[::1]").unwrap();
         assert_eq!((url.host.as_str(), url.port, url.target.as_str()), ("::1", 80, "/"));
-        for wrong in ["https://ca.example/a", "ldap://ca.example/a", "/a", "ca.example/a", "http:///a", "http://u@h/", ""] {
+        for wrong in
+            ["https://ca.example/a", "ldap://ca.example/a", "/a", "ca.example/a", "http:///a", "http://u@h/", ""]
+        {
             assert!(CrlUrl::parse(wrong).is_err(), "{wrong}");
         }
     }
@@ -173,7 +177,10 @@ mod tests {
     #[test]
     fn answers_are_read_whole_or_not_at_all() {
         let list = |text: &str, tag: Option<&str>| Ok(Fetched::List(text.into(), tag.map(str::to_owned)));
-        assert_eq!(answered("HTTP/1.1 200 OK\r\nETag: \"a\"\r\nContent-Length: 3\r\n\r\nabcd"), list("abc", Some("\"a\"")));
+        assert_eq!(
+            answered("HTTP/1.1 200 OK\r\nETag: \"a\"\r\nContent-Length: 3\r\n\r\nabcd"),
+            list("abc", Some("\"a\""))
+        );
         assert_eq!(answered("HTTP/1.0 200 OK\r\n\r\nabc"), list("abc", None));
         let chunks = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1;x\r\nc\r\n0\r\n\r\n";
         assert_eq!(answered(chunks), list("abc", None));

@@ -82,7 +82,9 @@ impl Revocation {
             fetched: Mutex::default(),
             set: ArcSwap::new(set),
         };
-        warnings.extend(revocation.doubts(now).into_iter().map(|message| TlsFault { field: "client_auth.crl".into(), message }));
+        warnings.extend(
+            revocation.doubts(now).into_iter().map(|message| TlsFault { field: "client_auth.crl".into(), message }),
+        );
         Ok(Some(Arc::new(revocation)))
     }
 
@@ -97,15 +99,21 @@ impl Revocation {
                     ExpiredCrl::Reject => "its clients are refused until a new one comes",
                     ExpiredCrl::Accept => "it is used all the same (expired_crl: accept)",
                 };
-                doubts.push(format!("the CRL of {who:?} is {} seconds past its nextUpdate; {so}", now - crl.next_update));
+                doubts
+                    .push(format!("the CRL of {who:?} is {} seconds past its nextUpdate; {so}", now - crl.next_update));
             }
             if crl.scope.part.is_some() {
-                doubts.push(format!("the CRL of {who:?} names a distribution point; if it is one of several, list them all"));
+                doubts.push(format!(
+                    "the CRL of {who:?} names a distribution point; if it is one of several, list them all"
+                ));
             }
         }
         if self.check == CrlCheck::Chain && self.urls.is_empty() {
             for (cert, _) in self.bundle.iter().filter(|(_, id)| !set.by_issuer.contains_key(id)) {
-                doubts.push(format!("no CRL of {:?}; clients below it are refused (crl_check: chain)", name(cert.subject_name())));
+                doubts.push(format!(
+                    "no CRL of {:?}; clients below it are refused (crl_check: chain)",
+                    name(cert.subject_name())
+                ));
             }
         }
         doubts
@@ -176,7 +184,8 @@ impl Revocation {
                 return Err(format!("the CRL of {:?} is past its nextUpdate", crl.issuer_name));
             }
         }
-        let same = before.is_some_and(|old| old.len() == lists.len() && old.iter().zip(&lists).all(|(a, b)| Arc::ptr_eq(a, b)));
+        let same = before
+            .is_some_and(|old| old.len() == lists.len() && old.iter().zip(&lists).all(|(a, b)| Arc::ptr_eq(a, b)));
         if !same {
             fetched.insert(url.as_str().to_owned(), lists);
             self.put_together(&fetched);

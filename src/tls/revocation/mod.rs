@@ -122,7 +122,8 @@ impl RevocationSet {
             match read_file(&base_dir.join(file)).and_then(|bytes| read_lists(&bytes, &bundle, now)) {
                 Ok(lists) => all.extend(lists),
                 Err(why) => {
-                    faults.push(TlsFault { field: format!("client_auth.crl[{at}]"), message: format!("{file}: {why}") });
+                    faults
+                        .push(TlsFault { field: format!("client_auth.crl[{at}]"), message: format!("{file}: {why}") });
                 }
             }
         }

@@ -181,7 +181,8 @@ mod tests {
             content[0] &= 0x7f;
             content
         };
-        let inside: Vec<_> = (0..30_000_u64).map(|n| number(n.wrapping_mul(0x9e37_79b9_7f4a_7c15), 1 + (n as usize % 24))).collect();
+        let inside: Vec<_> =
+            (0..30_000_u64).map(|n| number(n.wrapping_mul(0x9e37_79b9_7f4a_7c15), 1 + (n as usize % 24))).collect();
         let known: HashSet<_> = inside.iter().map(|content| Serial::of_der(content).number.clone_key()).collect();
         let set = set(&inside);
         assert!(inside.iter().all(|content| set.contains(&Serial::of_der(content))));
@@ -202,7 +203,8 @@ mod tests {
 
     #[test]
     fn a_million_cost_little_more_than_themselves() {
-        let serials: Vec<[u8; 16]> = (0..1_000_000_u128).map(|n| (n * 0x1234_5678_9abc_def1 + 1).to_be_bytes()).collect();
+        let serials: Vec<[u8; 16]> =
+            (0..1_000_000_u128).map(|n| (n * 0x1234_5678_9abc_def1 + 1).to_be_bytes()).collect();
         let set = Serials::build(serials.iter().map(|s| &s[..]));
         assert_eq!(set.len(), serials.len());
         assert!(set.memory_bytes() <= 18 * serials.len(), "{}", set.memory_bytes());

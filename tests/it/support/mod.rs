@@ -2,6 +2,7 @@
 
 pub mod certs;
 pub mod client;
+pub mod crl_server;
 pub mod gateway;
 pub mod h2_client;
 pub mod node;
