@@ -110,6 +110,11 @@ fn listeners(text: &mut String, config: &Config, now_unix: i64) {
         for authority in context.authorities() {
             line(text, format_args!("    clients of {}", facts(authority, now_unix)));
         }
+        let versions = match listener.tls.as_ref().map(|tls| tls.min_version) {
+            Some(file::TlsVersion::Tls13) => "TLS 1.3",
+            _ => "TLS 1.2 and 1.3 (min_version: \"1.3\" if every client can)",
+        };
+        line(text, format_args!("    {versions}"));
         lists(text, &context, now_unix);
     }
 }
