@@ -11,7 +11,8 @@ setup: ## Installs what is missing for building and testing
 	scripts/setup
 
 run: ## The demo: a gateway, two Hive nodes, and commands to try (ARGS="--port 0")
-	$(CARGO) run --release --quiet -- demo $(ARGS)
+	scripts/setup --build
+	$(CARGO) run --locked -- demo $(ARGS)
 
 build: ## The gateway as it is shipped: target/release/hive-gateway
 	$(CARGO) build --release --locked
@@ -22,7 +23,7 @@ test: setup ## Every test: units, the whole gateway on real sockets, the A2A SDK
 check: ## Format, lints, documentation, dependencies
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --locked --no-deps --document-private-items
 	scripts/audit
 
 bench: build ## Hot functions by criterion, then load on a whole gateway (about five minutes; leave the machine alone)

@@ -104,7 +104,7 @@ impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = self.0.as_millis();
         for (unit, each) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)] {
-            if ms >= each && ms % each == 0 {
+            if ms >= each && ms.is_multiple_of(each) {
                 return write!(f, "{}{unit}", ms / each);
             }
         }

@@ -1,6 +1,6 @@
 //! The operator's own listener: health, readiness, metrics and status, on an address that clients don't reach.
 //!
-//! [`answer`](self::answer::answer) is the whole API as a function of a request; [`service`] puts it on a socket.
+//! [`answer`](self::answer::answer) is the whole API as a function of a request; [`mod@service`] puts it on a socket.
 
 use std::sync::Arc;
 

@@ -1,6 +1,7 @@
 //! The grammar of RFC 8259 over text that is known to be UTF-8, without building or allocating anything.
 
 use super::fault::ParseFaultKind as Kind;
+use super::plain::{plain_end, spaces_end};
 use super::text::Text;
 
 /// The deepest nesting that can be configured; a larger limit counts as this.
@@ -54,7 +55,9 @@ impl<'a> Lexer<'a> {
             match self.peek() {
                 // Most JSON has no white space.
                 Some(byte) if byte > b' ' => return Ok(byte),
-                Some(b' ' | b'\n' | b'\r' | b'\t') => self.at += 1,
+                // A line's indentation.
+                Some(b'\n') => self.at = spaces_end(self.text.as_bytes(), self.at + 1),
+                Some(b' ' | b'\r' | b'\t') => self.at += 1,
                 _ => return Err(self.unexpected(Kind::UnexpectedByte)),
             }
         }
@@ -344,93 +347,5 @@ impl OpenContainers {
     #[inline(always)]
     fn get(&self, index: usize) -> bool {
         self.0[index / 64] >> (index % 64) & 1 == 1
-    }
-}
-
-/// Where the next quote, backslash or control character is, or the end.
-///
-/// Short strings, the most of them names, are found by words of eight bytes; a longer one is taken by blocks that the
-/// compiler turns into vector code.
-#[inline(always)]
-fn plain_end(bytes: &[u8], mut at: usize) -> usize {
-    const WORDS_BEFORE_BLOCKS: usize = 4;
-    for _ in 0..WORDS_BEFORE_BLOCKS {
-        match special_in_word(bytes, at) {
-            Some(8) => at += 8,
-            Some(offset) => return at + offset,
-            None => return plain_end_bytewise(bytes, at),
-        }
-    }
-    plain_end_by_blocks(bytes, at)
-}
-
-#[inline(never)]
-fn plain_end_by_blocks(bytes: &[u8], at: usize) -> usize {
-    let mut at = skip_plain_blocks::<32>(bytes, skip_plain_blocks::<256>(bytes, at));
-    loop {
-        match special_in_word(bytes, at) {
-            Some(8) => at += 8,
-            Some(offset) => return at + offset,
-            None => return plain_end_bytewise(bytes, at),
-        }
-    }
-}
-
-/// Goes on to a block that has a special byte in it, or to less than a block.
-#[inline(always)]
-fn skip_plain_blocks<const LENGTH: usize>(bytes: &[u8], mut at: usize) -> usize {
-    while let Some(block) = bytes.get(at..).and_then(|rest| rest.first_chunk::<LENGTH>()) {
-        // Zero for each special byte: flipping the second bit puts the quote (0x22) behind the control characters and
-        // leaves them where they are, which saves a comparison.
-        let least = block.iter().fold(u8::MAX, |least, b| least.min((b ^ 2).saturating_sub(0x20)).min(b ^ b'\\'));
-        if least == 0 {
-            break;
-        }
-        at += LENGTH;
-    }
-    at
-}
-
-fn plain_end_bytewise(bytes: &[u8], at: usize) -> usize {
-    let rest = bytes.get(at..).unwrap_or_default();
-    rest.iter().position(|b| is_special(*b)).map_or(bytes.len(), |offset| at + offset)
-}
-
-#[inline(always)]
-fn is_special(byte: u8) -> bool {
-    byte < 0x20 || byte == b'"' || byte == b'\\'
-}
-
-/// The offset of the first special byte among the eight at `at`; 8 if there is none, `None` if there are no eight.
-///
-/// All at once in a word, from Bit Twiddling Hacks ("Determine if a word has a byte less than n"): the lowest mark is
-/// always right, and a higher one is never looked at.
-#[inline(always)]
-fn special_in_word(bytes: &[u8], at: usize) -> Option<usize> {
-    const ONES: u64 = u64::MAX / 255;
-    const HIGH: u64 = ONES * 0x80;
-    let word = u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?);
-    let less = |word: u64, n: u64| word.wrapping_sub(ONES * n) & !word;
-    let (quote, backslash) = (word ^ (ONES * 0x22), word ^ (ONES * 0x5c));
-    let marks = (less(word, 0x20) | less(quote, 1) | less(backslash, 1)) & HIGH;
-    Some((marks.trailing_zeros() / 8) as usize)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_end_of_a_plain_run_is_found_wherever_it_is() {
-        for length in 0..300 {
-            for filler in [b'a', 0x7f, 0x80, 0xff, b'#', b'!', b'[', b']', b' '] {
-                for special in [b'"', b'\\', 0, 0x1f, b'\n'] {
-                    let mut bytes = vec![filler; length];
-                    assert_eq!(plain_end(&bytes, 0), length);
-                    bytes.extend([special, b'"', filler, special]);
-                    assert_eq!(plain_end(&bytes, 0), length, "{filler} {special}");
-                }
-            }
-        }
     }
 }

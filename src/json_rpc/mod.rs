@@ -9,6 +9,7 @@ mod answer;
 mod fault;
 mod lexer;
 mod method_policy;
+mod plain;
 pub mod scan;
 mod text;
 

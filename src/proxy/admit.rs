@@ -217,13 +217,18 @@ fn check_route(
 
 /// The path of a request target of strict form.
 pub fn path_of(target: &[u8]) -> &[u8] {
-    let path = memchr::memchr(b'?', target).map_or(target, |query| &target[..query]);
-    if path.first() == Some(&b'/') {
-        return path;
+    let path = origin_form(target);
+    memchr::memchr(b'?', path).map_or(path, |query| &path[..query])
+}
+
+/// A request target without scheme and host, which have been compared with `Host` (RFC 9112, section 3.2.2).
+pub fn origin_form(target: &[u8]) -> &[u8] {
+    if target.first() == Some(&b'/') {
+        return target;
     }
-    // Absolute form, `http://host/path`: its host has been compared with `Host`.
-    memchr::memmem::find(path, b"://")
-        .and_then(|scheme| memchr::memchr(b'/', &path[scheme + 3..]).map(|slash| &path[scheme + 3 + slash..]))
+    let query = memchr::memchr(b'?', target).unwrap_or(target.len());
+    memchr::memmem::find(&target[..query], b"://")
+        .and_then(|scheme| memchr::memchr(b'/', &target[scheme + 3..query]).map(|slash| &target[scheme + 3 + slash..]))
         .unwrap_or(b"/")
 }
 

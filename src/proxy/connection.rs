@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -88,6 +88,10 @@ pub struct Connection {
     phase: AtomicU8,
     /// Nanoseconds from `accepted` to the end of the last request.
     idle_since_ns: AtomicU64,
+    /// Bytes of the present request that have been read, as far as its connection knows where it began.
+    read: AtomicU64,
+    /// More than the last request may have been read: the next one's beginning is then in Pingora's hands.
+    read_ahead: AtomicBool,
     /// The request line had bytes that the HTTP parser would have rewritten.
     odd_request_line: AtomicU8,
     /// The peer that this certificate belongs to, as one generation of the configuration sees it.
@@ -133,6 +137,8 @@ impl Connection {
             streams: AtomicU32::new(0),
             phase: AtomicU8::new(if http2 { Phase::Busy } else { Phase::Idle } as u8),
             idle_since_ns: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+            read_ahead: AtomicBool::new(false),
             odd_request_line: AtomicU8::new(0),
             peer: ArcSwapOption::empty(),
             client,
@@ -221,6 +227,28 @@ impl Connection {
         if !self.http2 {
             self.phase.store(phase as u8, Ordering::Release);
         }
+    }
+
+    /// A request's first bytes have been read.
+    pub fn begin_reading(&self, bytes: usize) {
+        self.set_phase(Phase::Head);
+        self.read.store(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// More of it has.
+    pub fn go_on_reading(&self, bytes: usize) {
+        self.read.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// The request ended after `length` bytes, header and body; `None`: nobody knows (chunked).
+    pub fn request_was(&self, length: Option<u64>) {
+        let ahead = length.is_none_or(|length| self.read.load(Ordering::Relaxed) > length);
+        self.read_ahead.store(ahead, Ordering::Relaxed);
+    }
+
+    /// Whether a part of the next request may have been read already.
+    pub fn read_ahead(&self) -> bool {
+        self.read_ahead.load(Ordering::Relaxed)
     }
 
     /// Remembers that the request line held bytes which no request line may hold.

@@ -5,7 +5,7 @@
 //! system call. Nothing is buffered for reading below TLS but what OpenSSL itself needs, and that is released when idle.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
@@ -55,6 +55,13 @@ impl Transport {
         match self {
             Transport::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
             Transport::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+        }
+    }
+
+    fn poll_peek(&mut self, cx: &mut Context<'_>, byte: &mut [u8; 1]) -> Poll<io::Result<usize>> {
+        match self {
+            Transport::Tls(tls) => Pin::new(tls).poll_peek(cx, byte).map_err(io::Error::other),
+            Transport::Plain(tcp) => tcp.poll_peek(cx, &mut ReadBuf::new(byte)),
         }
     }
 
@@ -163,6 +170,21 @@ impl Downstream {
         })
     }
 
+    /// Waits for a request's first byte and leaves it unread. False: the client is gone, or rested too long.
+    pub async fn next_request(&mut self) -> bool {
+        poll_fn(|cx| {
+            let mut byte = [0];
+            match self.transport.poll_peek(cx, &mut byte) {
+                Poll::Ready(peeked) => Poll::Ready(peeked.is_ok_and(|n| n > 0)),
+                Poll::Pending => {
+                    self.gathered = Vec::new();
+                    self.poll_deadline(cx).map(|_| false)
+                }
+            }
+        })
+        .await
+    }
+
     /// When this connection has to have read something, if it has to.
     fn read_deadline(&self) -> Option<(Instant, CloseReason)> {
         if let Some(frames) = &self.frames {
@@ -213,14 +235,17 @@ impl Downstream {
             return;
         }
         match self.connection.phase() {
-            Phase::Busy => return,
+            Phase::Busy => {
+                self.connection.go_on_reading(bytes.len());
+                return;
+            }
             Phase::Idle | Phase::Ending => {
-                self.connection.set_phase(Phase::Head);
+                self.connection.begin_reading(bytes.len());
                 self.head_since = Instant::now();
                 self.head_bytes = 0;
                 self.request_line_done = false;
             }
-            Phase::Head => {}
+            Phase::Head => self.connection.go_on_reading(bytes.len()),
         }
         self.head_bytes += bytes.len();
         if !self.request_line_done {

@@ -10,17 +10,21 @@ use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
-use super::Shared;
 use super::context::{Context, TRIES_MAX};
 use super::session::{self, DEADLINE, Expired, GONE, Wait};
 use super::watch::{CertificateWatch, refusal_of};
+use super::{Shared, admit};
 use crate::headers;
 use crate::observe::UpstreamResult;
 use crate::refusal::Refusal;
 
-/// Hands the request's body and deadlines to the forwarding.
+/// Strips what a client may not say, and hands the request's body and deadlines to the forwarding.
 pub fn begin(shared: &Arc<Shared>, session: &mut Session, ctx: &mut Context, body: Bytes) {
     let (Some(route), Some(begun)) = (&ctx.route, &ctx.begun) else { return };
+    // Stripped here, before Pingora looks at `Connection` and what it nominates.
+    for name in begun.snapshot.spoofable.to_remove(&session.req_header().headers) {
+        session.req_header_mut().remove_header(&name);
+    }
     let now = shared.clock.now();
     let wait = Wait::new(now, route.response, route.stream_idle);
     ctx.upstream.started = Some(now);
@@ -148,16 +152,17 @@ pub fn describe(error: &Error) -> String {
     text
 }
 
-/// Strips what a client may not say, then sets what the gateway says (design, decision 10).
+/// Sets what the gateway says; what a client may not say has been stripped (design, decision 10).
 pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result<()> {
     let (Some(begun), Some(client)) = (&ctx.begun, &ctx.client) else {
         return Err(Error::explain(ErrorType::InternalError, "a request without a beginning"));
     };
     let snapshot = &begun.snapshot;
-    for name in snapshot.spoofable.to_remove(&request.headers) {
-        request.remove_header(&name);
-    }
     request.remove_header(&headers::EXPECT);
+    if request.raw_path().first() != Some(&b'/') {
+        let target = admit::origin_form(request.raw_path()).to_vec();
+        request.set_raw_path(&target)?;
+    }
     frame_body(request, ctx.body.length)?;
 
     request.insert_header(headers::X_REAL_IP, address_value(client.address)?)?;

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
+use pingora::protocols::http::server::Session as HttpSession;
 use pingora::proxy::HttpProxy;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
@@ -244,7 +245,8 @@ impl Listener {
         let now = self.shared.clock.now();
         let unparsed = self.shared.clone();
         match Downstream::new(transport, connection.clone(), deadlines, unparsed, admitted, now) {
-            Ok(downstream) => self.speak_http(downstream, connection, retired, stop, age).await,
+            Ok(downstream) if connection.http2 => self.speak_http2(downstream, connection, retired, stop, age).await,
+            Ok(downstream) => self.speak_http1(downstream, connection, retired, stop).await,
             Err(e) => log::error!("listener {}: {e}", self.listener.name),
         }
     }
@@ -322,7 +324,7 @@ impl Listener {
         }
     }
 
-    async fn speak_http(
+    async fn speak_http2(
         &self,
         downstream: Downstream,
         connection: Arc<Connection>,
@@ -330,23 +332,57 @@ impl Listener {
         mut stop: watch::Receiver<bool>,
         age: Duration,
     ) {
+        // HTTP/2 is told to end by GOAWAY; HTTP/1.1 by `Connection: close` on the next answer.
         let http = self.proxy.process_new(Box::new(downstream), &retired);
-        if connection.http2 {
-            tokio::pin!(http);
-            let old = tokio::time::sleep(age);
-            tokio::pin!(old);
-            // HTTP/2 is told to end by GOAWAY; HTTP/1.1 by `Connection: close` on the next answer.
-            let mut told = false;
-            loop {
-                tokio::select! {
+        tokio::pin!(http);
+        let old = tokio::time::sleep(age);
+        tokio::pin!(old);
+        let mut told = false;
+        loop {
+            tokio::select! {
+                biased;
+                _ = &mut http => break,
+                _ = &mut old, if !told => { told = true; connection.retire(); }
+                _ = stop.wait_for(|stop| *stop), if !told => { told = true; connection.retire(); }
+            }
+        }
+    }
+
+    /// One request after the other. Between two of them the connection holds neither session nor buffers: what Pingora
+    /// allots to a request is allotted when the request has begun to arrive.
+    async fn speak_http1(
+        &self,
+        downstream: Downstream,
+        connection: Arc<Connection>,
+        retired: watch::Receiver<bool>,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let mut downstream = Box::new(downstream);
+        let mut settings: Option<HttpPersistentSettings> = None;
+        loop {
+            if !connection.read_ahead() {
+                let comes = tokio::select! {
                     biased;
-                    _ = &mut http => break,
-                    _ = &mut old, if !told => { told = true; connection.retire(); }
-                    _ = stop.wait_for(|stop| *stop), if !told => { told = true; connection.retire(); }
+                    comes = downstream.next_request() => comes,
+                    _ = stop.wait_for(|stop| *stop) => false,
+                };
+                if !comes {
+                    // The client may be gone; then there is nobody to say good-bye to.
+                    let _ = downstream.shutdown().await;
+                    return;
                 }
             }
-        } else {
-            http.await;
+            let mut session = HttpSession::new_http1(downstream);
+            match settings.take() {
+                Some(settings) => settings.apply_to_session(&mut session),
+                // What the client asks for decides; this is only Pingora's default.
+                None => session.set_keepalive(Some(60)),
+            }
+            let Some(reusable) = self.proxy.process_new_http(session, &retired).await else { return };
+            let (stream, kept) = reusable.consume();
+            let Ok(own) = stream.into_any().downcast::<Downstream>() else { return };
+            downstream = own;
+            settings = kept;
         }
     }
 }

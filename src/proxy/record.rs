@@ -4,7 +4,7 @@ use http::Version;
 use pingora::proxy::Session;
 
 use super::context::{Begun, Context};
-use super::{Shared, admit, session};
+use super::{Shared, admit, body, session};
 use crate::headers;
 use crate::observe::{AccessRecord, MethodLabel};
 
@@ -29,12 +29,20 @@ pub fn record(shared: &Shared, session: &mut Session, ctx: &mut Context) {
         shared.metrics.refusal(refusal.code());
     }
     log(shared, session, ctx, &begun, status, duration);
+    begun.connection.request_was(length_on_the_wire(session));
     begun.connection.end_request(now);
     if ctx.body.memory.take().is_some() {
         shared.show_body_memory();
     }
     ctx.upstream.picked = None;
     shared.request_ended();
+}
+
+/// Bytes of an HTTP/1.1 request, if its header tells.
+fn length_on_the_wire(session: &Session) -> Option<u64> {
+    let header = session.as_downstream().as_http1()?.get_headers_raw_bytes().len() as u64;
+    let chunked = session.req_header().headers.contains_key(headers::TRANSFER_ENCODING);
+    (!chunked).then(|| header + body::announced(session).unwrap_or(0))
 }
 
 fn log(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, status: u16, duration: std::time::Duration) {
@@ -52,7 +60,7 @@ fn log(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, status:
         spiffe_id: connection.identity.as_ref().and_then(|i| i.spiffe_id.as_ref()).map(|id| id.as_str()),
         tls_version: tls.map(|t| t.version),
         tls_cipher: tls.map(|t| t.cipher),
-        tls_group: tls.and_then(|t| t.group.as_deref()),
+        tls_group: tls.and_then(|t| t.group),
         sni: tls.and_then(|t| t.sni.as_deref()),
         http_version: version(header.version),
         method: header.method.as_str(),

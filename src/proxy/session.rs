@@ -43,7 +43,7 @@ pub struct Wait {
     expired: AtomicU8,
     gone: OnceLock<Gone>,
     /// The client's own session, once its wrapper is gone.
-    returned: Mutex<Option<Box<HttpSession>>>,
+    returned: Mutex<Option<HttpSession>>,
 }
 
 /// Which deadline passed.
@@ -114,7 +114,7 @@ impl Wait {
 
 /// A client's session whose request body has been read already.
 struct ForwardSession {
-    inner: Box<HttpSession>,
+    inner: HttpSession,
     body: Bytes,
     wait: Arc<Wait>,
     /// None on a plain listener.
@@ -140,10 +140,9 @@ impl ForwardSession {
 }
 
 /// Wraps a client's session for the time of forwarding.
-pub fn wrap(session: &mut Box<HttpSession>, body: Bytes, wait: Arc<Wait>, watch: Option<CertificateWatch>) {
-    let inner = std::mem::replace(session, nobody());
-    let wrapped = ForwardSession { inner, body, wait, watch, timer: None };
-    *session = Box::new(HttpSession::new_custom(Box::new(wrapped)));
+pub fn wrap(session: &mut HttpSession, body: Bytes, wait: Arc<Wait>, watch: Option<CertificateWatch>) {
+    let inner = std::mem::replace(&mut *session, nobody());
+    *session = HttpSession::new_custom(Box::new(ForwardSession { inner, body, wait, watch, timer: None }));
 }
 
 impl Drop for ForwardSession {
@@ -154,14 +153,14 @@ impl Drop for ForwardSession {
 }
 
 /// A stand-in that is never used.
-fn nobody() -> Box<HttpSession> {
-    Box::new(HttpSession::new_custom(Box::new(())))
+fn nobody() -> HttpSession {
+    HttpSession::new_custom(Box::new(()))
 }
 
 /// Brings the client's own session back, so that its connection can be kept. Does nothing to one that is not wrapped.
-pub fn unwrap(session: &mut Box<HttpSession>, wait: &Wait) {
+pub fn unwrap(session: &mut HttpSession, wait: &Wait) {
     if session.is_custom() {
-        drop(std::mem::replace(session, nobody()));
+        *session = nobody();
         if let Some(inner) = wait.returned.lock().take() {
             *session = inner;
         }

@@ -338,7 +338,7 @@ fn check_connection(headers: &HeaderMap) -> Result<(), FormFault> {
 
 /// Whether there is a control byte other than the tabulator. Without an early end, so that it compiles to vector code.
 pub(super) fn has_control(bytes: &[u8]) -> bool {
-    bytes.iter().fold(false, |found, b| found | (*b < 0x20 && *b != b'\t') | (*b == 0x7f))
+    bytes.iter().fold(false, |found, b| found | ((*b < 0x20) & (*b != b'\t')) | (*b == 0x7f))
 }
 
 /// The host of an authority (`host` or `host:port`), in lower case; an IPv6 address keeps its brackets. `None` if the

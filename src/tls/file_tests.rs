@@ -1,6 +1,6 @@
 //! What `check` finds in files.
 
-use super::test_files::{Dir, PKI, day, listener, now};
+use super::fixture_tests::{Dir, PKI, day, listener, now};
 use super::*;
 use crate::cli::pki::{Authority, CertificateSpec, KeyKind, Usage, Validity};
 use crate::config::file::{ListenerTls, UpstreamTls};

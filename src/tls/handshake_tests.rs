@@ -8,7 +8,7 @@ use openssl::ssl::{Ssl, SslContextBuilder, SslMethod, SslOptions, SslSession, Ss
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_openssl::SslStream;
 
-use super::test_files::{Dir, PKI, day, listener, now};
+use super::fixture_tests::{Dir, PKI, day, listener, now};
 use super::*;
 use crate::cli::pki::{Authority, CertificateSpec, Issued, KeyKind, Usage, Validity};
 use crate::config::file::TlsVersion;

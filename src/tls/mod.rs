@@ -60,6 +60,6 @@ mod file_tests;
 #[cfg(test)]
 mod handshake_tests;
 #[cfg(test)]
-mod standing_tests;
+mod fixture_tests;
 #[cfg(test)]
-mod test_files;
+mod standing_tests;

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use openssl::ssl::{Ssl, SslContextBuilder, SslMethod, SslVerifyMode};
 use tokio_openssl::SslStream;
 
-use super::test_files::{Dir, PKI, day, listener, now};
+use super::fixture_tests::{Dir, PKI, day, listener, now};
 use super::*;
 use crate::cli::pki::{CertificateSpec, CrlSpec, Development, Issued, Validity};
 use crate::config::file::{CrlCheck, ListenerTls};

@@ -100,22 +100,22 @@ fn the_sdk_streams_events_in_time() {
     let server = SdkServer::start();
     let gateway = gateway(server.address);
     for what in ["stream", "stream_v03"] {
-        assert_in_time(&client(&gateway, "alice", what));
+        // A busy machine is late now and then, a gateway that holds events back is late each time.
+        let late: Vec<_> = (0..3).map_while(|_| late(&client(&gateway, "alice", what))).collect();
+        assert!(late.len() < 3, "{what}: {late:?}");
     }
 }
 
-#[track_caller]
-fn assert_in_time(found: &Value) {
+/// The first gap that differs by more than 50 ms between server and client, if there is one.
+fn late(found: &Value) -> Option<String> {
     let gaps = |side: &str| -> Vec<f64> {
         let times: Vec<f64> = found[side].as_array().unwrap().iter().map(|t| t.as_f64().unwrap()).collect();
         times.windows(2).map(|w| w[1] - w[0]).collect()
     };
     let (sent, seen) = (gaps("sent"), gaps("seen"));
-    assert!(sent.len() >= 4, "{found}");
-    assert_eq!(sent.len(), seen.len());
-    for (sent, seen) in sent.iter().zip(&seen) {
-        assert!((sent - seen).abs() <= 0.05, "{sent} s at the server, {seen} s at the client: {found}");
-    }
+    assert!(sent.len() >= 4 && sent.len() == seen.len(), "{found}");
+    let (sent, seen) = sent.iter().zip(&seen).find(|(sent, seen)| (*sent - *seen).abs() > 0.05)?;
+    Some(format!("{sent} s at the server, {seen} s at the client"))
 }
 
 #[test]

@@ -309,3 +309,29 @@ fn a_refused_request_with_a_body_does_not_leak_into_the_next() {
     }
     assert_eq!(node.count(), 0);
 }
+
+#[test]
+fn requests_sent_at_once_are_answered_in_their_order() {
+    let (gateway, node) = gateway();
+    let mut connection = gateway.connect("alice");
+    let chunked = format!("{}3\r\nabc\r\n0\r\n\r\n", head("/echo", "X-N: 2\r\nTransfer-Encoding: chunked\r\n"));
+    let requests = [
+        format!("{}one", head("/echo", "X-N: 1\r\nContent-Length: 3\r\n")),
+        chunked,
+        "GET /echo HTTP/1.1\r\nHost: gateway.test\r\nX-N: 3\r\n\r\n".to_owned(),
+        format!("{}four", head("/echo", "X-N: 4\r\nContent-Length: 4\r\n")),
+    ];
+    for round in 0..3 {
+        // All at once, and cut in two at every third place.
+        let all = requests.concat();
+        let cut = all.len() * round / 3;
+        connection.send(&all.as_bytes()[..cut]).unwrap();
+        connection.send(&all.as_bytes()[cut..]).unwrap();
+        for n in 0..requests.len() {
+            assert_eq!(connection.response(false).unwrap().status, 200, "request {n} of round {round}");
+        }
+        let seen: Vec<_> = node.requests().iter().rev().take(4).rev().map(|r| r.header("x-n").unwrap()).collect();
+        assert_eq!(seen, ["1", "2", "3", "4"], "round {round}");
+    }
+    assert_eq!(connection.exchange(requests[2].as_bytes()).unwrap().status, 200, "the connection can still be used");
+}

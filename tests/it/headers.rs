@@ -133,7 +133,9 @@ fn connection_can_t_take_away_the_gateways_headers() {
         let before = node.count();
         let answer = exchange(&mut gateway.connect("alice"), &format!("Connection: {name}\r\n{name}: {FORGED}\r\n"));
         match answer.status {
-            400 => assert_eq!(node.count(), before, "{name}"),
+            400 if name.eq_ignore_ascii_case("x-request-id") || name == "traceparent" => {
+                assert_eq!(node.count(), before, "{name}");
+            }
             200 => assert_nothing_forged(&node.requests().pop().unwrap()),
             status => panic!("{name}: {status}"),
         }
@@ -305,7 +307,7 @@ fn a_federation_jwt_has_at_most_8192_bytes() {
     let (gateway, node) = gateway();
     let fits = "a".repeat(8192);
     assert_eq!(exchange(&mut gateway.connect("alice"), &format!("X-Hive-Federation-JWT: {fits}\r\n")).status, 200);
-    assert_eq!(node.only().all("x-hive-federation-jwt"), [fits.clone()]);
+    assert_eq!(node.only().all("x-hive-federation-jwt"), *std::slice::from_ref(&fits));
     let answer = exchange(&mut gateway.connect("alice"), &format!("X-Hive-Federation-JWT: {fits}a\r\n"));
     assert_eq!((answer.status, answer.json()["error"].as_str()), (400, Some("federation_token_too_long")));
     assert_eq!(node.count(), 1);

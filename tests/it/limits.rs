@@ -358,15 +358,17 @@ fn a_flood_of_resets_does_not_stop_the_gateway() {
 fn sigterm_lets_running_requests_end_and_takes_no_new_ones() {
     let (go, gate) = std::sync::mpsc::channel::<()>();
     let gate = std::sync::Mutex::new(gate);
-    let node = Node::start_with(move |_, exchange| {
-        let _ = gate.lock().unwrap().recv();
+    let node = Node::start_with(move |request, exchange| {
+        if request.text().contains("X-Hold") {
+            let _ = gate.lock().unwrap().recv();
+        }
         exchange.answer(200, "", b"after the signal")
     });
     let mut setup = Setup::new(&[node.address]);
     setup.server = "drain: 10s".into();
     let mut gateway = setup.start();
     let mut running = gateway.connect("alice");
-    running.send(GET).unwrap();
+    running.send(b"GET /echo HTTP/1.1\r\nHost: gateway.test\r\nX-Hold: yes\r\n\r\n").unwrap();
     node.wait_count(1);
     let mut idle = gateway.connect("bob");
     gateway.signal(nix::sys::signal::Signal::SIGTERM);

@@ -10,7 +10,7 @@ use crate::support::h2_client::H2;
 use crate::support::node::{Exchange, Node, Recorded};
 
 const REQUEST: &[u8] = b"GET /echo/stream HTTP/1.1\r\nHost: gateway.test\r\n\r\n";
-/// What the machine may add to the time between two events.
+/// By how much a gap at the client may differ from the node's.
 const TOLERANCE: Duration = Duration::from_millis(50);
 const GAPS_MS: &[u64] = &[0, 120, 40, 300, 5, 200];
 
@@ -30,13 +30,28 @@ fn timed(sent: Arc<Mutex<Vec<Instant>>>) -> Behaviour {
     })
 }
 
-#[track_caller]
-fn assert_in_time(sent: &[Instant], seen: &[Instant]) {
+/// Where the gaps differ by more than [`TOLERANCE`].
+fn late(sent: &[Instant], seen: &[Instant]) -> Vec<String> {
     assert_eq!(sent.len(), seen.len());
-    for (n, (sent, seen)) in sent.windows(2).zip(seen.windows(2)).enumerate() {
-        let (sent, seen) = (sent[1] - sent[0], seen[1] - seen[0]);
-        assert!(sent.abs_diff(seen) <= TOLERANCE, "gap {n}: {sent:?} at the node, {seen:?} at the client");
+    let gaps = sent.windows(2).zip(seen.windows(2)).map(|(sent, seen)| (sent[1] - sent[0], seen[1] - seen[0]));
+    let late = gaps.enumerate().filter(|(_, (sent, seen))| sent.abs_diff(*seen) > TOLERANCE);
+    late.map(|(n, (sent, seen))| format!("gap {n}: {sent:?} at the node, {seen:?} at the client")).collect()
+}
+
+/// Runs streams until one is in time, three at most: a busy machine is late now and then, a gateway that holds events back
+/// is late each time.
+#[track_caller]
+fn assert_in_time(sent: &Mutex<Vec<Instant>>, mut stream: impl FnMut() -> Vec<Instant>) {
+    let mut found = Vec::new();
+    for _ in 0..3 {
+        sent.lock().unwrap().clear();
+        let seen = stream();
+        found = late(&sent.lock().unwrap(), &seen);
+        if found.is_empty() {
+            return;
+        }
     }
+    panic!("{found:?}");
 }
 
 #[test]
@@ -45,17 +60,19 @@ fn events_arrive_one_by_one_and_in_time_over_http_1() {
     let node = Node::start_with(timed(sent.clone()));
     let gateway = Setup::new(&[node.address]).start();
     let mut connection = gateway.connect("alice");
-    connection.send(REQUEST).unwrap();
-    let head = connection.head().unwrap();
-    assert_eq!(head.status, 200);
-    assert_eq!(head.header("content-type"), Some("text/event-stream"));
-    assert_eq!(head.header("x-accel-buffering"), Some("no"));
-    let mut seen = Vec::new();
-    while let Some(chunk) = connection.chunk().unwrap() {
-        assert_eq!(String::from_utf8_lossy(&chunk), format!("data: event {}\n\n", seen.len()));
-        seen.push(Instant::now());
-    }
-    assert_in_time(&sent.lock().unwrap(), &seen);
+    assert_in_time(&sent, || {
+        connection.send(REQUEST).unwrap();
+        let head = connection.head().unwrap();
+        assert_eq!(head.status, 200);
+        assert_eq!(head.header("content-type"), Some("text/event-stream"));
+        assert_eq!(head.header("x-accel-buffering"), Some("no"));
+        let mut seen = Vec::new();
+        while let Some(chunk) = connection.chunk().unwrap() {
+            assert_eq!(String::from_utf8_lossy(&chunk), format!("data: event {}\n\n", seen.len()));
+            seen.push(Instant::now());
+        }
+        seen
+    });
     node.behave(|_, exchange| exchange.answer(200, "", b""));
     assert_eq!(connection.exchange(REQUEST).unwrap().status, 200, "the connection goes on");
 }
@@ -66,17 +83,19 @@ fn events_arrive_one_by_one_and_in_time_over_http_2() {
     let node = Node::start_with(timed(sent.clone()));
     let gateway = Setup::new(&[node.address]).start();
     let h2 = H2::connect(&gateway.client("alice"), gateway.address).unwrap();
-    let mut stream = h2.stream(H2::request("GET", "/echo/stream").body(()).unwrap(), b"").unwrap();
-    assert_eq!(stream.status, 200);
-    let mut seen = Vec::new();
-    while let Some(data) = stream.next().unwrap() {
-        if data.is_empty() {
-            continue;
+    assert_in_time(&sent, || {
+        let mut stream = h2.stream(H2::request("GET", "/echo/stream").body(()).unwrap(), b"").unwrap();
+        assert_eq!(stream.status, 200);
+        let mut seen = Vec::new();
+        while let Some(data) = stream.next().unwrap() {
+            if data.is_empty() {
+                continue;
+            }
+            assert_eq!(String::from_utf8_lossy(&data), format!("data: event {}\n\n", seen.len()));
+            seen.push(Instant::now());
         }
-        assert_eq!(String::from_utf8_lossy(&data), format!("data: event {}\n\n", seen.len()));
-        seen.push(Instant::now());
-    }
-    assert_in_time(&sent.lock().unwrap(), &seen);
+        seen
+    });
 }
 
 #[test]

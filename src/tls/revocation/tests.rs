@@ -6,7 +6,7 @@ use openssl::x509::X509;
 
 use super::*;
 use crate::cli::pki::{Authority, CertificateSpec, CrlSpec, Issued};
-use crate::tls::test_files::{Dir, PKI, day, now};
+use crate::tls::fixture_tests::{Dir, PKI, day, now};
 
 fn bundle() -> Vec<X509> {
     vec![PKI.root.cert.clone(), PKI.intermediate.cert.clone()]
