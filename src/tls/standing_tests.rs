@@ -28,7 +28,8 @@ fn come_in(server: &ServerContext, issued: &Issued) -> (ClientChain, Standing) {
         let mut near = SslStream::new(server.ssl(now()).unwrap(), near).unwrap();
         let mut far = SslStream::new(client, far).unwrap();
         let (accepted, connected) = tokio::join!(Pin::new(&mut near).accept(), Pin::new(&mut far).connect());
-        (accepted.unwrap(), connected.unwrap());
+        accepted.unwrap();
+        connected.unwrap();
         server.client(near.ssl(), now()).unwrap()
     })
 }
