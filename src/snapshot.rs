@@ -187,13 +187,18 @@ impl Snapshot {
 
 /// Lists that were fetched for the same listener before are in use from the first connection on.
 fn adopt_lists(listener: &ListenerSnapshot, config: &config::Listener, previous: Option<&Snapshot>) {
-    let of = |listener: &'_ ListenerSnapshot| listener.tls.as_ref().and_then(|tls| tls.revocation().cloned());
     let before = previous.and_then(|previous| {
         let at = previous.config.listeners.iter().position(|other| other.name == config.name)?;
-        of(previous.listeners.get(at)?)
+        previous.listeners.get(at)?.tls.as_ref()
     });
-    if let (Some(now), Some(before)) = (of(listener), before) {
-        now.adopt(&before);
+    let (Some(now), Some(before)) = (&listener.tls, before) else { return };
+    if let (Some(now), Some(before)) = (now.revocation(), before.revocation()) {
+        now.adopt(before);
+    }
+    if let (Some(ocsp), Some(before_ocsp)) = (now.ocsp(), before.ocsp())
+        && now.trusts_as(before)
+    {
+        ocsp.adopt(before_ocsp);
     }
 }
 

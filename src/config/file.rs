@@ -168,6 +168,15 @@ pub struct ClientAuth {
     pub crl_check: Option<CrlCheck>,
     /// `reject` (default) or `accept`.
     pub expired_crl: Option<ExpiredCrl>,
+    /// `off` (default) or `leaf`: the client's certificate is asked about before a connection's first request.
+    #[serde(default)]
+    pub ocsp: OcspCheck,
+    /// The `http://` responder. Default: what the certificate names.
+    pub ocsp_url: Option<String>,
+    /// Longest wait for the responder, 100ms to 30s. Default 2s.
+    pub ocsp_timeout: Option<Span>,
+    /// `reject` (default) or `accept`.
+    pub ocsp_failure: Option<OcspFailure>,
 }
 
 impl ClientAuth {
@@ -184,8 +193,60 @@ impl ClientAuth {
             crl_refresh: None,
             crl_check: None,
             expired_crl: None,
+            ocsp: OcspCheck::Off,
+            ocsp_url: None,
+            ocsp_timeout: None,
+            ocsp_failure: None,
         }
     }
+
+    /// Default of [`Self::ocsp_timeout`].
+    pub const OCSP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
+}
+
+/// `listeners[].tls.client_auth.ocsp`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum OcspCheck {
+    /// Nobody is asked.
+    #[default]
+    Off,
+    /// The client's own certificate.
+    Leaf,
+}
+
+impl<'de> Deserialize<'de> for OcspCheck {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct V;
+        impl Visitor<'_> for V {
+            type Value = OcspCheck;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("off or leaf")
+            }
+            fn visit_bool<E: de::Error>(self, v: bool) -> Result<OcspCheck, E> {
+                // YAML 1.1 reads a bare off as false.
+                if v { Err(E::invalid_value(de::Unexpected::Bool(v), &self)) } else { Ok(OcspCheck::Off) }
+            }
+            fn visit_str<E: de::Error>(self, v: &str) -> Result<OcspCheck, E> {
+                match v {
+                    "off" => Ok(OcspCheck::Off),
+                    "leaf" => Ok(OcspCheck::Leaf),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(v), &self)),
+                }
+            }
+        }
+        d.deserialize_any(V)
+    }
+}
+
+/// `listeners[].tls.client_auth.ocsp_failure`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OcspFailure {
+    /// A client of whom the responder says nothing is refused: who silences the responder must not win.
+    #[default]
+    Reject,
+    /// It comes in.
+    Accept,
 }
 
 /// `listeners[].tls.client_auth.crl_check`

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use parking_lot::Mutex;
 use prometheus::{IntCounterVec, IntGaugeVec};
 
-use super::labels::CrlFetchResult;
+use super::labels::{CrlFetchResult, OcspResult};
 use super::metrics::Metrics;
 
 /// The lists of one issuer on a listener.
@@ -26,6 +26,7 @@ pub(super) struct CrlFamilies {
     pub(super) next_update: IntGaugeVec,
     pub(super) entries: IntGaugeVec,
     pub(super) fetches: IntCounterVec,
+    pub(super) ocsp: IntCounterVec,
     /// Issuers with series, by listener.
     pub(super) shown: Mutex<HashMap<String, Vec<String>>>,
 }
@@ -56,6 +57,11 @@ impl Metrics {
     /// Counts a list that was asked for over HTTP.
     pub fn crl_fetched(&self, listener: &str, result: CrlFetchResult) {
         self.crls.fetches.with_label_values(&[listener, result.as_str()]).inc();
+    }
+
+    /// Counts an answer of an OCSP responder, or the want of one.
+    pub fn ocsp_answered(&self, listener: &str, result: OcspResult) {
+        self.crls.ocsp.with_label_values(&[listener, result.as_str()]).inc();
     }
 }
 

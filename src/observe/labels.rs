@@ -67,6 +67,18 @@ label!(
     }
 );
 
+label!(
+    /// What an OCSP responder said of a client's certificate.
+    OcspResult {
+        /// Not revoked.
+        Good => "good",
+        /// Revoked.
+        Revoked => "revoked",
+        /// Nothing that can be believed.
+        Unknown => "unknown",
+    }
+);
+
 impl From<&Method> for MethodLabel {
     fn from(method: &Method) -> Self {
         match *method {

@@ -97,6 +97,8 @@ definitions! {
         "Revoked certificates of the issuer.";
     CRL_FETCHES: Kind::Counter, "crl_fetches_total", ["listener", "result"],
         "Revocation lists asked for over HTTP, by result.";
+    OCSP_ANSWERS: Kind::Counter, "ocsp_answers_total", ["listener", "result"],
+        "Questions to OCSP responders about clients' certificates, by what came of them.";
     UPSTREAM_FIRST_BYTE: Kind::Histogram(DURATION_BUCKETS), "upstream_first_byte_seconds", ["upstream"],
         "From a node's pick to the first byte of its answer.";
     UPSTREAM_RETRIES: Kind::Counter, "upstream_retries_total", ["upstream"],
@@ -241,6 +243,7 @@ impl Metrics {
                 this_update: gauges(&r, &CRL_THIS_UPDATE),
                 entries: gauges(&r, &CRL_ENTRIES),
                 fetches: counters(&r, &CRL_FETCHES),
+                ocsp: counters(&r, &OCSP_ANSWERS),
                 shown: Mutex::default(),
             },
             upstream_first_byte: histograms(&r, &UPSTREAM_FIRST_BYTE),
@@ -381,6 +384,7 @@ mod tests {
         let crl = crate::observe::CrlShown { issuer: "CN=mesh", this_update: 1, next_update: 2, entries: 3 };
         metrics.set_crls("federation", &[crl]);
         metrics.crl_fetched("federation", crate::observe::CrlFetchResult::New);
+        metrics.ocsp_answered("federation", crate::observe::OcspResult::Good);
         metrics.upstream("hive").first_byte(Duration::from_millis(2));
         let node = metrics.upstream_node("hive", "10.0.0.1:3000");
         node.set_up(true);

@@ -19,7 +19,7 @@ pub use access_log::{AccessLog, AccessLogTarget};
 pub use crl::CrlShown;
 pub use handles::{ListenerMetrics, NodeMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics};
 pub use handshake::HandshakeResult;
-pub use labels::{CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, UpstreamResult};
+pub use labels::{CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, OcspResult, UpstreamResult};
 pub use line_limit::{Line, LineLimit};
 pub use metrics::Metrics;
 pub use record::{AccessRecord, HandshakeRecord, HandshakesOmitted};

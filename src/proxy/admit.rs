@@ -65,7 +65,15 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     ctx.request_id = Some(request_id(&session.req_header().headers));
 
     let checked = check_header(session, ctx, &connection, listener);
-    if let Err(refusal) = checked.and_then(|()| check_certificate(shared, &connection, &snapshot)) {
+    let mut checked = checked.and_then(|()| check_certificate(shared, &connection, &snapshot));
+    if let (Ok(()), Some(ocsp)) = (&checked, listener.tls.as_ref().and_then(|tls| tls.ocsp())) {
+        let asked = connection.ask_responder(ocsp, &shared.metrics, shared.clock.unix_seconds()).await;
+        checked = asked.map_or(Ok(()), |gone| {
+            connection.retire();
+            Err(refusal_of(gone))
+        });
+    }
+    if let Err(refusal) = checked {
         ctx.shape = route_named(session, &snapshot);
         return Err(refusal.into());
     }

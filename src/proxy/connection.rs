@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -10,11 +10,11 @@ use tokio::sync::watch;
 
 use crate::identity::PeerIdentity;
 use crate::names::ListenerName;
-use crate::observe::{CloseReason, ListenerMetrics};
+use crate::observe::{CloseReason, ListenerMetrics, Metrics, OcspResult};
 use crate::policy::admission::Permit;
 use crate::policy::peers::Peer;
 use crate::snapshot::Snapshot;
-use crate::tls::{Alpn, ClientChain, ConnectionFacts, Gone, Standing};
+use crate::tls::{Alpn, ClientChain, ConnectionFacts, Gone, Ocsp, OcspVerdict, Standing};
 
 /// What every connection of one listener shares, for as long as the process lives.
 pub struct ListenerShared {
@@ -100,6 +100,9 @@ pub struct Connection {
     client: Option<ClientChain>,
     /// How they stood when they were last looked at.
     standing: ArcSwapOption<Standing>,
+    /// Until when the OCSP responder's answer holds, seconds since 1970, and a turn for each who would ask.
+    ocsp_until: AtomicI64,
+    ocsp_turn: tokio::sync::Mutex<()>,
     retire: watch::Sender<bool>,
 }
 
@@ -143,6 +146,8 @@ impl Connection {
             peer: ArcSwapOption::empty(),
             client,
             standing: ArcSwapOption::from_pointee(standing),
+            ocsp_until: AtomicI64::new(i64::MIN),
+            ocsp_turn: tokio::sync::Mutex::new(()),
             retire,
         }
     }
@@ -180,6 +185,45 @@ impl Connection {
                 gone
             }
         }
+    }
+
+    /// Asks the OCSP responder about the client where that is due; many requests at once ask once. Why the client may not
+    /// stay, if so.
+    pub async fn ask_responder(&self, ocsp: &Ocsp, metrics: &Metrics, now_unix: i64) -> Option<Gone> {
+        let client = self.client.as_ref()?;
+        if now_unix < self.ocsp_until.load(Ordering::Relaxed) {
+            return None;
+        }
+        let _turn = self.ocsp_turn.lock().await;
+        if now_unix < self.ocsp_until.load(Ordering::Relaxed) {
+            return None;
+        }
+        let (leaf, issuer) = client.leaf_and_issuer();
+        let (answer, why) = ocsp.check(leaf, issuer, now_unix).await;
+        let listener = self.listener.name.as_str();
+        if let Some(why) = why {
+            log::warn!("listener {listener}: OCSP: {why}");
+        }
+        if answer.fresh {
+            metrics.ocsp_answered(
+                listener,
+                match answer.verdict {
+                    OcspVerdict::Good => OcspResult::Good,
+                    OcspVerdict::Revoked => OcspResult::Revoked,
+                    OcspVerdict::Unknown => OcspResult::Unknown,
+                },
+            );
+        }
+        let gone = match answer.verdict {
+            OcspVerdict::Good => None,
+            OcspVerdict::Revoked => Some(Gone::Revoked),
+            OcspVerdict::Unknown if ocsp.accepts_unknown() => None,
+            OcspVerdict::Unknown => Some(Gone::StatusUnknown),
+        };
+        if gone.is_none() {
+            self.ocsp_until.store(answer.until, Ordering::Relaxed);
+        }
+        gone
     }
 
     /// A request's header is whole. Returns how many there have been, this one included.

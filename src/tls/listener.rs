@@ -12,14 +12,14 @@ use openssl::ssl::{
 use openssl::x509::store::{X509Store, X509StoreBuilder};
 use openssl::x509::{X509, X509NameRef};
 
-use crate::config::file::{ListenerTls, TlsVersion};
+use crate::config::file::{ListenerTls, OcspCheck, TlsVersion};
 
 use super::TlsFault;
 use super::certificate::{CertificateFacts, SubjectAltNames};
 use super::files::{ChainAndKey, Files, Role, reason};
 use super::handshake::{self, Checks, VerifyNotes};
 use super::names::Names;
-use super::revocation::Revocation;
+use super::revocation::{Ocsp, Revocation};
 use super::standing::{ClientChain, Judge, Standing, Trust};
 
 /// ALPN protocols in the order of the gateway's preference (RFC 7301, section 3.1).
@@ -56,6 +56,7 @@ pub struct ServerContext {
     warnings: Vec<TlsFault>,
     trust: Trust,
     revocation: Option<Arc<Revocation>>,
+    ocsp: Option<Arc<Ocsp>>,
 }
 
 /// Builds a listener's context from its files, which are relative to `base_dir`. `now` is Unix time in seconds.
@@ -97,6 +98,10 @@ pub fn build_listener(tls: &ListenerTls, base_dir: &Path, now: i64) -> Result<Se
         warnings: files.warnings,
         trust: Trust::new(&bundle, SECURITY_LEVEL, VERIFY_DEPTH).map_err(refused)?,
         revocation,
+        ocsp: match tls.client_auth.ocsp {
+            OcspCheck::Off => None,
+            OcspCheck::Leaf => Some(Arc::new(Ocsp::new(&tls.client_auth, &bundle, SECURITY_LEVEL).map_err(refused)?)),
+        },
     })
 }
 
@@ -132,6 +137,16 @@ impl ServerContext {
 
     fn judge(&self) -> Judge<'_> {
         Judge { trust: &self.trust, revocation: self.revocation.as_deref() }
+    }
+
+    /// Who is asked about clients' certificates, if the configuration asks for it.
+    pub fn ocsp(&self) -> Option<&Arc<Ocsp>> {
+        self.ocsp.as_ref()
+    }
+
+    /// Whether both trust the same CAs.
+    pub fn trusts_as(&self, other: &ServerContext) -> bool {
+        self.trust.generation() == other.trust.generation()
     }
 
     /// What is known of revoked certificates, if the configuration asks for it.

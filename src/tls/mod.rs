@@ -34,8 +34,8 @@ pub use certificate::{CertificateFacts, identity, identity_of};
 pub use handshake::{Alpn, ConnectionFacts, HandshakeFailure, classify, facts, offered, timed_out};
 pub use listener::{ServerContext, build_listener};
 pub use revocation::{
-    Bundle, CRL_BYTES_MAX, Crl, CrlFacts, CrlUrl, Fetched, IssuerId, Link, Revocation, RevocationSet, Scope, Serial,
-    Serials, Verdict, fetch,
+    Bundle, CRL_BYTES_MAX, Crl, CrlFacts, CrlUrl, Fetched, IssuerId, Link, Ocsp, OcspAnswer, OcspVerdict, Revocation,
+    RevocationSet, Scope, Serial, Serials, Verdict, fetch,
 };
 pub use standing::{ClientChain, Gone, Standing};
 pub use upstream::{UpstreamTlsMaterial, build_upstream};

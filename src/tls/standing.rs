@@ -10,7 +10,7 @@ use openssl::ssl::SslRef;
 use openssl::stack::Stack;
 use openssl::x509::store::{X509Store, X509StoreBuilder};
 use openssl::x509::verify::X509VerifyParam;
-use openssl::x509::{X509, X509PurposeId, X509StoreContext};
+use openssl::x509::{X509, X509PurposeId, X509Ref, X509StoreContext};
 
 use crate::config::file::CrlCheck;
 
@@ -35,6 +35,15 @@ pub struct ClientChain {
     leaf: X509,
     /// What the client sent along.
     sent: Stack<X509>,
+    /// Who signed the client's certificate.
+    issuer: X509,
+}
+
+impl ClientChain {
+    /// The client's certificate and that of who signed it.
+    pub fn leaf_and_issuer(&self) -> (&X509Ref, &X509Ref) {
+        (&self.leaf, &self.issuer)
+    }
 }
 
 // Stack has no Debug of its own.
@@ -103,6 +112,10 @@ impl Trust {
         Ok(Self { generation: u64::from_be_bytes([a, b, c, d, e, f, g, h]), store: builder.build() })
     }
 
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
     fn verify(&self, client: &ClientChain) -> Result<Verified, Gone> {
         let verified = X509StoreContext::new().and_then(|mut context| {
             context.init(&self.store, &client.leaf, &client.sent, |context| {
@@ -127,12 +140,15 @@ pub(super) struct Judge<'a> {
 impl Judge<'_> {
     /// Of a client whose handshake has just succeeded with this very trust.
     pub(super) fn first(&self, ssl: &SslRef, now: i64) -> Option<(ClientChain, Standing)> {
-        let verified = Verified::of(ssl.verified_chain()?).ok()?;
+        let chain = ssl.verified_chain()?;
+        let verified = Verified::of(chain).ok()?;
+        // A root that is a client itself signed itself.
+        let issuer = chain.get(1).or(chain.get(0))?.to_owned();
         let mut sent = Stack::new().ok()?;
         for cert in ssl.peer_cert_chain().into_iter().flatten() {
             sent.push(cert.to_owned()).ok()?;
         }
-        let client = ClientChain { leaf: ssl.peer_certificate()?, sent };
+        let client = ClientChain { leaf: ssl.peer_certificate()?, sent, issuer };
         let standing = self.weigh(self.generations(), Arc::new(verified), now);
         Some((client, standing))
     }

@@ -13,6 +13,7 @@ mod demo;
 mod headers;
 mod limits;
 mod log;
+mod ocsp;
 mod revocation;
 mod routes;
 mod streams;

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::Resolver;
 use super::ranges::{DAY, HOUR, MILLISECOND, MINUTE, SECOND};
-use crate::config::file::{self, ClientAuth, ListenerLimits, ListenerTimeouts, ListenerTls, Protocol};
+use crate::config::file::{self, ClientAuth, ListenerLimits, ListenerTimeouts, ListenerTls, OcspCheck, Protocol};
 use crate::config::{Listener, Route, RoutePeers};
 use crate::tls::CrlUrl;
 
@@ -79,6 +79,22 @@ fn client_auth(r: &mut Resolver<'_>, at: &str, auth: &mut ClientAuth) {
         r.span(&format!("{at}.crl_refresh"), refresh, SECOND, DAY);
         if auth.crl_url.is_empty() {
             r.error(&format!("{at}.crl_refresh"), "there is nothing to ask for; write crl_url, or leave it out");
+        }
+    }
+    if let Some(Err(why)) = auth.ocsp_url.as_deref().map(CrlUrl::parse) {
+        r.error(&format!("{at}.ocsp_url"), why);
+    }
+    if let Some(timeout) = auth.ocsp_timeout {
+        r.span(&format!("{at}.ocsp_timeout"), timeout, 100 * MILLISECOND, SECOND * 30);
+    }
+    if auth.ocsp == OcspCheck::Off {
+        let keys = [
+            ("ocsp_url", auth.ocsp_url.is_some()),
+            ("ocsp_timeout", auth.ocsp_timeout.is_some()),
+            ("ocsp_failure", auth.ocsp_failure.is_some()),
+        ];
+        for (key, _) in keys.into_iter().filter(|(_, given)| *given) {
+            r.error(&format!("{at}.{key}"), "nobody is asked; write ocsp: leaf, or leave it out");
         }
     }
     if auth.crl.is_empty() && auth.crl_url.is_empty() {

@@ -1,4 +1,4 @@
-//! Fetches a CRL: one GET over plain HTTP/1.1 (RFC 5280, section 4.2.1.13, has it so). The list is signed, so the way
+//! Fetches a CRL or asks an OCSP responder: one GET or POST over plain HTTP/1.1 (RFC 5280, section 4.2.1.13, has it so). The list is signed, so the way
 //! needs no protection; an older list replayed on the way is found by [`super::Revocation::install`].
 
 use std::time::Duration;
@@ -72,25 +72,67 @@ pub enum Fetched {
 /// # Errors
 /// Why there is no list, in one line.
 pub async fn fetch(url: &CrlUrl, tag: Option<&str>) -> Result<Fetched, String> {
-    let whole = tokio::time::timeout(WHOLE, async {
-        let connect = TcpStream::connect((url.host.as_str(), url.port));
-        let mut tcp = match tokio::time::timeout(CONNECT, connect).await {
-            Ok(connected) => connected.map_err(|e| e.to_string())?,
-            Err(_) => return Err("no connection in time".to_owned()),
-        };
-        let condition = tag.map(|tag| format!("If-None-Match: {tag}\r\n")).unwrap_or_default();
-        let request = format!(
-            "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: hive-gateway\r\nAccept: application/pkix-crl, */*\r\n\
-             {condition}Connection: close\r\n\r\n",
-            url.target, url.authority
-        );
-        tcp.write_all(request.as_bytes()).await.map_err(|e| e.to_string())?;
-        let mut answer = Vec::new();
-        let limit = CRL_BYTES_MAX + HEADER_BYTES_MAX as u64;
-        (&mut tcp).take(limit + 1).read_to_end(&mut answer).await.map_err(|e| e.to_string())?;
-        if answer.len() as u64 > limit { Err("longer than 128 MiB".to_owned()) } else { Ok(answer) }
-    });
+    let condition = tag.map(|tag| format!("If-None-Match: {tag}\r\n")).unwrap_or_default();
+    let request = format!("GET {} HTTP/1.1\r\nAccept: application/pkix-crl, */*\r\n{condition}", url.target);
+    let whole = tokio::time::timeout(WHOLE, exchange(url, request, &[], CRL_BYTES_MAX));
     read_answer(whole.await.map_err(|_| "no whole list in time".to_owned())??)
+}
+
+/// Posts a body and gives back that of the answer; for OCSP. The caller limits the time.
+///
+/// # Errors
+/// Why there is no answer, in one line.
+pub(super) async fn ask(url: &CrlUrl, kind: &str, body: &[u8], bytes_max: u64) -> Result<Vec<u8>, String> {
+    let length = body.len();
+    let request = format!("POST {} HTTP/1.1\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n", url.target);
+    let told = |why| format!("{}: {why}", url.as_str());
+    match exchange(url, request, body, bytes_max).await.and_then(read_answer).map_err(told)? {
+        Fetched::List(answer, _) => Ok(answer),
+        Fetched::NotModified => Err(told("status 304".into())),
+    }
+}
+
+/// Sends a request, of which `head` lacks what all have, and reads the answer to its end: that of the connection, or of
+/// a body of known length, for not every server closes when it is asked to.
+async fn exchange(url: &CrlUrl, head: String, body: &[u8], bytes_max: u64) -> Result<Vec<u8>, String> {
+    let connect = TcpStream::connect((url.host.as_str(), url.port));
+    let mut tcp = match tokio::time::timeout(CONNECT, connect).await {
+        Ok(connected) => connected.map_err(|e| e.to_string())?,
+        Err(_) => return Err("no connection in time".to_owned()),
+    };
+    let mut request =
+        format!("{head}Host: {}\r\nUser-Agent: hive-gateway\r\nConnection: close\r\n\r\n", url.authority).into_bytes();
+    request.extend_from_slice(body);
+    tcp.write_all(&request).await.map_err(|e| e.to_string())?;
+    let mut answer = Vec::new();
+    let limit = bytes_max + HEADER_BYTES_MAX as u64;
+    let mut whole = None;
+    loop {
+        if tcp.read_buf(&mut answer).await.map_err(|e| e.to_string())? == 0 {
+            return Ok(answer);
+        }
+        whole = whole.or_else(|| whole_length(&answer));
+        if whole.is_some_and(|whole| answer.len() >= whole) {
+            return Ok(answer);
+        }
+        if answer.len() as u64 > limit {
+            return Err(format!("longer than {bytes_max} bytes"));
+        }
+    }
+}
+
+/// How long an answer is with its header, once that is here and says so.
+fn whole_length(answer: &[u8]) -> Option<usize> {
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+    let mut head = httparse::Response::new(&mut fields);
+    let Ok(httparse::Status::Complete(length)) = head.parse(&answer[..answer.len().min(HEADER_BYTES_MAX)]) else {
+        return None;
+    };
+    if head.code == Some(304) {
+        return Some(length);
+    }
+    let announced = head.headers.iter().find(|field| field.name.eq_ignore_ascii_case("content-length"))?;
+    std::str::from_utf8(announced.value).ok()?.trim().parse::<usize>().ok()?.checked_add(length)
 }
 
 fn read_answer(mut answer: Vec<u8>) -> Result<Fetched, String> {

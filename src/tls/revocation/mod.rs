@@ -12,6 +12,7 @@ mod crl;
 mod der;
 mod fetch;
 mod live;
+mod ocsp;
 mod serials;
 
 use std::path::Path;
@@ -31,6 +32,7 @@ use super::certificate::is_ca;
 pub use crl::{Bundle, Crl, IssuerId, Scope};
 pub use fetch::{CrlUrl, Fetched, fetch};
 pub use live::{CrlFacts, Revocation};
+pub use ocsp::{Ocsp, OcspAnswer, OcspVerdict};
 pub use serials::{Serial, Serials};
 
 /// Largest CRL file or answer, in bytes: about three million entries.

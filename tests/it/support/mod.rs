@@ -6,6 +6,7 @@ pub mod crl_server;
 pub mod gateway;
 pub mod h2_client;
 pub mod node;
+pub mod ocsp_server;
 pub mod node_h2;
 
 use std::path::{Path, PathBuf};
