@@ -51,7 +51,7 @@ pub struct ListenerSnapshot {
     pub trusted: TrustedProxies,
     /// Longest TLS handshake.
     pub handshake: Duration,
-    /// How often a running answer looks whether its client may still have it.
+    /// Within what time a running answer finds out that its client may no longer have it.
     pub revocation: Duration,
     /// Longest life that takes new requests.
     pub connection_age: Duration,

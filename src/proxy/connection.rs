@@ -103,6 +103,8 @@ pub struct Connection {
     /// Until when the OCSP responder's answer holds, seconds since 1970, and a turn for each who would ask.
     ocsp_until: AtomicI64,
     ocsp_turn: tokio::sync::Mutex<()>,
+    /// Why the last answer sends the client away, if it does.
+    ocsp_gone: ArcSwapOption<Gone>,
     retire: watch::Sender<bool>,
 }
 
@@ -148,6 +150,7 @@ impl Connection {
             standing: ArcSwapOption::from_pointee(standing),
             ocsp_until: AtomicI64::new(i64::MIN),
             ocsp_turn: tokio::sync::Mutex::new(()),
+            ocsp_gone: ArcSwapOption::empty(),
             retire,
         }
     }
@@ -191,11 +194,11 @@ impl Connection {
     /// stay, if so.
     pub async fn ask_responder(&self, ocsp: &Ocsp, metrics: &Metrics, now_unix: i64) -> Option<Gone> {
         let client = self.client.as_ref()?;
-        if now_unix < self.ocsp_until.load(Ordering::Relaxed) {
+        if !self.responder_is_due(now_unix) {
             return None;
         }
         let _turn = self.ocsp_turn.lock().await;
-        if now_unix < self.ocsp_until.load(Ordering::Relaxed) {
+        if !self.responder_is_due(now_unix) {
             return None;
         }
         let (leaf, issuer) = client.leaf_and_issuer();
@@ -220,10 +223,21 @@ impl Connection {
             OcspVerdict::Unknown if ocsp.accepts_unknown() => None,
             OcspVerdict::Unknown => Some(Gone::StatusUnknown),
         };
+        self.ocsp_gone.store(gone.map(Arc::new));
         if gone.is_none() {
             self.ocsp_until.store(answer.until, Ordering::Relaxed);
         }
         gone
+    }
+
+    /// Whether the OCSP responder's last good answer has run out, or there was none.
+    pub fn responder_is_due(&self, now_unix: i64) -> bool {
+        now_unix >= self.ocsp_until.load(Ordering::Relaxed)
+    }
+
+    /// Why the OCSP responder's last answer sends the client away, if it does.
+    pub fn told_by_responder(&self) -> Option<Gone> {
+        self.ocsp_gone.load().as_deref().copied()
     }
 
     /// A request's header is whole. Returns how many there have been, this one included.

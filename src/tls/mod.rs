@@ -11,7 +11,8 @@
 //!
 //! **Revocation.** Lists (CRLs) of the clients' issuers, held in a set of our own (`revocation`): asked in the handshake,
 //! by every request on a running connection, and by running answers (`standing`), as are the certificate's end and
-//! the CA bundle, which may all have changed since.
+//! the CA bundle, which may all have changed since. OCSP, where configured, is asked before a connection's first request
+//! and whenever its answer has run out: a handshake can't wait for somebody else without holding up its thread.
 //!
 //! **No resumption.** No session cache, no tickets. OpenSSL takes over a resumed client's certificate without verifying
 //! it: neither the chain, nor the dates, nor the verify callback with its lists, so a revoked client would get back in

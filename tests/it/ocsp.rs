@@ -102,3 +102,32 @@ fn an_answer_that_is_over_says_nothing() {
     let (gateway, _server) = gateway(&node, "", -400);
     assert_refused(&gateway, "alice", "certificate_status_unknown");
 }
+
+#[test]
+fn a_running_stream_ends_when_the_next_answer_is_bad() {
+    let node = Node::start_with(|_, exchange| {
+        exchange.begin_stream()?;
+        while !exchange.gone_within(Duration::from_millis(50)) {
+            exchange.event("tick")?;
+        }
+        Ok(())
+    });
+    let mut setup = Setup::new(&[node.address]);
+    let server = OcspServer::start(setup.pki.0.intermediate.clone(), 2);
+    setup.client_auth = format!("ocsp: leaf, ocsp_url: \"{}\"", server.url());
+    setup.timeouts = "revocation: 400ms".into();
+    let gateway = setup.start();
+    let mut connection = gateway.connect("alice");
+    connection.send(b"GET /echo/stream HTTP/1.1\r\nHost: gateway.test\r\n\r\n").unwrap();
+    assert_eq!(connection.head().unwrap().status, 200);
+    wait_until("a good answer is asked for again", || {
+        assert!(connection.chunk().unwrap().is_some());
+        server.asked() >= 2
+    });
+    server.say(Says::Revoked);
+    while let Ok(chunk) = connection.chunk() {
+        assert!(chunk.is_some(), "the stream pretends to be whole");
+    }
+    let line = gateway.wait_log(|l| l["refusal"] == "certificate_revoked");
+    assert_eq!(line["status"], 200, "{line}");
+}
