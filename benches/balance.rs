@@ -20,9 +20,11 @@ fn material() -> UpstreamTlsMaterial {
     UpstreamTlsMaterial {
         ca: Arc::new(Box::new([])),
         server_name: "hive.internal".into(),
+        spiffe_id: None,
         client: None,
         generation: 1,
         client_facts: None,
+        authorities: Vec::new(),
         warnings: Vec::new(),
     }
 }

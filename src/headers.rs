@@ -71,6 +71,9 @@ pub const HOP_BY_HOP: [HeaderName; 10] = [
     HTTP2_SETTINGS,
 ];
 
+/// End of every federation JWT's name.
+pub const FEDERATION_JWT_END: &str = "-federation-jwt";
+
 /// The product's own headers: `hive.header_prefix` and a fixed end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProductHeaders {
@@ -126,6 +129,12 @@ impl ProductHeaders {
     fn passed(&self) -> [&HeaderName; 4] {
         [&self.federation_jwt, &self.federation_secret, &self.federation_proxy_operator_token, &self.public_a2a_key]
     }
+}
+
+/// The federation JWT, under whatever product's prefix: a Hive may read another one than is configured here, and none may
+/// get past the check. `request::check_form` has seen to it that there is no second one.
+pub fn federation_jwt(headers: &HeaderMap) -> Option<&HeaderValue> {
+    headers.iter().find(|(name, _)| name.as_str().ends_with(FEDERATION_JWT_END)).map(|(_, value)| value)
 }
 
 /// What a client may never say. Built once per configuration.
@@ -245,8 +254,10 @@ fn is_spoofable(name: &str) -> bool {
             Some(b'c') => {
                 any_prefix(name, &["cf-", "client-cert"]) || matches!(name, "client-ip" | "cluster-client-ip")
             }
-            // RFC 7239 and its forerunners; Fastly's.
-            Some(b'f') => any_prefix(name, &["forwarded", "fastly-"]),
+            // RFC 7239 and its forerunners; Fastly's, Fly's.
+            Some(b'f') => any_prefix(name, &["forwarded", "fastly-", "fly-"]),
+            // DigitalOcean's.
+            Some(b'd') => name == "do-connecting-ip",
             // Server actions of Next.js; the gateway publishes none.
             Some(b'n') => any_prefix(name, &["next-action", "next-resume"]),
             // CGI turns `Proxy` into HTTP_PROXY ("httpoxy").

@@ -11,6 +11,8 @@
 //!              └ record: log, metrics                            proxy::record, observe
 //! ```
 //!
+//! Beside it, [`reload`] takes changed certificates and configurations into use while requests run.
+//!
 //! Every refusal on that way is one variant of [`refusal::Refusal`].
 
 pub mod names;
@@ -29,6 +31,7 @@ pub mod tls;
 pub mod upstream;
 pub mod config;
 pub mod snapshot;
+pub mod reload;
 pub mod proxy;
 pub mod admin;
 pub mod server;

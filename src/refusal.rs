@@ -12,6 +12,12 @@ pub enum Refusal {
     TwoFederationCredentials,
     /// A federation JWT longer than 8192 bytes.
     FederationTokenTooLong,
+    /// A federation JWT that Hive would not take either; says why, for the log.
+    FederationTokenInvalid(&'static str),
+    /// A federation JWT that is good at another time; says which way, for the log.
+    FederationTokenNotNow(&'static str),
+    /// A federation JWT of another peer than the one that the certificate names (`federation.bind_issuer`).
+    FederationIssuerMismatch,
     /// Request line and header fields beyond `limits.request_header`.
     HeaderTooLarge,
     /// `Host` is not the name that the TLS handshake asked for, or no route serves it (decision 2).
@@ -91,10 +97,26 @@ impl Refusal {
         }
     }
 
+    /// The body, where it is neither the route's JSON-RPC form nor the small JSON one: what Hive itself answers, so that a
+    /// peer can't tell who checked its token (`hive-contract`, "Federation JWT").
+    pub fn own_body(&self) -> Option<&'static str> {
+        match self {
+            Refusal::FederationTokenInvalid(_) => {
+                Some(r#"{"error":"Unauthorized","message":"Invalid federation JWT."}"#)
+            }
+            Refusal::FederationTokenNotNow(_) => {
+                Some(r#"{"error":"Unauthorized","message":"Federation JWT is not valid at this time."}"#)
+            }
+            _ => None,
+        }
+    }
+
     /// More for the log than the client is told.
     pub fn detail(&self) -> Option<&str> {
         match self {
-            Refusal::AmbiguousRequest(why) => Some(why),
+            Refusal::AmbiguousRequest(why)
+            | Refusal::FederationTokenInvalid(why)
+            | Refusal::FederationTokenNotNow(why) => Some(why),
             Refusal::JsonInvalid(why) | Refusal::JsonRpcInvalid(why) => Some(why),
             _ => None,
         }
@@ -138,6 +160,13 @@ impl Refusal {
             }
             Refusal::FederationTokenTooLong => {
                 (400, "federation_token_too_long", -32600, "The federation JWT is longer than 8192 bytes.")
+            }
+            Refusal::FederationTokenInvalid(_) => (401, "federation_token_invalid", -32600, "Invalid federation JWT."),
+            Refusal::FederationTokenNotNow(_) => {
+                (401, "federation_token_not_now", -32600, "Federation JWT is not valid at this time.")
+            }
+            Refusal::FederationIssuerMismatch => {
+                (403, "federation_issuer_mismatch", -32600, "The federation JWT is not of this certificate's peer.")
             }
             Refusal::HeaderTooLarge => (431, "header_too_large", -32600, "The request header is too large."),
             Refusal::MisdirectedRequest => {

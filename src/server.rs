@@ -1,6 +1,7 @@
 //! Puts the Pingora server together: listeners, health checks, admin, and an orderly end.
 
 mod crl_refresh;
+mod reload_service;
 mod status;
 
 use std::path::Path;
@@ -12,19 +13,19 @@ use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
-use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
-use pingora::services::background::{BackgroundService, background_service};
+use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
+use pingora::services::background::background_service;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::admin;
 use crate::clock::Clock;
-use crate::config::{self, ConfigError, Loaded};
-use crate::observe::{AccessLog, AccessLogTarget, Metrics};
+use crate::config::{ConfigError, Loaded};
+use crate::observe::Metrics;
 use crate::proxy::listener::{ListenerService, try_listen};
 use crate::proxy::{Gateway, Shared};
+use crate::reload::{self, Origin, Reloader};
 use crate::snapshot::Snapshot;
-use crate::upstream;
 
 /// How often an ending process looks whether its last request is done.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
@@ -49,24 +50,22 @@ pub enum RunError {
     Start(String),
 }
 
-/// Runs the gateway until it is told to end: SIGTERM lets running requests finish, SIGINT does not.
+/// Runs the gateway until it is told to end: SIGTERM lets running requests finish, SIGINT does not. SIGHUP reads the
+/// configuration again ([`crate::reload`]) and opens the access log's file again.
 ///
 /// # Errors
 /// Before anything is served: a wrong configuration, an address that can't be listened on.
 pub fn run(file: &Path) -> Result<(), RunError> {
-    let Loaded { config, warnings, .. } =
-        config::load(file, &|name| std::env::var(name).ok()).map_err(RunError::Config)?;
+    // A SIGHUP that comes before the service that reloads would end the process.
+    // SAFETY: no handler of this program's is replaced, and ignoring a signal runs no code.
+    let _ = unsafe { nix::sys::signal::signal(nix::sys::signal::Signal::SIGHUP, nix::sys::signal::SigHandler::SigIgn) };
+    let clock = Clock::System;
+    let metrics = Metrics::new();
+    let (origin, Loaded { config, warnings, .. }) = Origin::load(file, &clock, &metrics).map_err(RunError::Config)?;
     for warning in warnings {
         log::warn!("{warning}");
     }
-    let clock = Clock::System;
-    let metrics = Metrics::new();
-    let target = match &config.access_log {
-        config::file::AccessLog::Stdout => AccessLogTarget::Stdout,
-        config::file::AccessLog::Off => AccessLogTarget::Off,
-        config::file::AccessLog::File(path) => AccessLogTarget::File(path.into()),
-    };
-    let log = AccessLog::open(&target, clock.clone(), &metrics).map_err(|e| RunError::Start(e.to_string()))?;
+    let log = reload::open_log(&config, &clock, &metrics).map_err(|e| RunError::Start(e.to_string()))?;
     for (what, address) in config
         .listeners
         .iter()
@@ -77,15 +76,16 @@ pub fn run(file: &Path) -> Result<(), RunError> {
     }
     let snapshot = Snapshot::build(config, 1, &metrics, None, clock.unix_seconds()).map_err(RunError::Start)?;
     let shared = Shared::new(snapshot, clock, metrics, log);
-    serve(&shared);
-    shared.log.close(LOG_WAIT);
+    let reloader = Reloader::new(origin, shared.clone());
+    serve(&shared, &reloader);
+    shared.log().close(LOG_WAIT);
     match shared.failure() {
         Some(why) => Err(RunError::Start(why)),
         None => Ok(()),
     }
 }
 
-fn serve(shared: &Arc<Shared>) {
+fn serve(shared: &Arc<Shared>, reloader: &Arc<Reloader>) {
     let snapshot = shared.snapshot();
     let conf = ServerConf {
         threads: snapshot.config.server.threads,
@@ -102,7 +102,7 @@ fn serve(shared: &Arc<Shared>) {
     let conf = server.configuration.clone();
     let (stop, stopped) = watch::channel(false);
 
-    let header = |listener: usize| snapshot.listeners.get(listener).map_or(32 << 10, |l| l.deadlines.header_bytes);
+    let header = |listener: usize| snapshot.listener(listener).map_or(32 << 10, |l| l.deadlines.header_bytes);
     let proxy = |listener: &Arc<crate::proxy::connection::ListenerShared>| {
         let mut proxy = HttpProxy::new(Gateway::new(shared.clone()), conf.clone());
         let mut options = HttpServerOptions::default();
@@ -121,27 +121,15 @@ fn serve(shared: &Arc<Shared>) {
     };
     server.add_service(ListenerService::new(shared.clone(), proxy, stopped));
     server.add_service(background_service("crl refresh", crl_refresh::CrlRefresh(shared.clone())));
-    server.add_service(background_service("health", HealthChecks(shared.clone())));
-    let admin = &snapshot.config.admin;
-    let state = Arc::new(status::admin_state(shared));
-    server.add_service(admin::service(state, admin.address, admin.bearer.as_ref()));
+    server.add_service(background_service("health", reload_service::HealthChecks(shared.clone())));
+    let mut reloads =
+        background_service("reload", reload_service::Reloads { reloader: reloader.clone(), shared: shared.clone() });
+    reloads.threads = Some(1);
+    server.add_service(reloads);
+    let address = snapshot.config.admin.address;
+    server.add_service(admin::service(Arc::new(status::admin_state(shared, reloader)), address));
     drop(snapshot);
     server.run(RunArgs { shutdown_signal: Box::new(Signals { shared: shared.clone(), stop }) });
-}
-
-/// Probes the nodes of all upstreams.
-struct HealthChecks(Arc<Shared>);
-
-#[async_trait]
-impl BackgroundService for HealthChecks {
-    async fn start(&self, shutdown: ShutdownWatch) {
-        let snapshot = self.0.snapshot();
-        let mut checks = tokio::task::JoinSet::new();
-        for u in &snapshot.upstreams {
-            checks.spawn(upstream::run_health_checks(u.upstream.clone(), self.0.clock.clone(), shutdown.clone()));
-        }
-        checks.join_all().await;
-    }
 }
 
 /// Waits for the signal to end. On SIGTERM no connection is accepted any more, idle ones are closed, and the process
@@ -169,15 +157,17 @@ impl ShutdownSignalWatch for Signals {
         self.shared.drain();
         let _ = self.stop.send_replace(true);
         let deadline = Instant::now() + drain;
-        while self.shared.requests() > 0 && Instant::now() < deadline {
+        // An answer may still be on its way when its request is done, so the connections are waited for: idle ones are
+        // closed now, HTTP/2 ones when their last stream has been taken.
+        while self.shared.requests() + self.shared.connections() > 0 && Instant::now() < deadline {
             tokio::select! {
                 () = tokio::time::sleep(DRAIN_POLL) => {}
                 _ = interrupt.recv() => break,
             }
         }
-        match self.shared.requests() {
-            0 => log::info!("all requests are done"),
-            left => log::warn!("{left} requests are cut off"),
+        match (self.shared.requests(), self.shared.connections()) {
+            (0, 0) => log::info!("all requests are done"),
+            (requests, connections) => log::warn!("{requests} requests and {connections} connections are cut off"),
         }
         ShutdownSignal::FastShutdown
     }

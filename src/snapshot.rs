@@ -10,13 +10,14 @@ use http::HeaderValue;
 use crate::config::{self, Config};
 use crate::headers::{ProductHeaders, Spoofable};
 use crate::json_rpc::{self, MethodPolicy};
-use crate::names::RouteName;
-use crate::observe::{CrlShown, Metrics, NodeMetrics, RouteMetrics, UpstreamMetrics};
+use crate::names::{ListenerName, RouteName};
+use crate::observe::{CrlShown, Expiring, Expiry, Metrics, NodeMetrics, RouteMetrics, UpstreamMetrics};
 use crate::policy::admission;
+use crate::policy::federation::Federation;
 use crate::policy::peers::{Peer, PeerMatcher, Peers};
 use crate::request::TrustedProxies;
 use crate::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
-use crate::tls::{self, ServerContext};
+use crate::tls::{self, CertificateFacts, Revocation, ServerContext};
 use crate::upstream::{NodeSettings, Settings, Upstream};
 
 /// A configuration, built.
@@ -25,24 +26,30 @@ pub struct Snapshot {
     pub generation: u64,
     /// What it was built from.
     pub config: Arc<Config>,
-    /// Path to route.
-    pub routes: Table<Published>,
     /// Certificate to peer.
     pub peers: Peers,
     /// Listeners, in the order of the configuration.
     pub listeners: Vec<ListenerSnapshot>,
+    /// The listeners that this process has sockets for, in their order at its start.
+    slots: Arc<[ListenerName]>,
+    /// By slot: index into `listeners`; none if a reload took the listener away.
+    by_slot: Vec<Option<usize>>,
     /// Upstreams, in the order of the configuration.
     pub upstreams: Vec<Arc<UpstreamSnapshot>>,
     /// Hive's own headers under the configured prefix.
     pub product: ProductHeaders,
     /// What a client may never say.
     pub spoofable: Spoofable,
+    /// What is done with federation JWTs, on routes to trusted upstreams.
+    pub federation: Federation,
     /// `Bearer …`, the proof that a request came through the gateway.
     pub gateway_auth: Option<HeaderValue>,
 }
 
 /// A listener's part that a reload may change.
 pub struct ListenerSnapshot {
+    /// Path to route, of the routes that this listener serves.
+    pub routes: Table<Published>,
     /// Certificates and trust; none on a plain listener.
     pub tls: Option<ServerContext>,
     /// Limits on connections.
@@ -84,6 +91,20 @@ pub struct UpstreamSnapshot {
     pub metrics: Arc<UpstreamMetrics>,
     /// Counters per node, by [`crate::upstream::Node::index`].
     pub nodes: Vec<Arc<NodeMetrics>>,
+    /// Whether block `hive` of the configuration is about these nodes.
+    pub trusted: bool,
+    /// What it proves and believes over TLS; none on plain upstreams.
+    pub tls: Option<UpstreamTlsFacts>,
+}
+
+/// An upstream's TLS material, as an operator sees it.
+pub struct UpstreamTlsFacts {
+    /// Changes with the material.
+    pub generation: u64,
+    /// The certificate that nodes are shown.
+    pub certificate: Option<CertificateFacts>,
+    /// Who vouches for nodes.
+    pub authorities: Vec<CertificateFacts>,
 }
 
 /// A route under one of its paths.
@@ -139,7 +160,8 @@ pub struct JsonRpc {
 }
 
 impl Snapshot {
-    /// Builds a configuration. Nodes and counters of `previous` live on under the same names.
+    /// Builds a configuration. Nodes and counters of `previous` live on under the same names, and an upstream of which
+    /// nothing changed is the same one. Nothing is shown of it before [`Snapshot::publish`].
     ///
     /// # Errors
     /// What [`config::load`] finds too, and what changed on disk since.
@@ -151,22 +173,24 @@ impl Snapshot {
         now_unix: i64,
     ) -> Result<Self, String> {
         let product = ProductHeaders::with_prefix(&config.hive.header_prefix)?;
-        let upstreams: Vec<_> = config
-            .upstreams
-            .iter()
-            .map(|u| upstream(u, metrics, previous, now_unix).map(Arc::new))
-            .collect::<Result<_, _>>()?;
+        let upstreams: Vec<_> =
+            config.upstreams.iter().map(|u| upstream(u, metrics, previous, now_unix)).collect::<Result<_, _>>()?;
         let gateway_auth = config.hive.gateway_auth.as_ref().map(|secret| {
             let mut value = HeaderValue::from_str(&format!("Bearer {}", secret.expose()))
                 .map_err(|_| "hive.gateway_auth_secret holds characters that no header can carry".to_owned())?;
             value.set_sensitive(true);
             Ok::<_, String>(value)
         });
+        let slots =
+            previous.map_or_else(|| config.listeners.iter().map(|l| l.name.clone()).collect(), |p| p.slots.clone());
+        let by_slot = slots.iter().map(|name| config.listeners.iter().position(|l| l.name == *name)).collect();
         let snapshot = Self {
             generation,
-            routes: routes(&config, &upstreams, metrics)?,
+            slots,
+            by_slot,
             peers: peers(&config)?,
-            listeners: config.listeners.iter().map(|l| listener(l, now_unix)).collect::<Result<_, _>>()?,
+            federation: federation(&config)?,
+            listeners: listeners(&config, &upstreams, metrics, now_unix)?,
             upstreams,
             spoofable: Spoofable::new(&product),
             product,
@@ -175,13 +199,44 @@ impl Snapshot {
         };
         for (listener, config) in snapshot.listeners.iter().zip(&snapshot.config.listeners) {
             adopt_lists(listener, config, previous);
-            show_lists(listener, config.name.as_str(), metrics);
-            let certificates = listener.tls.iter().flat_map(|tls| tls.certificates());
-            let certificates: Vec<_> = certificates.map(|c| (c.subject.clone(), c.not_after)).collect();
-            metrics.set_certificates(config.name.as_str(), &certificates);
         }
-        metrics.set_config_generation(generation);
         Ok(snapshot)
+    }
+
+    /// The listener behind a socket of this process; none if a reload took it away.
+    pub fn listener(&self, slot: usize) -> Option<&ListenerSnapshot> {
+        self.listeners.get((*self.by_slot.get(slot)?)?)
+    }
+
+    /// Every certificate that expires, with what it is for.
+    pub fn certificates(&self) -> impl Iterator<Item = (Expiring, &str, &CertificateFacts)> {
+        let listeners = self.config.listeners.iter().zip(&self.listeners).flat_map(|(config, built)| {
+            let own = built.tls.iter().flat_map(|tls| tls.certificates()).map(|c| (Expiring::Certificate, c));
+            let trusted = built.tls.iter().flat_map(|tls| tls.authorities()).map(|c| (Expiring::Authority, c));
+            own.chain(trusted).map(|(kind, facts)| (kind, config.name.as_str(), facts))
+        });
+        let upstreams = self.upstreams.iter().flat_map(|u| {
+            let own = u.tls.iter().flat_map(|tls| &tls.certificate).map(|c| (Expiring::UpstreamCertificate, c));
+            let trusted = u.tls.iter().flat_map(|tls| &tls.authorities).map(|c| (Expiring::UpstreamAuthority, c));
+            own.chain(trusted).map(|(kind, facts)| (kind, u.upstream.name().as_str(), facts))
+        });
+        listeners.chain(upstreams)
+    }
+
+    /// Shows in the metrics what is in use now.
+    pub fn publish(&self, metrics: &Metrics) {
+        let expiries: Vec<_> = self
+            .certificates()
+            .map(|(kind, owner, c)| Expiry { kind, owner, not_after: c.not_after, subject: &c.subject })
+            .collect();
+        metrics.set_expiries(&expiries);
+        for (listener, config) in self.listeners.iter().zip(&self.config.listeners) {
+            match listener.tls.as_ref().and_then(|tls| tls.revocation()) {
+                Some(revocation) => show_lists(revocation, config.name.as_str(), metrics),
+                None => metrics.set_crls(config.name.as_str(), &[]),
+            }
+        }
+        metrics.set_config_generation(self.generation);
     }
 }
 
@@ -203,8 +258,8 @@ fn adopt_lists(listener: &ListenerSnapshot, config: &config::Listener, previous:
 }
 
 /// Shows what a listener knows of revoked certificates.
-pub fn show_lists(listener: &ListenerSnapshot, name: &str, metrics: &Metrics) {
-    let facts = listener.tls.as_ref().and_then(|tls| tls.revocation()).map(|r| r.facts()).unwrap_or_default();
+pub fn show_lists(revocation: &Revocation, name: &str, metrics: &Metrics) {
+    let facts = revocation.facts();
     let shown = facts.iter().map(|f| CrlShown {
         issuer: &f.issuer,
         this_update: f.this_update,
@@ -219,8 +274,28 @@ fn peers(config: &Config) -> Result<Peers, String> {
     Peers::build(matchers).map_err(|conflicts| conflicts.into_iter().map(|c| c.why).collect::<Vec<_>>().join("; "))
 }
 
-fn routes(config: &Config, upstreams: &[Arc<UpstreamSnapshot>], metrics: &Metrics) -> Result<Table<Published>, String> {
-    let mut table = TableBuilder::new();
+fn federation(config: &Config) -> Result<Federation, String> {
+    let issuers: Vec<_> = config.peers.iter().filter_map(|p| p.issuer.clone()).collect();
+    Federation::new(&config.hive.federation, &issuers).map_err(|e| format!("hive.federation: {e}"))
+}
+
+fn listeners(
+    config: &Config,
+    upstreams: &[Arc<UpstreamSnapshot>],
+    metrics: &Metrics,
+    now_unix: i64,
+) -> Result<Vec<ListenerSnapshot>, String> {
+    let tables = routes(config, upstreams, metrics)?;
+    config.listeners.iter().zip(tables).map(|(l, table)| listener(l, table, now_unix)).collect()
+}
+
+/// A table for each listener: which routes there are is decided before a request is there.
+fn routes(
+    config: &Config,
+    upstreams: &[Arc<UpstreamSnapshot>],
+    metrics: &Metrics,
+) -> Result<Vec<Table<Published>>, String> {
+    let mut tables: Vec<_> = config.listeners.iter().map(|_| TableBuilder::new()).collect();
     for r in &config.routes {
         let json_rpc = r.json_rpc.as_ref().map(json_rpc).transpose()?;
         let route = Arc::new(Route {
@@ -240,13 +315,16 @@ fn routes(config: &Config, upstreams: &[Arc<UpstreamSnapshot>], metrics: &Metric
         let hosts = r.hosts.iter().map(|h| HostPattern::parse(h)).collect::<Result<Vec<_>, _>>()?;
         let methods = MethodSet::parse(&r.methods)?;
         for path in &r.paths {
-            let published = Published { route: route.clone(), metrics: metrics.route(r.name.as_str(), path) };
-            table
-                .add(&hosts, &[PathPattern::parse(path)?], methods, published)
-                .map_err(|overlap| format!("route {}: {} is another route's too", r.name, overlap.path.as_str()))?;
+            let metrics = metrics.route(r.name.as_str(), path);
+            for (_, table) in tables.iter_mut().enumerate().filter(|(i, _)| r.listeners.include(*i)) {
+                let published = Published { route: route.clone(), metrics: metrics.clone() };
+                table
+                    .add(&hosts, &[PathPattern::parse(path)?], methods, published)
+                    .map_err(|overlap| format!("route {}: {} is another route's too", r.name, overlap.path.as_str()))?;
+            }
         }
     }
-    Ok(table.build())
+    Ok(tables.into_iter().map(TableBuilder::build).collect())
 }
 
 fn json_rpc(config: &config::file::JsonRpc) -> Result<JsonRpc, String> {
@@ -260,7 +338,7 @@ fn json_rpc(config: &config::file::JsonRpc) -> Result<JsonRpc, String> {
     })
 }
 
-fn listener(config: &config::Listener, now_unix: i64) -> Result<ListenerSnapshot, String> {
+fn listener(config: &config::Listener, routes: Table<Published>, now_unix: i64) -> Result<ListenerSnapshot, String> {
     let tls = config.tls.as_ref().map(|tls| {
         tls::build_listener(tls, std::path::Path::new("/"), now_unix).map_err(|faults| {
             let all: Vec<_> = faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect();
@@ -269,6 +347,7 @@ fn listener(config: &config::Listener, now_unix: i64) -> Result<ListenerSnapshot
     });
     let (limits, timeouts) = (&config.limits, &config.timeouts);
     Ok(ListenerSnapshot {
+        routes,
         tls: tls.transpose()?,
         admission: admission::Limits {
             connections: limits.connections,
@@ -295,12 +374,26 @@ fn upstream(
     metrics: &Arc<Metrics>,
     previous: Option<&Snapshot>,
     now_unix: i64,
-) -> Result<UpstreamSnapshot, String> {
+) -> Result<Arc<UpstreamSnapshot>, String> {
     let tls = config.tls.as_ref().map(|t| {
         tls::build_upstream(t, std::path::Path::new("/"), now_unix).map_err(|faults| {
             faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect::<Vec<_>>().join("; ")
         })
     });
+    let mut tls = tls.transpose()?;
+    let facts = tls.as_mut().map(|tls| UpstreamTlsFacts {
+        generation: tls.generation,
+        certificate: tls.client_facts.clone(),
+        authorities: std::mem::take(&mut tls.authorities),
+    });
+    let before = previous.and_then(|p| p.upstreams.iter().find(|u| *u.upstream.name() == config.name));
+    let config_before = previous.and_then(|p| p.config.upstreams.iter().find(|u| u.name == config.name));
+    if let Some(before) = before
+        && config_before == Some(config)
+        && before.tls.as_ref().map(|t| t.generation) == facts.as_ref().map(|t| t.generation)
+    {
+        return Ok(before.clone());
+    }
     let nodes = config.endpoints.iter().map(|e| NodeSettings {
         url: e.url.clone(),
         address: e.address,
@@ -315,12 +408,12 @@ fn upstream(
         protocol: config.protocol,
         health_check: config.health_check.clone(),
         timeouts: config.timeouts.clone(),
-        tls: tls.transpose()?,
+        tls,
     };
     let name = config.name.as_str();
-    let before = previous.and_then(|p| p.upstreams.iter().find(|u| *u.upstream.name() == config.name));
     let nodes: Vec<_> = settings.nodes.iter().map(|n| metrics.upstream_node(name, &n.url)).collect();
     let upstream = Upstream::new(settings, metrics, before.map(|b| &*b.upstream), None)
         .map_err(|e| format!("upstream {name}: {e}"))?;
-    Ok(UpstreamSnapshot { upstream, metrics: metrics.upstream(name), nodes })
+    let metrics = metrics.upstream(name);
+    Ok(Arc::new(UpstreamSnapshot { upstream, metrics, nodes, trusted: config.trusted, tls: facts }))
 }

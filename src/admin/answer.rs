@@ -6,10 +6,12 @@ use serde_json::json;
 
 use super::AdminState;
 use super::bearer::Bearer;
+use super::origin;
 use crate::observe::metrics;
 
 const JSON: &str = "application/json";
 const GET_AND_HEAD: &str = "GET, HEAD";
+const POST: &str = "POST";
 
 /// What goes out. `HEAD` is answered with the length of the body and without it.
 #[derive(Debug)]
@@ -38,6 +40,11 @@ impl Answer {
         Self::error(400, "bad_request", "The request is malformed.")
     }
 
+    /// A defect of the gateway's own.
+    pub(super) fn internal() -> Self {
+        Self::error(500, "internal", "Internal error.")
+    }
+
     /// All fields of the header but those of the connection.
     pub(super) fn headers(&self) -> Vec<(HeaderName, String)> {
         let mut headers = vec![
@@ -59,6 +66,7 @@ enum Endpoint {
     Ready,
     Metrics,
     Status,
+    Reload,
 }
 
 impl Endpoint {
@@ -68,6 +76,7 @@ impl Endpoint {
             "/v1/ready" => Some(Self::Ready),
             "/v1/metrics" => Some(Self::Metrics),
             "/v1/status" => Some(Self::Status),
+            "/v1/reload" => Some(Self::Reload),
             // The paths of clients are an open set.
             _ => None,
         }
@@ -77,22 +86,24 @@ impl Endpoint {
     fn is_open(self) -> bool {
         match self {
             Self::Health | Self::Ready => true,
-            Self::Metrics | Self::Status => false,
+            Self::Metrics | Self::Status | Self::Reload => false,
+        }
+    }
+
+    /// Changes something, so it is no other site's to ask for.
+    fn changes(self) -> bool {
+        match self {
+            Self::Reload => true,
+            Self::Health | Self::Ready | Self::Metrics | Self::Status => false,
         }
     }
 }
 
 /// Answers a request. Without the secret, where there is one, nothing is told of which other paths exist.
-pub(super) fn answer(
-    state: &AdminState,
-    bearer: Option<&Bearer>,
-    method: &Method,
-    path: &str,
-    headers: &HeaderMap,
-) -> Answer {
+pub(super) fn answer(state: &AdminState, method: &Method, path: &str, headers: &HeaderMap) -> Answer {
     let endpoint = Endpoint::at(path);
     let is_open = endpoint.is_some_and(Endpoint::is_open);
-    if !is_open && bearer.is_some_and(|b| !b.admits(headers)) {
+    if !is_open && (state.bearer)().is_some_and(|secret| !Bearer::new(&secret).admits(headers)) {
         let mut answer = Answer::error(401, "unauthorized", "Send the admin secret: Authorization: Bearer …");
         answer.special = Some((WWW_AUTHENTICATE, "Bearer"));
         return answer;
@@ -100,10 +111,14 @@ pub(super) fn answer(
     let Some(endpoint) = endpoint else {
         return Answer::error(404, "not_found", "Not found.");
     };
+    if endpoint.changes() {
+        return match *method {
+            Method::POST => change(state, endpoint, headers),
+            _ => method_not_allowed(POST),
+        };
+    }
     if method != Method::GET && method != Method::HEAD {
-        let mut answer = Answer::error(405, "method_not_allowed", "HTTP method not allowed.");
-        answer.special = Some((ALLOW, GET_AND_HEAD));
-        return answer;
+        return method_not_allowed(GET_AND_HEAD);
     }
     match endpoint {
         Endpoint::Health => health(),
@@ -114,7 +129,29 @@ pub(super) fn answer(
             body: state.metrics.encode().into_bytes(),
             special: None,
         },
-        Endpoint::Status => Answer::json(200, &(state.status)()),
+        Endpoint::Status | Endpoint::Reload => Answer::json(200, &(state.status)()),
+    }
+}
+
+fn method_not_allowed(allow: &'static str) -> Answer {
+    let mut answer = Answer::error(405, "method_not_allowed", "HTTP method not allowed.");
+    answer.special = Some((ALLOW, allow));
+    answer
+}
+
+/// A request that changes something.
+fn change(state: &AdminState, endpoint: Endpoint, headers: &HeaderMap) -> Answer {
+    if let Err(why) = origin::check(headers, state.loopback) {
+        return Answer::error(403, "cross_site_request", why);
+    }
+    match endpoint {
+        Endpoint::Reload => {
+            let reloaded = (state.reload)();
+            Answer::json(if reloaded.ok { 200 } else { 422 }, &reloaded.body)
+        }
+        Endpoint::Health | Endpoint::Ready | Endpoint::Metrics | Endpoint::Status => {
+            Answer::error(404, "not_found", "Not found.")
+        }
     }
 }
 
@@ -147,7 +184,7 @@ fn ready(state: &AdminState) -> Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::Readiness;
+    use crate::admin::{Readiness, Reloaded};
     use crate::observe::Metrics;
     use crate::secret::Secret;
 
@@ -156,16 +193,21 @@ mod tests {
             metrics: Metrics::new(),
             ready: Box::new(move || readiness.clone()),
             status: Box::new(|| json!({ "version": "1" })),
+            reload: Box::new(|| Reloaded { ok: false, body: json!({ "error": "config_invalid" }) }),
+            bearer: Box::new(|| None),
+            loopback: true,
         }
     }
 
     fn ask(readiness: Readiness, secret: Option<&str>, method: Method, path: &str, authorization: &str) -> Answer {
-        let bearer = secret.map(|s| Bearer::new(&Secret::new(s.into())));
+        let secret = secret.map(|s| Secret::new(s.into()));
+        let state = AdminState { bearer: Box::new(move || secret.clone()), ..state(readiness) };
         let mut headers = HeaderMap::new();
         if !authorization.is_empty() {
             headers.insert(http::header::AUTHORIZATION, authorization.parse().unwrap());
         }
-        answer(&state(readiness), bearer.as_ref(), &method, path, &headers)
+        headers.insert(http::header::HOST, "localhost:9901".parse().unwrap());
+        answer(&state, &method, path, &headers)
     }
 
     fn get(path: &str) -> Answer {
@@ -237,5 +279,25 @@ mod tests {
         }
         assert_eq!(ask("/v1/metrics", "Bearer correct horse battery staple").status, 200);
         assert_eq!(ask("/v1/else", "Bearer correct horse battery staple").status, 404);
+    }
+
+    #[test]
+    fn a_reload_is_asked_for_by_post_with_the_secret_and_says_how_it_went() {
+        let secret = Some("correct horse battery staple");
+        let ask = |method, authorization| ask(Readiness::default(), secret, method, "/v1/reload", authorization);
+        assert_eq!(ask(Method::POST, "").status, 401);
+        let answer = ask(Method::POST, "Bearer correct horse battery staple");
+        assert_eq!((answer.status, &body(&answer)["error"]), (422, &json!("config_invalid")));
+        let answer = ask(Method::GET, "Bearer correct horse battery staple");
+        assert_eq!((answer.status, header(&answer, &ALLOW).unwrap().as_str()), (405, "POST"));
+    }
+
+    #[test]
+    fn another_site_can_not_reload() {
+        let mut headers = HeaderMap::new();
+        headers.insert(http::header::HOST, "127.0.0.1:9901".parse().unwrap());
+        headers.insert(http::header::ORIGIN, "https://evil.example".parse().unwrap());
+        let answer = answer(&state(Readiness::default()), &Method::POST, "/v1/reload", &headers);
+        assert_eq!((answer.status, &body(&answer)["error"]), (403, &json!("cross_site_request")));
     }
 }

@@ -5,10 +5,12 @@
 use std::sync::Arc;
 
 use crate::observe::Metrics;
+use crate::secret::Secret;
 
 pub mod status;
 mod answer;
 mod bearer;
+mod origin;
 mod service;
 
 pub use service::{AdminApp, service};
@@ -22,6 +24,22 @@ pub struct AdminState {
     pub ready: Box<dyn Fn() -> Readiness + Send + Sync>,
     /// For `/v1/status`; [`Status`] has its form.
     pub status: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// For `/v1/reload`: blocks until it is done.
+    pub reload: Box<dyn Fn() -> Reloaded + Send + Sync>,
+    /// The secret to ask for: that of the moment, for it rotates too. Where there is one, health and readiness alone are
+    /// open.
+    pub bearer: Box<dyn Fn() -> Option<Secret> + Send + Sync>,
+    /// The listener's address is a loopback one: a request that changes something must then call it by such a name.
+    pub loopback: bool,
+}
+
+/// What came of a reload.
+#[derive(Debug, Clone)]
+pub struct Reloaded {
+    /// Whether the new configuration is in use: 200, else 422.
+    pub ok: bool,
+    /// The answer's body.
+    pub body: serde_json::Value,
 }
 
 /// Whether requests should be sent here.

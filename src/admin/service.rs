@@ -17,8 +17,6 @@ use tokio::time::timeout;
 
 use super::AdminState;
 use super::answer::{Answer, answer};
-use super::bearer::Bearer;
-use crate::secret::Secret;
 
 /// Connections at once: some scrapers, probes and operators.
 const CONNECTIONS_MAX: usize = 128;
@@ -29,9 +27,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// Until the client has taken an answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The admin listener as a service for Pingora's server. Where `bearer` is given, health and readiness alone are open.
-pub fn service(state: Arc<AdminState>, address: SocketAddr, bearer: Option<&Secret>) -> Service<AdminApp> {
-    let mut service = Service::new("admin".to_owned(), AdminApp::new(state, bearer));
+/// The admin listener as a service for Pingora's server.
+pub fn service(state: Arc<AdminState>, address: SocketAddr) -> Service<AdminApp> {
+    let mut service = Service::new("admin".to_owned(), AdminApp::new(state));
     service.add_tcp(&address.to_string());
     service.threads = Some(1);
     service
@@ -40,14 +38,13 @@ pub fn service(state: Arc<AdminState>, address: SocketAddr, bearer: Option<&Secr
 /// Speaks HTTP/1.1 on each connection of the admin listener.
 pub struct AdminApp {
     state: Arc<AdminState>,
-    bearer: Option<Bearer>,
     connections: Semaphore,
 }
 
 impl AdminApp {
     /// See [`service`].
-    pub fn new(state: Arc<AdminState>, bearer: Option<&Secret>) -> Self {
-        Self { state, bearer: bearer.map(Bearer::new), connections: Semaphore::new(CONNECTIONS_MAX) }
+    pub fn new(state: Arc<AdminState>) -> Self {
+        Self { state, connections: Semaphore::new(CONNECTIONS_MAX) }
     }
 
     /// Reads one request and answers it. Returns the connection if it can be used again.
@@ -71,7 +68,14 @@ impl AdminApp {
         }
         let head = session.req_header();
         let with_body = head.method != Method::HEAD;
-        let answer = answer(&self.state, self.bearer.as_ref(), &head.method, head.uri.path(), &head.headers);
+        let answer = if head.method == Method::POST {
+            // It may take its time, and probes of an orchestrator don't wait for it.
+            let (state, path, headers) = (self.state.clone(), head.uri.path().to_owned(), head.headers.clone());
+            let doing = tokio::task::spawn_blocking(move || answer(&state, &Method::POST, &path, &headers));
+            doing.await.unwrap_or_else(|_| Answer::internal())
+        } else {
+            answer(&self.state, &head.method, head.uri.path(), &head.headers)
+        };
         let sent = async {
             send(&mut session, answer, with_body).await?;
             session.finish().await

@@ -4,8 +4,9 @@ use tokio::net::{TcpListener, TcpStream as Socket};
 use tokio::sync::watch;
 
 use super::*;
-use crate::admin::Readiness;
+use crate::admin::{Readiness, Reloaded};
 use crate::observe::Metrics;
+use crate::secret::Secret;
 
 /// An admin listener on a free port; ends with the test's runtime.
 struct Admin {
@@ -18,8 +19,11 @@ async fn start() -> Admin {
         metrics: Metrics::new(),
         ready: Box::new(Readiness::default),
         status: Box::new(|| serde_json::json!({ "version": "1" })),
+        reload: Box::new(|| Reloaded { ok: true, body: serde_json::json!({ "generation": 2 }) }),
+        bearer: Box::new(|| Some(Secret::new("s3cret".into()))),
+        loopback: true,
     });
-    let app = Arc::new(AdminApp::new(state, Some(&Secret::new("s3cret".into()))));
+    let app = Arc::new(AdminApp::new(state));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (shutdown, watch) = watch::channel(false);

@@ -13,6 +13,11 @@ pub struct Status {
     pub draining: bool,
     /// The configuration in use.
     pub config: ConfigStatus,
+    /// What came of the last reload; absent before the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_reload: Option<ReloadStatus>,
+    /// What the configuration asks for in vain until a restart, a sentence each.
+    pub needs_restart: Vec<String>,
     /// In the order of the configuration, as the lists below.
     pub listeners: Vec<ListenerStatus>,
     /// The published routes.
@@ -38,6 +43,36 @@ pub struct ConfigStatus {
     pub hash: String,
     /// Grows with every configuration taken into use.
     pub generation: u64,
+}
+
+/// `last_reload`
+#[derive(Debug, Clone, Serialize)]
+pub struct ReloadStatus {
+    /// Seconds since 1970.
+    pub time: i64,
+    /// `signal`, `admin`, `files` or `config_file`.
+    pub trigger: &'static str,
+    /// `ok` or `failed`.
+    pub result: &'static str,
+    /// Why the old configuration stays in use.
+    pub errors: Vec<ReloadError>,
+    /// What needs a restart, and what is probably not meant.
+    pub warnings: Vec<String>,
+}
+
+/// One thing that is wrong with a configuration.
+#[derive(Debug, Clone, Serialize)]
+pub struct ReloadError {
+    /// The file, as it was named.
+    pub file: String,
+    /// From 1; null if it is about the whole file.
+    pub line: Option<usize>,
+    /// From 1, in characters.
+    pub column: Option<usize>,
+    /// The key, such as `routes[1].upstream`; empty if it is about the whole file.
+    pub path: String,
+    /// What is wrong and what to write.
+    pub message: String,
 }
 
 /// `listeners[]`
@@ -77,10 +112,14 @@ pub struct CrlStatus {
 pub struct CertificateStatus {
     /// RFC 4514.
     pub subject: String,
+    /// In upper-case hex.
+    pub serial: String,
     /// Names it is good for.
     pub names: Vec<String>,
     /// Seconds since 1970.
     pub not_after: i64,
+    /// Seconds since 1970.
+    pub not_before: i64,
 }
 
 /// `routes[]`
@@ -107,6 +146,9 @@ pub struct UpstreamStatus {
     pub name: String,
     /// Whether a node is known to be up.
     pub ready: bool,
+    /// The certificate that its nodes are shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateStatus>,
     /// Its nodes.
     pub nodes: Vec<NodeStatus>,
 }

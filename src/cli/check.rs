@@ -201,7 +201,9 @@ fn upstreams(text: &mut String, config: &Config, now_unix: i64) {
             line(text, format_args!("    {}{resolved} weight {}", node.url, node.weight));
         }
         let Some(settings) = &upstream.tls else { continue };
-        line(text, format_args!("    as {}", settings.server_name));
+        // One of the two is there; the ID counts if both are.
+        let proof = settings.spiffe_id.as_ref().or(settings.server_name.as_ref());
+        line(text, format_args!("    as {}", proof.map_or("", String::as_str)));
         let material = tls::build_upstream(settings, Path::new(""), now_unix).ok();
         if let Some(client) = material.and_then(|m| m.client_facts) {
             line(text, format_args!("    with certificate {}", facts(&client, now_unix)));

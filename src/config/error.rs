@@ -24,6 +24,11 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
+    /// An error about a whole file, or about what the configuration asks of the machine.
+    pub fn of_file(file: &Path, message: impl Into<String>) -> Self {
+        Self { file: file.into(), place: None, path: String::new(), message: message.into() }
+    }
+
     /// By line, column, key and text.
     pub fn order(&self, other: &Self) -> Ordering {
         let key = |e: &Self| (e.place.map(|p| (p.line, p.column)), e.path.clone(), e.message.clone());

@@ -57,12 +57,64 @@ pub struct Hive {
     pub gateway_auth_secret: Option<SecretText>,
     /// File that holds [`Self::gateway_auth_secret`]; one of the two.
     pub gateway_auth_secret_file: Option<String>,
+    /// What is done with federation JWTs.
+    pub federation: Federation,
 }
 
 impl Default for Hive {
     fn default() -> Self {
-        Self { header_prefix: "X-Hive".into(), gateway_auth_secret: None, gateway_auth_secret_file: None }
+        Self {
+            header_prefix: "X-Hive".into(),
+            gateway_auth_secret: None,
+            gateway_auth_secret_file: None,
+            federation: Federation::default(),
+        }
     }
+}
+
+/// `hive.federation` (`hive-contract`, "Federation JWT"). It is for routes to upstreams with `trusted: true`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Federation {
+    /// `pass` (default): Hive alone verifies. `verify`: so does the gateway, before a node sees the request.
+    pub jwt: FederationJwt,
+    /// `aud` of every token: Hive's public origin, which is the gateway's. Needed with `verify`.
+    pub audience: Option<String>,
+    /// `iss` of tokens with the shared secret. Default: `hive-mesh-federation`, or as `header_prefix` has it.
+    pub issuer: Option<String>,
+    /// The secret of HS256, 32 characters at least. Default: none, HS256 is refused.
+    pub shared_secret: Option<SecretText>,
+    /// File that holds [`Self::shared_secret`]; one of the two.
+    pub shared_secret_file: Option<String>,
+    /// Leeway for `exp`, `nbf` and `iat`, 0s to 5m. Default 60s, as Hive's.
+    pub clock_skew: Span,
+    /// The token's `iss` must be the `issuer` of the peer that the certificate names, else 403. Default false.
+    pub bind_issuer: bool,
+}
+
+impl Default for Federation {
+    fn default() -> Self {
+        Self {
+            jwt: FederationJwt::Pass,
+            audience: None,
+            issuer: None,
+            shared_secret: None,
+            shared_secret_file: None,
+            clock_skew: seconds(60),
+            bind_issuer: false,
+        }
+    }
+}
+
+/// `hive.federation.jwt`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FederationJwt {
+    /// Hive alone verifies.
+    #[default]
+    Pass,
+    /// The gateway verifies too.
+    Verify,
 }
 
 /// A secret written in the file itself, usually as `${NAME}`.
@@ -112,7 +164,7 @@ pub enum Protocol {
 }
 
 /// `listeners[].tls`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerTls {
     /// The gateway's own certificates, chosen by SNI among their SANs; the first is the default.
@@ -147,7 +199,7 @@ pub enum TlsVersion {
 }
 
 /// `listeners[].tls.client_auth`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClientAuth {
     /// Only `required` exists.
@@ -355,6 +407,10 @@ pub struct Peer {
     pub dns: Option<String>,
     /// SHA-256 of the certificate in DER, 64 hex digits, colons allowed.
     pub fingerprint: Option<String>,
+    /// `iss` of its federation JWTs: its public origin, or that of the shared secret. Default: none.
+    pub issuer: Option<String>,
+    /// Ed25519 key of its federation JWTs, 32 bytes as 64 hex digits, with `issuer`. Default: none.
+    pub ed25519_public_key: Option<String>,
 }
 
 /// `routes[]`
@@ -363,6 +419,9 @@ pub struct Peer {
 pub struct Route {
     /// Appears in logs and metrics.
     pub name: RouteName,
+    /// Names of the listeners that serve it. Default: all of them.
+    #[serde(default)]
+    pub listeners: Vec<ListenerName>,
     /// Host names, exact or `*.`-prefixed. Default: any host that the listener's certificate covers.
     #[serde(default)]
     pub hosts: Vec<String>,
@@ -521,6 +580,14 @@ pub struct Upstream {
     pub timeouts: UpstreamTimeouts,
     /// Needed with `https://` endpoints.
     pub tls: Option<UpstreamTls>,
+    /// Whether the nodes are our own Hive's (default true). False, for a partner's gateway: they are told neither the
+    /// gateway's secret nor who the client is, and federation JWTs, which are the partner's to check, only pass.
+    #[serde(default = "yes")]
+    pub trusted: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// `upstreams[].endpoints[]`: a URL, or `{ url, weight }`.
@@ -585,7 +652,7 @@ pub enum UpstreamProtocol {
 }
 
 /// `upstreams[].health_check`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HealthCheck {
     /// Off: every node counts as healthy. Default on.
@@ -616,7 +683,7 @@ impl Default for HealthCheck {
 }
 
 /// `upstreams[].timeouts`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct UpstreamTimeouts {
     /// TCP and TLS handshake together. Default 2s. Exceeded on every node: 504.
@@ -632,13 +699,16 @@ impl Default for UpstreamTimeouts {
 }
 
 /// `upstreams[].tls`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamTls {
     /// PEM bundle that the nodes' certificates chain to.
     pub ca: String,
-    /// The name that every node's certificate must carry; sent as SNI. Never empty.
-    pub server_name: String,
+    /// The name that every node's certificate must carry; sent as SNI. Never empty. Needed without `spiffe_id`; with it
+    /// only the SNI, by default the ID's trust domain.
+    pub server_name: Option<String>,
+    /// The SPIFFE ID that every node's certificate must carry, as in `peers[].uri`, in place of the name.
+    pub spiffe_id: Option<String>,
     /// The gateway's client certificate (chain, leaf first), with `key`.
     pub cert: Option<String>,
     /// Its key.
@@ -734,10 +804,16 @@ pub struct Server {
     pub drain: Span,
     /// Memory that waiting request bodies may take together. Default 256 MiB. Beyond it: 503.
     pub body_memory: Size,
+    /// How often the files that the configuration names (certificates, keys, CA bundles, secrets) are looked at; changed
+    /// ones are taken into use by themselves. 100ms to 1h, or 0s: never. Default 1s.
+    pub watch: Span,
+    /// Whether the configuration's own file is watched too. Default false: a change of it waits for SIGHUP or
+    /// `POST /v1/reload`, so that an editor's half-done work is never taken into use.
+    pub watch_config: bool,
 }
 
 impl Default for Server {
     fn default() -> Self {
-        Self { threads: None, drain: seconds(30), body_memory: Size(256 << 20) }
+        Self { threads: None, drain: seconds(30), body_memory: Size(256 << 20), watch: seconds(1), watch_config: false }
     }
 }

@@ -13,6 +13,7 @@ use super::place::Fault;
 use super::resolve::resolve;
 use super::{Config, ConfigError, Located};
 use crate::clock::Clock;
+use crate::secret::Secret;
 
 /// Longest file: 100,000 peers take about 12 MiB.
 const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -26,6 +27,8 @@ pub struct Loaded {
     pub warnings: Vec<ConfigError>,
     /// Places, for errors that are found later.
     pub located: Located,
+    /// The file's text, for loading it again when only what it names has changed. It may hold secrets.
+    pub text: Secret,
 }
 
 /// What a configuration takes from the world around it.
@@ -48,7 +51,11 @@ impl<'a> Surroundings<'a> {
     }
 }
 
-fn system_addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+/// The addresses of a host name by the system's resolver.
+///
+/// # Errors
+/// The system's, and that there is none.
+pub fn system_addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let found: Vec<_> = (host, port).to_socket_addrs()?.collect();
     if found.is_empty() {
         return Err(io::Error::new(io::ErrorKind::NotFound, "no address"));
@@ -94,6 +101,8 @@ fn read(file: &Path) -> Result<String, String> {
 /// # Errors
 /// Everything that is wrong with it, by place.
 pub fn load_text(file: &Path, text: &str, around: &Surroundings<'_>) -> Result<Loaded, Vec<ConfigError>> {
+    // Some editors put a byte order mark in front.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let alone = |f: Fault| ConfigError { file: file.into(), place: Some(f.place), path: f.path, message: f.message };
     let (mut tree, mut faults) = Tree::parse(text).map_err(|f| vec![alone(f)])?;
     let expanded = expand(&mut tree, around.env);
@@ -108,7 +117,7 @@ pub fn load_text(file: &Path, text: &str, around: &Surroundings<'_>) -> Result<L
         Some(Ok((mut config, warnings))) if errors.is_empty() => {
             config.source = file.into();
             config.hash = hex(&openssl::sha::sha256(text.as_bytes()));
-            Ok(Loaded { config, warnings: in_order(warnings), located })
+            Ok(Loaded { config, warnings: in_order(warnings), located, text: Secret::new(text.into()) })
         }
         resolved => {
             errors.extend(resolved.and_then(Result::err).unwrap_or_default());

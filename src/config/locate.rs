@@ -125,7 +125,13 @@ impl Tree {
         parser.load(&mut builder, true).map_err(|e| Fault {
             place: Place::of(e.marker()),
             path: String::new(),
-            message: format!("not YAML: {}", e.info()),
+            message: match text.lines().nth(e.marker().line().saturating_sub(1)) {
+                // In a flow mapping a bare `${NAME}` begins another mapping.
+                Some(line) if line.contains("${") => {
+                    format!("not YAML: {}; inside {{ }} and [ ] write \"${{NAME}}\" in quotes", e.info())
+                }
+                _ => format!("not YAML: {}", e.info()),
+            },
         })?;
         if let Some(fault) = builder.fatal {
             return Err(fault);

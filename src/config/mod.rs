@@ -27,11 +27,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::names::{ListenerName, PeerName, RouteName, UpstreamName};
+use crate::policy::federation;
 use crate::policy::peers::PeerRule;
 use crate::secret::Secret;
 
 pub use error::{ConfigError, Located};
-pub use load::{Loaded, Surroundings, load, load_in, load_text};
+pub use load::{Loaded, Surroundings, load, load_in, load_text, system_addresses};
 pub use place::Place;
 
 /// The configuration as the program uses it: names are references, files are absolute, patterns are parsed.
@@ -41,6 +42,9 @@ pub struct Config {
     pub source: PathBuf,
     /// SHA-256 of the file's text, in hex.
     pub hash: String,
+    /// The files that it names and that change while it runs: certificates, keys, bundles, secrets; absolute, sorted, each
+    /// once.
+    pub materials: Vec<PathBuf>,
     /// What Hive expects of the gateway.
     pub hive: Hive,
     /// Where clients connect; at least one.
@@ -68,10 +72,12 @@ pub struct Hive {
     pub header_prefix: String,
     /// The secret of the gateway's proof, 32 characters at least. None: the header is only removed.
     pub gateway_auth: Option<Secret>,
+    /// What is done with federation JWTs.
+    pub federation: federation::Settings,
 }
 
 /// Where clients connect.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Listener {
     /// Appears in logs and metrics.
     pub name: ListenerName,
@@ -96,6 +102,8 @@ pub struct Peer {
     pub name: PeerName,
     /// What the certificate must show. No two peers' rules conflict: [`crate::policy::peers::Peers::build`] takes them.
     pub rule: PeerRule,
+    /// `iss` of its federation JWTs, and the key that verifies them. No two peers give one issuer different keys.
+    pub issuer: Option<federation::PeerIssuer>,
 }
 
 /// What is published.
@@ -103,6 +111,8 @@ pub struct Peer {
 pub struct Route {
     /// Appears in logs and metrics.
     pub name: RouteName,
+    /// Where it is served.
+    pub listeners: RouteListeners,
     /// Host patterns; empty: any host that the listener's certificates cover.
     pub hosts: Vec<String>,
     /// Path patterns; at least one.
@@ -121,6 +131,33 @@ pub struct Route {
     pub timeouts: file::RouteTimeouts,
 }
 
+/// Where a route is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RouteListeners {
+    /// On every listener.
+    All,
+    /// On these: indexes into [`Config::listeners`], ascending.
+    Of(Vec<usize>),
+}
+
+impl RouteListeners {
+    /// Whether the listener at `index` serves the route.
+    pub fn include(&self, index: usize) -> bool {
+        match self {
+            RouteListeners::All => true,
+            RouteListeners::Of(indexes) => indexes.binary_search(&index).is_ok(),
+        }
+    }
+
+    /// Whether some listener serves both routes.
+    fn meet(&self, other: &RouteListeners) -> bool {
+        match (self, other) {
+            (RouteListeners::Of(these), RouteListeners::Of(_)) => these.iter().any(|i| other.include(*i)),
+            _ => true,
+        }
+    }
+}
+
 /// Who may call a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RoutePeers {
@@ -131,7 +168,7 @@ pub enum RoutePeers {
 }
 
 /// A group of Hive nodes.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Upstream {
     /// Appears in logs and metrics.
     pub name: UpstreamName,
@@ -147,6 +184,8 @@ pub struct Upstream {
     pub timeouts: file::UpstreamTimeouts,
     /// Some if and only if the endpoints are `https://`; file names are absolute.
     pub tls: Option<file::UpstreamTls>,
+    /// Whether block `hive` is about these nodes; if not, they are told nothing that is between gateway and Hive.
+    pub trusted: bool,
 }
 
 /// One node.
@@ -182,4 +221,8 @@ pub struct Server {
     pub drain: Duration,
     /// Bytes that waiting request bodies may take together.
     pub body_memory: u64,
+    /// How often [`Config::materials`] are looked at; zero: never.
+    pub watch: Duration,
+    /// Whether [`Config::source`] is looked at too.
+    pub watch_config: bool,
 }

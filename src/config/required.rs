@@ -57,7 +57,6 @@ const REQUIRED: &[Required] = &[
     list("upstreams[]", "endpoints", "endpoints: [\"http://10.0.1.10:3000\"]"),
     text("upstreams[].endpoints[]", "url", "url: \"http://10.0.1.10:3000\"", "http://127.0.0.1:1"),
     text("upstreams[].tls", "ca", "ca: hive-ca.pem", STAND_IN),
-    text("upstreams[].tls", "server_name", "server_name: hive.internal", STAND_IN),
     text("access_log", "path", "path: access.log", "stand-in"),
 ];
 

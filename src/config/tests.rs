@@ -304,7 +304,7 @@ fn tls_belongs_to_https() {
     assert!(wrong(tls, "")[0].contains("listeners[0].tls: https needs certificates"));
     assert!(wrong("    tls:\n", "    protocol: http\n    tls:\n")[0].contains("not used with protocol: http"));
     let w = warned(tls, "    protocol: http\n");
-    assert!(w.contains("plain text on 0.0.0.0:8443") && w.contains("no listener is https"), "{w}");
+    assert!(w.contains("plain text on 0.0.0.0:8443") && w.contains("no listener of this route is https"), "{w}");
     let e = wrong("    tls:\n", "    protocol: htp\n    tls:\n");
     assert!(e.len() == 1 && e[0].contains("did you mean \"http\"?"), "{e:?}");
 }
@@ -377,7 +377,9 @@ fn upstream_tls_is_whole() {
     assert!(with("{ ca: x.pem, server_name: \"\" }")[0].contains("18:36: upstreams[0].tls.server_name: empty"));
     assert!(with("{ ca: x.pem, server_name: h, cert: c.pem }")[0].contains("tls.cert: a certificate needs its key"));
     assert!(with("{ ca: x.pem, server_name: h, key: c.pem }")[0].contains("tls.key: a key needs its certificate"));
-    assert!(with("{ ca: x.pem }")[0].contains("\"server_name\" is missing"));
+    assert!(with("{ ca: x.pem }")[0].contains("nothing says whose certificate is right"));
+    assert_eq!(with("{ ca: x.pem, spiffe_id: \"spiffe://mesh.example/hive\" }"), Vec::<String>::new());
+    assert_eq!(with("{ ca: x.pem, spiffe_id: \"spiffe://mesh.example/hive\", server_name: h }"), Vec::<String>::new());
     let e = errors(&(GOOD.to_owned() + "    tls: { ca: x.pem, server_name: h }\n"));
     assert!(e[0].contains("not used with http:// endpoints"), "{e:?}");
 }

@@ -102,7 +102,7 @@ fn wanted(expected: &str) -> String {
         "u32" => "a whole number from 0 to 4294967295".into(),
         "u64" | "usize" => "a whole number".into(),
         "socket address" => "an IP address and a port, such as 0.0.0.0:8443".into(),
-        "string or map" | "enum" => "one word".into(),
+        "string or map" | "enum" | "a Value::Tagged enum" => "one word".into(),
         other => other.to_owned(),
     }
 }
@@ -128,6 +128,8 @@ mod tests {
         assert_eq!(wrong_value(&said, &"x".into()), "\"x\" is text; write a block of keys");
         let said = take_apart("invalid value: integer `70000`, expected u16");
         assert_eq!(wrong_value(&said, &70000.into()), "70000 can't stand here; write a whole number from 0 to 65535");
+        let said = take_apart("invalid type: unit value, expected a Value::Tagged enum");
+        assert_eq!(wrong_value(&said, &Value::Null), "nothing is written here; write one word");
         let said = take_apart("unknown variant `htps`, expected `https` or `http`");
         assert!(wrong_value(&said, &"htps".into()).ends_with("known: https, http (did you mean \"https\"?)"));
     }

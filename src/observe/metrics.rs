@@ -10,6 +10,7 @@ use prometheus::{
 };
 
 use super::crl::CrlFamilies;
+use super::expiry::{Expiring, Expiry, ExpiryGauges};
 use super::handles::{ListenerMetrics, NodeMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics};
 
 /// The `path` and `route` of a request that no route took.
@@ -99,6 +100,12 @@ definitions! {
         "Revocation lists asked for over HTTP, by result.";
     OCSP_ANSWERS: Kind::Counter, "ocsp_answers_total", ["listener", "result"],
         "Questions to OCSP responders about clients' certificates, by what came of them.";
+    CA_NOT_AFTER: Kind::Gauge, "ca_not_after_seconds", ["listener", "subject"],
+        "When a CA that clients are trusted by expires, seconds since 1970.";
+    UPSTREAM_CERTIFICATE_NOT_AFTER: Kind::Gauge, "upstream_certificate_not_after_seconds", ["upstream", "subject"],
+        "When the client certificate that nodes are shown expires, seconds since 1970.";
+    UPSTREAM_CA_NOT_AFTER: Kind::Gauge, "upstream_ca_not_after_seconds", ["upstream", "subject"],
+        "When a CA that nodes are trusted by expires, seconds since 1970.";
     UPSTREAM_FIRST_BYTE: Kind::Histogram(DURATION_BUCKETS), "upstream_first_byte_seconds", ["upstream"],
         "From a node's pick to the first byte of its answer.";
     UPSTREAM_RETRIES: Kind::Counter, "upstream_retries_total", ["upstream"],
@@ -119,6 +126,10 @@ definitions! {
         "Failed writes of the access log, such as to a full disk.";
     CONFIG_GENERATION: Kind::Gauge, "config_generation", [],
         "Grows with every configuration taken into use.";
+    CONFIG_RELOADS: Kind::Counter, "config_reload_total", ["result"],
+        "Reloads of the configuration file, by result; a failed one keeps what was in use.";
+    TLS_RELOADS: Kind::Counter, "tls_reload_total", ["result"],
+        "Changes of certificates, keys, CA bundles and secrets, by result; a failed one keeps what was in use.";
     BUILD_INFO: Kind::Gauge, "build_info", ["version"],
         "Always 1; its label says what runs.";
 }
@@ -164,6 +175,17 @@ fn histograms(registry: &Registry, d: &Definition) -> HistogramVec {
     register(registry, HistogramVec::new(HistogramOpts::from(opts(d)).buckets(buckets), d.labels))
 }
 
+/// Both results from the start, so that the first failure is an increase and not a new series.
+fn by_result(family: IntCounterVec) -> IntCounterVec {
+    for result in [RESULT_OK, RESULT_FAILED] {
+        family.with_label_values(&[result]);
+    }
+    family
+}
+
+const RESULT_OK: &str = "ok";
+const RESULT_FAILED: &str = "failed";
+
 /// The families that routes resolve their handles in.
 pub(super) struct RouteFamilies {
     pub(super) requests: IntCounterVec,
@@ -200,9 +222,8 @@ pub struct Metrics {
     refusals: IntCounterVec,
     refusals_by_code: RefusalTable,
     listeners: ListenerFamilies,
-    certificates: IntGaugeVec,
-    certificates_shown: Mutex<HashMap<String, Vec<String>>>,
     pub(super) crls: CrlFamilies,
+    expiries: ExpiryGauges,
     upstream_first_byte: HistogramVec,
     upstream_retries: IntCounterVec,
     nodes: Arc<NodeFamilies>,
@@ -211,6 +232,8 @@ pub struct Metrics {
     pub(super) access_log_dropped: IntCounter,
     pub(super) access_log_write_errors: IntCounter,
     config_generation: IntGauge,
+    config_reloads: IntCounterVec,
+    tls_reloads: IntCounterVec,
 }
 
 impl Metrics {
@@ -236,8 +259,6 @@ impl Metrics {
                 handshakes: counters(&r, &TLS_HANDSHAKES),
                 handshake_duration: histograms(&r, &TLS_HANDSHAKE_DURATION),
             },
-            certificates: gauges(&r, &CERTIFICATE_NOT_AFTER),
-            certificates_shown: Mutex::default(),
             crls: CrlFamilies {
                 next_update: gauges(&r, &CRL_NEXT_UPDATE),
                 this_update: gauges(&r, &CRL_THIS_UPDATE),
@@ -246,6 +267,12 @@ impl Metrics {
                 ocsp: counters(&r, &OCSP_ANSWERS),
                 shown: Mutex::default(),
             },
+            expiries: ExpiryGauges::new([
+                (Expiring::Certificate, gauges(&r, &CERTIFICATE_NOT_AFTER)),
+                (Expiring::Authority, gauges(&r, &CA_NOT_AFTER)),
+                (Expiring::UpstreamCertificate, gauges(&r, &UPSTREAM_CERTIFICATE_NOT_AFTER)),
+                (Expiring::UpstreamAuthority, gauges(&r, &UPSTREAM_CA_NOT_AFTER)),
+            ]),
             upstream_first_byte: histograms(&r, &UPSTREAM_FIRST_BYTE),
             upstream_retries: counters(&r, &UPSTREAM_RETRIES),
             nodes: Arc::new(NodeFamilies {
@@ -259,6 +286,8 @@ impl Metrics {
             access_log_dropped: counter(&r, &ACCESS_LOG_DROPPED),
             access_log_write_errors: counter(&r, &ACCESS_LOG_WRITE_ERRORS),
             config_generation: gauge(&r, &CONFIG_GENERATION),
+            config_reloads: by_result(counters(&r, &CONFIG_RELOADS)),
+            tls_reloads: by_result(counters(&r, &TLS_RELOADS)),
             registry: r,
         })
     }
@@ -297,21 +326,9 @@ impl Metrics {
         Arc::new(ListenerMetrics::new(&self.listeners, name))
     }
 
-    /// Shows when the certificates of a listener expire, and no longer those it had before: pairs of subject and seconds
-    /// since 1970.
-    pub fn set_certificates(&self, listener: &str, certificates: &[(String, i64)]) {
-        let mut shown = self.certificates_shown.lock();
-        let before =
-            shown.insert(listener.to_owned(), certificates.iter().map(|(subject, _)| subject.clone()).collect());
-        for subject in before.unwrap_or_default() {
-            if !certificates.iter().any(|(still, _)| *still == subject) {
-                // It may be gone already, if two certificates had one subject.
-                let _ = self.certificates.remove_label_values(&[listener, &subject]);
-            }
-        }
-        for (subject, not_after) in certificates {
-            self.certificates.with_label_values(&[listener, subject]).set(*not_after);
-        }
+    /// Shows when certificates expire, and nothing any more of those that are not among them.
+    pub fn set_expiries(&self, all: &[Expiry<'_>]) {
+        self.expiries.set(all);
     }
 
     /// Handles of an upstream as a whole.
@@ -336,6 +353,16 @@ impl Metrics {
     /// Which configuration is in use.
     pub fn set_config_generation(&self, generation: u64) {
         self.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+    }
+
+    /// Counts a reload of the configuration file.
+    pub fn config_reloaded(&self, ok: bool) {
+        self.config_reloads.with_label_values(&[if ok { RESULT_OK } else { RESULT_FAILED }]).inc();
+    }
+
+    /// Counts a change of the files that the configuration names.
+    pub fn tls_reloaded(&self, ok: bool) {
+        self.tls_reloads.with_label_values(&[if ok { RESULT_OK } else { RESULT_FAILED }]).inc();
     }
 }
 
@@ -380,11 +407,12 @@ mod tests {
         listener.opened();
         listener.closed(CloseReason::Idle);
         listener.handshake(HandshakeResult::Ok, Duration::from_millis(1));
-        metrics.set_certificates("federation", &[("CN=gateway".into(), 1_800_000_000)]);
         let crl = crate::observe::CrlShown { issuer: "CN=mesh", this_update: 1, next_update: 2, entries: 3 };
         metrics.set_crls("federation", &[crl]);
         metrics.crl_fetched("federation", crate::observe::CrlFetchResult::New);
         metrics.ocsp_answered("federation", crate::observe::OcspResult::Good);
+        let expiry = |kind| Expiry { kind, owner: "federation", subject: "CN=x", not_after: 1_800_000_000 };
+        metrics.set_expiries(&Expiring::ALL.map(expiry));
         metrics.upstream("hive").first_byte(Duration::from_millis(2));
         let node = metrics.upstream_node("hive", "10.0.0.1:3000");
         node.set_up(true);
@@ -448,22 +476,5 @@ mod tests {
         let text = metrics.encode();
         assert!(text.contains("hive_gateway_refusals_total{reason=\"not_found\"} 2\n"), "{text}");
         assert!(text.contains("hive_gateway_refusals_total{reason=\"overloaded\"} 1\n"), "{text}");
-    }
-
-    #[test]
-    fn a_certificate_that_is_no_longer_used_is_no_longer_shown() {
-        let metrics = Metrics::new();
-        metrics.set_certificates("l", &[("CN=old".into(), 1), ("CN=both".into(), 2)]);
-        metrics.set_certificates("other", &[("CN=old".into(), 5)]);
-        metrics.set_certificates("l", &[("CN=both".into(), 3), ("CN=new".into(), 4)]);
-        let text = metrics.encode();
-        let shown: Vec<&str> = text.lines().filter(|l| l.starts_with("hive_gateway_certificate")).collect();
-        let line = |listener, subject, value| {
-            format!(
-                "hive_gateway_certificate_not_after_seconds{{listener=\"{listener}\",subject=\"{subject}\"}} {value}"
-            )
-        };
-        let expected = [line("l", "CN=both", 3), line("l", "CN=new", 4), line("other", "CN=old", 5)];
-        assert_eq!(shown, expected);
     }
 }

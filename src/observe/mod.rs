@@ -8,6 +8,7 @@ pub mod handshake;
 pub mod labels;
 pub mod metrics;
 pub mod handles;
+mod expiry;
 mod json_line;
 pub mod record;
 mod crl;
@@ -17,6 +18,7 @@ mod log_queue;
 
 pub use access_log::{AccessLog, AccessLogTarget};
 pub use crl::CrlShown;
+pub use expiry::{Expiring, Expiry};
 pub use handles::{ListenerMetrics, NodeMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics};
 pub use handshake::HandshakeResult;
 pub use labels::{CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, OcspResult, UpstreamResult};

@@ -37,6 +37,8 @@ pub struct AccessRecord<'a> {
     pub peer: Option<&'a str>,
     /// The certificate's SPIFFE ID.
     pub spiffe_id: Option<&'a str>,
+    /// `iss` of the federation JWT: verified with `federation.jwt: verify`, only claimed with `pass`. Never the token.
+    pub federation_issuer: Option<&'a str>,
     /// Such as `TLSv1.3`.
     pub tls_version: Option<&'a str>,
     /// The cipher suite.
@@ -102,6 +104,7 @@ impl<'a> AccessRecord<'a> {
             client,
             peer: None,
             spiffe_id: None,
+            federation_issuer: None,
             tls_version: None,
             tls_cipher: None,
             tls_group: None,
@@ -148,6 +151,8 @@ impl<'a> AccessRecord<'a> {
         line.optional("peer", self.peer, NAME_BYTES_MAX);
         // The specification lets a SPIFFE ID have 2048 bytes.
         line.optional("spiffe_id", self.spiffe_id, 2048);
+        // Longer ones match nothing that is configured.
+        line.optional("federation_issuer", self.federation_issuer, DETAIL_BYTES_MAX);
         line.optional("tls_version", self.tls_version, NAME_BYTES_MAX);
         line.optional("tls_cipher", self.tls_cipher, NAME_BYTES_MAX);
         line.optional("tls_group", self.tls_group, NAME_BYTES_MAX);

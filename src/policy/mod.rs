@@ -2,5 +2,6 @@
 
 pub mod admission;
 pub mod body_memory;
+pub mod federation;
 pub mod peers;
 mod uri_trie;

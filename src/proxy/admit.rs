@@ -16,10 +16,11 @@ use super::context::{Begun, Context, Rpc};
 use super::watch::refusal_of;
 use crate::headers;
 use crate::json_rpc::{self, EnvelopeError, RawId};
+use crate::policy::federation::Fault;
 use crate::refusal::Refusal;
 use crate::request::{self, Form, FormFault, Head};
-use crate::route::Lookup;
-use crate::snapshot::{JsonRpc, ListenerSnapshot, Route, Snapshot};
+use crate::route::{Lookup, Table};
+use crate::snapshot::{JsonRpc, ListenerSnapshot, Published, Route, Snapshot};
 
 /// Longest JSON-RPC method name and id that are kept for the log, in bytes.
 const LOGGED_MAX: usize = 128;
@@ -60,7 +61,12 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
         wall: shared.clock.wall(),
         _in_flight: shared.metrics.request_started(),
     });
-    let listener = snapshot.listeners.get(connection.listener.index).ok_or(Refusal::Internal)?;
+    let Some(listener) = snapshot.listener(connection.listener.index) else {
+        // A reload took the listener away.
+        connection.begin_request();
+        connection.retire();
+        return Err(Refusal::ShuttingDown.into());
+    };
     begin(shared, session, &connection, listener);
     ctx.request_id = Some(request_id(&session.req_header().headers));
 
@@ -74,12 +80,19 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
         });
     }
     if let Err(refusal) = checked {
-        ctx.shape = route_named(session, &snapshot);
+        ctx.shape = route_named(session, &listener.routes);
         return Err(refusal.into());
     }
-    check_route(session, ctx, &connection, &snapshot)?;
+    check_route(session, ctx, &connection, &snapshot, &listener.routes)?;
 
     let Some(route) = ctx.route.clone() else { return Err(Refusal::NotFound.into()) };
+    let bodiless = matches!(session.req_header().method, Method::GET | Method::HEAD);
+    if bodiless && !session.as_downstream_mut().is_body_empty() {
+        return Err(Refusal::AmbiguousRequest("a GET or HEAD request with a body").into());
+    }
+    if route.upstream.trusted {
+        check_federation(shared, session, ctx, &snapshot)?;
+    }
     let within = listener.deadlines.request_body;
     let body = body::read(shared, session, ctx, route.body_limit, within, started).await?;
     if let Some(json_rpc) = &route.json_rpc {
@@ -141,7 +154,13 @@ fn check_header(
         return Err(Refusal::HeaderTooLarge);
     }
     if connection.take_odd_request_line() {
-        return Err(Refusal::AmbiguousRequest("the request line holds control or non-ASCII characters"));
+        return Err(Refusal::AmbiguousRequest(
+            "the request line is not method, target and version of ASCII characters",
+        ));
+    }
+    if connection.line_unseen(size as u64) && header.raw_path().contains(&b'%') {
+        // Nobody has seen how its target was written: Pingora may have encoded it.
+        return Err(Refusal::AmbiguousRequest("a percent-encoded target in a pipelined request"));
     }
     let head = Head {
         method: &header.method,
@@ -158,9 +177,6 @@ fn check_header(
         FormFault::TooManyFields => Refusal::HeaderTooLarge,
         fault => Refusal::AmbiguousRequest(fault.message()),
     })?;
-    if matches!(header.method, Method::GET | Method::HEAD) && body::announced(session).is_some_and(|n| n > 0) {
-        return Err(Refusal::AmbiguousRequest("a GET or HEAD request with a body"));
-    }
     ctx.client = Some(request::client_address(connection.remote_ip(), &header.headers, &listener.trusted));
     check_host(&form, connection, listener)?;
     ctx.host = Some(form.host.into_owned());
@@ -176,8 +192,11 @@ fn h2_header_size(headers: &HeaderMap) -> usize {
 fn check_host(form: &Form<'_>, connection: &Connection, listener: &ListenerSnapshot) -> Result<(), Refusal> {
     let (Some(tls), Some(context)) = (&connection.tls, &listener.tls) else { return Ok(()) };
     // Without SNI the default certificate was shown.
-    let agrees = tls.sni.as_ref().is_none_or(|sni| sni.eq_ignore_ascii_case(&form.host));
-    if agrees && context.covers(&form.host) { Ok(()) } else { Err(Refusal::MisdirectedRequest) }
+    let agrees = match &tls.sni {
+        Some(sni) => sni.eq_ignore_ascii_case(&form.host) && context.covers(&form.host),
+        None => context.default_covers(&form.host),
+    };
+    if agrees { Ok(()) } else { Err(Refusal::MisdirectedRequest) }
 }
 
 /// A connection may outlive its certificate, its CA and what the lists say of it; its requests may not.
@@ -198,12 +217,13 @@ fn check_route(
     ctx: &mut Context,
     connection: &Connection,
     snapshot: &Snapshot,
+    routes: &Table<Published>,
 ) -> Result<(), Refusal> {
     ctx.peer = connection.peer(snapshot);
     let header = session.req_header();
     let host = ctx.host.as_deref().unwrap_or_default();
     let path = path_of(header.raw_path());
-    match snapshot.routes.find(host, path, &header.method) {
+    match routes.find(host, path, &header.method) {
         Lookup::Found { value, .. } => {
             ctx.route = Some(value.route.clone());
             ctx.route_metrics = Some(value.metrics.clone());
@@ -212,7 +232,7 @@ fn check_route(
         Lookup::MethodNotAllowed { allow, .. } => {
             // The refusal is shaped and counted as the route's own.
             let other = allow.split(", ").next().and_then(|m| Method::from_bytes(m.as_bytes()).ok());
-            if let Some(Lookup::Found { value, .. }) = other.map(|m| snapshot.routes.find(host, path, &m)) {
+            if let Some(Lookup::Found { value, .. }) = other.map(|m| routes.find(host, path, &m)) {
                 ctx.route = Some(value.route.clone());
                 ctx.route_metrics = Some(value.metrics.clone());
             }
@@ -221,6 +241,22 @@ fn check_route(
         Lookup::HostUnknown => Err(Refusal::MisdirectedRequest),
         Lookup::NotFound => Err(Refusal::NotFound),
     }
+}
+
+/// Federation JWTs for our own Hive. Without one the request passes: Hive knows whether the route needs it.
+fn check_federation(shared: &Shared, session: &Session, ctx: &mut Context, snapshot: &Snapshot) -> Result<(), Refusal> {
+    if !snapshot.federation.is_active() {
+        return Ok(());
+    }
+    let Some(token) = headers::federation_jwt(&session.req_header().headers) else { return Ok(()) };
+    let peer = ctx.peer.as_ref().map(|p| p.index);
+    let checked = snapshot.federation.check(token.as_bytes(), peer, shared.clock.unix_seconds());
+    ctx.federation_issuer = checked.issuer;
+    checked.verdict.map_err(|fault| match fault {
+        Fault::Invalid(why) => Refusal::FederationTokenInvalid(why),
+        Fault::NotNow(why) => Refusal::FederationTokenNotNow(why),
+        Fault::IssuerMismatch => Refusal::FederationIssuerMismatch,
+    })
 }
 
 /// The path of a request target of strict form.
@@ -241,11 +277,11 @@ pub fn origin_form(target: &[u8]) -> &[u8] {
 }
 
 /// The route that a refused request seems to have meant: its clients expect refusals in its form.
-fn route_named(session: &Session, snapshot: &Snapshot) -> Option<Arc<Route>> {
+fn route_named(session: &Session, routes: &Table<Published>) -> Option<Arc<Route>> {
     let header = session.req_header();
     let host = header.headers.get(headers::HOST).and_then(|h| h.to_str().ok()).and_then(request::host_of);
     let host = host.or_else(|| header.uri.host().map(Cow::Borrowed)).unwrap_or_default();
-    match snapshot.routes.find(&host, path_of(header.raw_path()), &header.method) {
+    match routes.find(&host, path_of(header.raw_path()), &header.method) {
         Lookup::Found { value, .. } => Some(value.route.clone()),
         _ => None,
     }

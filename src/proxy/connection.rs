@@ -20,7 +20,7 @@ use crate::tls::{Alpn, ClientChain, ConnectionFacts, Gone, Ocsp, OcspVerdict, St
 pub struct ListenerShared {
     /// From the configuration.
     pub name: ListenerName,
-    /// Place in the configuration and in [`Snapshot::listeners`].
+    /// Its slot, for [`Snapshot::listener`]: the same for as long as the process lives.
     pub index: usize,
     /// Counters with this listener's label.
     pub metrics: Arc<ListenerMetrics>,
@@ -177,7 +177,7 @@ impl Connection {
     /// has changed since it was last asked.
     pub fn gone(&self, snapshot: &Snapshot, now_unix: i64) -> Option<Gone> {
         let client = self.client.as_ref()?;
-        let context = snapshot.listeners.get(self.listener.index)?.tls.as_ref()?;
+        let context = snapshot.listener(self.listener.index)?.tls.as_ref()?;
         let before = self.standing.load();
         let before = before.as_ref()?;
         match context.standing(client, before, now_unix) {
@@ -298,10 +298,23 @@ impl Connection {
         self.read.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// The request ended after `length` bytes, header and body; `None`: nobody knows (chunked).
-    pub fn request_was(&self, length: Option<u64>) {
-        let ahead = length.is_none_or(|length| self.read.load(Ordering::Relaxed) > length);
+    /// The request's header of `header` bytes has `body` bytes behind it; `None`: nobody knows (chunked).
+    pub fn request_was(&self, header: u64, body: Option<u64>) {
+        // What is kept of a request that came early may be followed by another one.
+        let early = self.came_early(header);
+        let read = self.read.swap(0, Ordering::Relaxed);
+        let ahead = early || body.is_none_or(|body| read > header + body);
         self.read_ahead.store(ahead, Ordering::Relaxed);
+    }
+
+    /// Whether the present request, or its beginning, was read together with the one before.
+    fn came_early(&self, header: u64) -> bool {
+        !self.http2 && self.read.load(Ordering::Relaxed) < header
+    }
+
+    /// Whether the present request's line went by unseen, or may have.
+    pub fn line_unseen(&self, header: u64) -> bool {
+        !self.http2 && (self.read_ahead() || self.came_early(header))
     }
 
     /// Whether a part of the next request may have been read already.

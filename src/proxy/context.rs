@@ -28,6 +28,8 @@ pub struct Context {
     pub client: Option<ClientAddress>,
     /// Whose certificate it is.
     pub peer: Option<Arc<Peer>>,
+    /// `iss` of the federation JWT, as far as it was believed.
+    pub federation_issuer: Option<Arc<str>>,
     /// Where the request goes.
     pub route: Option<Arc<Route>>,
     /// The route whose form a refusal takes that comes before the route is found.
@@ -44,6 +46,8 @@ pub struct Context {
     pub body: Body,
     /// The first call's method and id.
     pub rpc: Option<Rpc>,
+    /// When the gateway's own answer was written.
+    pub answered: Option<Instant>,
     /// Why the gateway answered itself.
     pub refusal: Option<Refusal>,
     /// What broke on the way to or from the node, for the log.

@@ -119,6 +119,7 @@ pub struct Downstream {
     head_since: Instant,
     head_bytes: usize,
     request_line_done: bool,
+    request_line_spaces: usize,
     /// Since when the client has taken nothing.
     stuck_since: Option<Instant>,
     frames: Option<Frames>,
@@ -163,6 +164,7 @@ impl Downstream {
             head_since: now,
             head_bytes: 0,
             request_line_done: false,
+            request_line_spaces: 0,
             stuck_since: None,
             frames,
             replaced: false,
@@ -243,7 +245,9 @@ impl Downstream {
                 self.connection.begin_reading(bytes.len());
                 self.head_since = Instant::now();
                 self.head_bytes = 0;
-                self.request_line_done = false;
+                // Behind bytes that Pingora may hold already these are not a request's first.
+                self.request_line_done = self.connection.read_ahead();
+                self.request_line_spaces = 0;
             }
             Phase::Head => self.connection.go_on_reading(bytes.len()),
         }
@@ -253,7 +257,9 @@ impl Downstream {
             self.request_line_done = end.is_some();
             let line = &bytes[..end.unwrap_or(bytes.len())];
             // Pingora percent-encodes such bytes; then Hive would get another target than the client sent.
-            if line.iter().any(|b| !matches!(b, b' '..=b'~' | b'\r')) {
+            let odd = line.iter().any(|b| !matches!(b, b' '..=b'~' | b'\r'));
+            self.request_line_spaces += memchr::memchr_iter(b' ', line).count();
+            if odd || (self.request_line_done && self.request_line_spaces != 2) {
                 self.connection.mark_odd_request_line();
             }
         }
@@ -315,6 +321,13 @@ impl AsyncRead for Downstream {
             Poll::Pending => {
                 if this.gathered.is_empty() && this.gathered.capacity() > 0 && this.connection.phase() != Phase::Busy {
                     this.gathered = Vec::new();
+                }
+                // Whoever waits for the client now has written all there is so far: it must not wait here for more.
+                if this.connection.phase() == Phase::Busy && !this.gathered.is_empty() && !this.connection.http2 {
+                    match this.poll_send_gathered(cx) {
+                        Poll::Ready(sent) => sent?,
+                        Poll::Pending => return this.stuck(cx),
+                    }
                 }
                 match this.poll_deadline(cx) {
                     Poll::Ready(error) => Poll::Ready(Err(error)),

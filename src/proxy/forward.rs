@@ -6,17 +6,20 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::HeaderValue;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Digest;
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
-use super::context::{Context, TRIES_MAX};
+use super::context::{Begun, Context, TRIES_MAX};
 use super::session::{self, DEADLINE, Expired, GONE, Wait};
 use super::watch::{CertificateWatch, refusal_of};
 use super::{Shared, admit};
 use crate::headers;
 use crate::observe::UpstreamResult;
 use crate::refusal::Refusal;
+use crate::request::ClientAddress;
+use crate::upstream::WRONG_NODE;
 
 /// Strips what a client may not say, and hands the request's body and deadlines to the forwarding.
 pub fn begin(shared: &Arc<Shared>, session: &mut Session, ctx: &mut Context, body: Bytes) {
@@ -29,7 +32,7 @@ pub fn begin(shared: &Arc<Shared>, session: &mut Session, ctx: &mut Context, bod
     let wait = Wait::new(now, route.response, route.stream_idle);
     ctx.upstream.started = Some(now);
     ctx.upstream.wait = Some(wait.clone());
-    let settings = begun.snapshot.listeners.get(begun.connection.listener.index);
+    let settings = begun.snapshot.listener(begun.connection.listener.index);
     let watch = settings
         .filter(|_| begun.connection.tls.is_some())
         .map(|settings| CertificateWatch::new(shared.clone(), begun.connection.clone(), settings.revocation, now));
@@ -56,14 +59,17 @@ pub fn pick(shared: &Shared, ctx: &mut Context) -> Result<Box<HttpPeer>> {
     Ok(peer)
 }
 
-/// A connection to the node is there.
-pub fn connected(shared: &Shared, ctx: &mut Context, reused: bool) {
+/// A connection to the node is there, if it is the node's.
+pub fn connected(shared: &Shared, ctx: &mut Context, reused: bool, digest: Option<&Digest>) -> Result<()> {
     let way = &mut ctx.upstream;
+    let picked = way.picked.as_ref().ok_or_else(|| Error::new(ErrorType::InternalError))?;
+    picked.node().check_proof(digest)?;
     way.connected = true;
     way.connect = match way.try_started {
         Some(started) if !reused => Some(shared.clock.now().saturating_duration_since(started)),
         _ => None,
     };
+    Ok(())
 }
 
 /// No connection came about: nothing of the request was sent, so another node may have it.
@@ -72,7 +78,7 @@ pub fn connect_failed(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
         ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => {
             (UpstreamResult::ConnectTimeout, Refusal::UpstreamConnectTimeout)
         }
-        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert => {
+        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | &WRONG_NODE => {
             (UpstreamResult::TlsFailed, Refusal::UpstreamConnectFailed)
         }
         _ => (UpstreamResult::ConnectFailed, Refusal::UpstreamConnectFailed),
@@ -91,6 +97,9 @@ pub fn connect_failed(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
 /// The exchange with a node broke. It may have read the request, so only what changes nothing is tried again: GET and
 /// HEAD on a connection from the pool that the node had closed meanwhile (design, decision 3).
 pub fn broke(session: &Session, ctx: &mut Context, mut error: Box<Error>, reused: bool) -> Box<Error> {
+    if *error.etype() == WRONG_NODE {
+        return connect_failed(ctx, error);
+    }
     let wait = ctx.upstream.wait.as_ref();
     let result = match wait.and_then(|w| w.expired()) {
         _ if wait.is_some_and(|w| w.gone().is_some()) => UpstreamResult::ClientGone,
@@ -126,6 +135,9 @@ pub fn refusal_for(error: &Error, ctx: &Context) -> Refusal {
     if ctx.upstream.wait.as_ref().and_then(|w| w.expired()).is_some() {
         return Refusal::UpstreamTimeout;
     }
+    if *error.esource() == ErrorSource::Downstream {
+        return Refusal::AmbiguousRequest("the request's body is malformed or broke off");
+    }
     match error.etype() {
         ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Refusal::UpstreamConnectTimeout,
         ErrorType::ReadTimedout | ErrorType::WriteTimedout => Refusal::UpstreamTimeout,
@@ -157,7 +169,6 @@ pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result
     let (Some(begun), Some(client)) = (&ctx.begun, &ctx.client) else {
         return Err(Error::explain(ErrorType::InternalError, "a request without a beginning"));
     };
-    let snapshot = &begun.snapshot;
     request.remove_header(&headers::EXPECT);
     if request.raw_path().first() != Some(&b'/') {
         let target = admit::origin_form(request.raw_path()).to_vec();
@@ -165,12 +176,8 @@ pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result
     }
     frame_body(request, ctx.body.length)?;
 
-    request.insert_header(headers::X_REAL_IP, address_value(client.address)?)?;
-    request.insert_header(headers::X_FORWARDED_FOR, client.forwarded_for())?;
-    let tls = begun.connection.tls.is_some();
-    request.insert_header(headers::X_FORWARDED_PROTO, HeaderValue::from_static(if tls { "https" } else { "http" }))?;
-    if let Some(host) = request.headers.get(headers::HOST).cloned() {
-        request.insert_header(headers::X_FORWARDED_HOST, host)?;
+    if ctx.route.as_ref().is_some_and(|r| r.upstream.trusted) {
+        tell_hive(request, begun, client)?;
     }
     if let Some(id) = &ctx.request_id {
         request.insert_header(headers::X_REQUEST_ID, id.clone())?;
@@ -183,6 +190,20 @@ pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result
         let ours = headers::new_traceparent(random(), false);
         request.insert_header(headers::TRACEPARENT, ours.clone())?;
         ctx.trace = Some(ours);
+    }
+    Ok(())
+}
+
+/// What is between the gateway and our own Hive: who the client is, and the proof that the gateway says so. Nobody else
+/// is told.
+fn tell_hive(request: &mut RequestHeader, begun: &Begun, client: &ClientAddress) -> Result<()> {
+    let snapshot = &begun.snapshot;
+    request.insert_header(headers::X_REAL_IP, address_value(client.address)?)?;
+    request.insert_header(headers::X_FORWARDED_FOR, client.forwarded_for())?;
+    let tls = begun.connection.tls.is_some();
+    request.insert_header(headers::X_FORWARDED_PROTO, HeaderValue::from_static(if tls { "https" } else { "http" }))?;
+    if let Some(host) = request.headers.get(headers::HOST).cloned() {
+        request.insert_header(headers::X_FORWARDED_HOST, host)?;
     }
     if let Some(proof) = &snapshot.gateway_auth {
         request.insert_header(snapshot.product.gateway_auth.clone(), proof.clone())?;
@@ -223,14 +244,18 @@ fn random() -> [u8; 24] {
 
 /// Takes note of the node's answer and of what is between node and gateway only.
 pub fn rewrite_response(shared: &Shared, response: &mut ResponseHeader, ctx: &mut Context) -> Result<()> {
-    let now = shared.clock.now();
-    if let Some(wait) = &ctx.upstream.wait
-        && !response.status.is_informational()
-    {
-        wait.activity(now);
+    if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
+        return Err(
+            Error::explain(ErrorType::InvalidHTTPHeader, "101 from a node that was asked for no upgrade").into_up()
+        );
     }
     if response.status.is_informational() {
+        // No sign of life: a node could go on like that for ever.
         return Ok(());
+    }
+    let now = shared.clock.now();
+    if let Some(wait) = &ctx.upstream.wait {
+        wait.activity(now);
     }
     if ctx.upstream.status.is_none() {
         answered(ctx, response.status.as_u16(), now);
@@ -238,7 +263,16 @@ pub fn rewrite_response(shared: &Shared, response: &mut ResponseHeader, ctx: &mu
     if let Some(picked) = &ctx.upstream.picked {
         picked.node().learn_keep_alive(&response.headers);
     }
-    for name in [headers::KEEP_ALIVE, headers::PROXY_CONNECTION, headers::CONNECTION, headers::UPGRADE] {
+    let nominated: Vec<_> = headers::connection_tokens(&response.headers)
+        .filter_map(|token| http::HeaderName::from_bytes(token).ok())
+        .filter(|name| *name != headers::CONTENT_LENGTH && *name != headers::TRANSFER_ENCODING)
+        .collect();
+    for name in nominated {
+        response.remove_header(&name);
+    }
+    for name in
+        [headers::TRAILER, headers::KEEP_ALIVE, headers::PROXY_CONNECTION, headers::CONNECTION, headers::UPGRADE]
+    {
         response.remove_header(&name);
     }
     if let Some(id) = &ctx.request_id

@@ -48,7 +48,7 @@ impl ProxyHttp for Gateway {
                 refuse::refuse(session, ctx, refusal).await;
                 Ok(true)
             }
-            Err(admit::Stop::Gone(error)) => Err(error),
+            Err(admit::Stop::Gone(error)) => Err(error.into_down()),
         }
     }
 
@@ -62,11 +62,10 @@ impl ProxyHttp for Gateway {
         reused: bool,
         _peer: &HttpPeer,
         _fd: std::os::unix::io::RawFd,
-        _digest: Option<&Digest>,
+        digest: Option<&Digest>,
         ctx: &mut Context,
     ) -> Result<()> {
-        forward::connected(&self.shared, ctx, reused);
-        Ok(())
+        forward::connected(&self.shared, ctx, reused, digest)
     }
 
     async fn upstream_request_filter(

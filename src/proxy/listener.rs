@@ -195,7 +195,7 @@ impl Listener {
 
     fn accepted(self: &Arc<Self>, tcp: TcpStream, remote: SocketAddr, stop: &watch::Receiver<bool>) {
         let snapshot = self.shared.snapshot();
-        let Some(settings) = snapshot.listeners.get(self.listener.index) else { return };
+        let Some(settings) = snapshot.listener(self.listener.index) else { return };
         self.listener.metrics.accepted();
         match self.admission.admit(remote.ip(), &settings.admission, self.shared.clock.now()) {
             Ok(permit) => {
@@ -217,10 +217,11 @@ impl Listener {
         snapshot: Arc<Snapshot>,
         stop: watch::Receiver<bool>,
     ) {
+        let _open = self.shared.connection_opened();
         let accepted = self.shared.clock.now();
         // Answers are gathered before they are sent; the kernel has nothing to wait for.
         let _ = tcp.set_nodelay(true);
-        let Some(settings) = snapshot.listeners.get(self.listener.index) else { return };
+        let Some(settings) = snapshot.listener(self.listener.index) else { return };
         let deadlines = settings.deadlines;
         let age = settings.connection_age;
         let Some(transport) = self.handshake(tcp, remote, settings).await else { return };
@@ -287,7 +288,7 @@ impl Listener {
         if !self.may_write_failure() {
             return None;
         }
-        self.shared.log.record_handshake(&HandshakeRecord {
+        self.shared.log().record_handshake(&HandshakeRecord {
             time: self.shared.clock.wall(),
             listener: self.listener.name.as_str(),
             client: remote.ip().to_canonical(),
@@ -312,7 +313,7 @@ impl Listener {
                     let this = self.clone();
                     tokio::spawn(async move {
                         tokio::time::sleep_until(at.into()).await;
-                        this.shared.log.record_handshakes_omitted(&HandshakesOmitted {
+                        this.shared.log().record_handshakes_omitted(&HandshakesOmitted {
                             time: this.shared.clock.wall(),
                             listener: this.listener.name.as_str(),
                             count: this.failure_lines.take_omitted(),

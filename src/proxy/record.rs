@@ -18,7 +18,8 @@ pub fn record(shared: &Shared, session: &mut Session, ctx: &mut Context) {
     }
     let Some(begun) = ctx.begun.take() else { return };
     let now = shared.clock.now();
-    let duration = now.saturating_duration_since(begun.started);
+    // A refused client may linger after its answer; that is not the request's time.
+    let duration = ctx.answered.unwrap_or(now).saturating_duration_since(begun.started);
     let status = session.response_written().map_or(CLIENT_GONE, |r| r.status.as_u16());
     let method = MethodLabel::from(&session.req_header().method);
     match &ctx.route_metrics {
@@ -29,20 +30,17 @@ pub fn record(shared: &Shared, session: &mut Session, ctx: &mut Context) {
         shared.metrics.refusal(refusal.code());
     }
     log(shared, session, ctx, &begun, status, duration);
-    begun.connection.request_was(length_on_the_wire(session));
+    if let Some(h1) = session.as_downstream().as_http1() {
+        let chunked = session.req_header().headers.contains_key(headers::TRANSFER_ENCODING);
+        let body = (!chunked).then(|| body::announced(session).unwrap_or(0));
+        begun.connection.request_was(h1.get_headers_raw_bytes().len() as u64, body);
+    }
     begun.connection.end_request(now);
     if ctx.body.memory.take().is_some() {
         shared.show_body_memory();
     }
     ctx.upstream.picked = None;
     shared.request_ended();
-}
-
-/// Bytes of an HTTP/1.1 request, if its header tells.
-fn length_on_the_wire(session: &Session) -> Option<u64> {
-    let header = session.as_downstream().as_http1()?.get_headers_raw_bytes().len() as u64;
-    let chunked = session.req_header().headers.contains_key(headers::TRANSFER_ENCODING);
-    (!chunked).then(|| header + body::announced(session).unwrap_or(0))
 }
 
 fn log(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, status: u16, duration: std::time::Duration) {
@@ -53,11 +51,12 @@ fn log(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, status:
     let trace = trace.filter(|t| headers::valid_traceparent(t));
     let way = &ctx.upstream;
     let client = ctx.client.as_ref().map_or_else(|| begun.remote_ip(), |c| c.address);
-    shared.log.record(&AccessRecord {
+    shared.log().record(&AccessRecord {
         request_id: ctx.request_id.as_ref().and_then(|id| id.to_str().ok()),
         trace_id: trace.and_then(|t| std::str::from_utf8(&t[3..35]).ok()),
         peer: ctx.peer.as_ref().map(|p| p.name.as_str()),
         spiffe_id: connection.identity.as_ref().and_then(|i| i.spiffe_id.as_ref()).map(|id| id.as_str()),
+        federation_issuer: ctx.federation_issuer.as_deref(),
         tls_version: tls.map(|t| t.version),
         tls_cipher: tls.map(|t| t.cipher),
         tls_group: tls.and_then(|t| t.group),

@@ -1,7 +1,7 @@
 //! Turns a [`Refusal`] into an answer: the only place that does.
 
 use std::fmt::Write;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -31,6 +31,7 @@ pub async fn refuse(session: &mut Session, ctx: &mut Context, refusal: Refusal) 
     // The client may be gone; then there is nobody to answer, and the log says so by the bytes sent.
     let answered = answer(session, ctx, &refusal).await;
     ctx.refusal = Some(refusal);
+    ctx.answered = Some(Instant::now());
     if answered.is_ok() && body_left && session.as_downstream().get_keepalive().is_none() {
         linger(session).await;
     }
@@ -38,7 +39,11 @@ pub async fn refuse(session: &mut Session, ctx: &mut Context, refusal: Refusal) 
 
 async fn answer(session: &mut Session, ctx: &Context, refusal: &Refusal) -> Result<()> {
     let on_json_rpc = ctx.route.as_ref().or(ctx.shape.as_ref()).is_some_and(|r| r.json_rpc.is_some());
-    let body = if on_json_rpc { json_rpc_body(ctx, refusal) } else { small_body(refusal) };
+    let body = match refusal.own_body() {
+        Some(own) => Bytes::from_static(own.as_bytes()),
+        None if on_json_rpc => json_rpc_body(ctx, refusal).into(),
+        None => small_body(refusal).into(),
+    };
     let mut header = ResponseHeader::build(refusal.status(), Some(8))?;
     header.insert_header(headers::CONTENT_TYPE, HeaderValue::from_static("application/json"))?;
     header.insert_header(headers::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
@@ -55,7 +60,7 @@ async fn answer(session: &mut Session, ctx: &Context, refusal: &Refusal) -> Resu
     let head_only = session.req_header().method == http::Method::HEAD;
     session.as_downstream_mut().write_response_header(Box::new(header)).await?;
     if !head_only {
-        session.as_downstream_mut().write_response_body(Bytes::from(body), true).await?;
+        session.as_downstream_mut().write_response_body(body, true).await?;
     }
     session.as_downstream_mut().finish_body().await
 }

@@ -201,7 +201,12 @@ impl CustomSession for ForwardSession {
         self.inner.write_response_trailers(trailers).await
     }
 
-    async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+    async fn response_duplex_vec(&mut self, mut tasks: Vec<HttpTask>) -> Result<bool> {
+        // Informational answers are between node and gateway: the client gets its own 100, and nothing else waits for one.
+        tasks.retain(|task| !matches!(task, HttpTask::Header(header, _) if header.status.is_informational()));
+        if tasks.is_empty() {
+            return Ok(false);
+        }
         self.wait.activity(Instant::now());
         self.inner.response_duplex_vec(tasks).await
     }

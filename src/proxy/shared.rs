@@ -2,16 +2,22 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use super::connection::Connection;
 use super::downstream::Unparsed;
 use crate::clock::Clock;
 use crate::observe::{AccessLog, AccessRecord, Metrics};
 use crate::policy::body_memory::BodyMemory;
+use crate::reload::Running;
 use crate::snapshot::Snapshot;
+
+/// How long requests may go on writing to the access log of an older configuration, and its writer after them.
+const OLD_LOG_WAIT: Duration = Duration::from_secs(2);
 
 /// One per process.
 pub struct Shared {
@@ -20,12 +26,15 @@ pub struct Shared {
     pub clock: Clock,
     /// The counters.
     pub metrics: Arc<Metrics>,
-    /// The access log.
-    pub log: Arc<AccessLog>,
+    log: ArcSwap<AccessLog>,
+    /// Tells the generation of each new snapshot.
+    swapped: watch::Sender<u64>,
     /// What waiting bodies may take.
     pub bodies: Arc<BodyMemory>,
     /// Requests between their header and their log line.
     requests: AtomicU64,
+    /// Connections from accept to close.
+    connections: AtomicU64,
     draining: AtomicBool,
     failure: Mutex<Option<String>>,
 }
@@ -38,9 +47,11 @@ impl Shared {
             snapshot: ArcSwap::from_pointee(snapshot),
             clock,
             metrics,
-            log,
+            log: ArcSwap::new(log),
+            swapped: watch::Sender::new(0),
             bodies,
             requests: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             failure: Mutex::new(None),
         })
@@ -49,6 +60,16 @@ impl Shared {
     /// The snapshot of the moment.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()
+    }
+
+    /// The access log of the moment; to be used at once and not kept.
+    pub fn log(&self) -> Guard<Arc<AccessLog>> {
+        self.log.load()
+    }
+
+    /// Changes with each new snapshot.
+    pub fn swapped(&self) -> watch::Receiver<u64> {
+        self.swapped.subscribe()
     }
 
     /// Whether the process is ending: no request is kept waiting for a next one.
@@ -81,6 +102,17 @@ impl Shared {
         self.requests.load(Ordering::Relaxed)
     }
 
+    /// Connections that are open, those in their handshake included.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Counts a connection for as long as the result lives.
+    pub(super) fn connection_opened(self: &Arc<Self>) -> OpenConnection {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        OpenConnection(self.clone())
+    }
+
     /// Something without which the gateway can't serve. The process ends with this text.
     pub fn fail(&self, why: String) {
         self.failure.lock().get_or_insert(why);
@@ -92,6 +124,41 @@ impl Shared {
     }
 }
 
+impl Running for Shared {
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot()
+    }
+
+    fn swap(&self, snapshot: Arc<Snapshot>, log: Option<Arc<AccessLog>>) {
+        self.bodies.set_limit(snapshot.config.server.body_memory);
+        let generation = snapshot.generation;
+        self.snapshot.store(snapshot);
+        let _ = self.swapped.send_replace(generation);
+        if let Some(log) = log {
+            let old = self.log.swap(log);
+            // Whoever holds it is about to write one line.
+            let deadline = Instant::now() + OLD_LOG_WAIT;
+            while Arc::strong_count(&old) > 1 && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            old.close(OLD_LOG_WAIT);
+        }
+    }
+
+    fn reopen_log(&self) {
+        self.log().reopen();
+    }
+}
+
+/// Counts as a connection until it is dropped.
+pub(super) struct OpenConnection(Arc<Shared>);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Unparsed for Shared {
     fn refused(&self, connection: &Connection, status: u16, code: &'static str) {
         self.metrics.refusal(code);
@@ -99,7 +166,7 @@ impl Unparsed for Shared {
         let tls = connection.tls.as_ref();
         let snapshot = self.snapshot();
         let peer = connection.peer(&snapshot);
-        self.log.record(&AccessRecord {
+        self.log().record(&AccessRecord {
             peer: peer.as_ref().map(|p| p.name.as_str()),
             spiffe_id: identity.and_then(|i| i.spiffe_id.as_ref()).map(|id| id.as_str()),
             tls_version: tls.map(|t| t.version),

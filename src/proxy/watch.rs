@@ -59,7 +59,7 @@ impl CertificateWatch {
     /// What the OCSP responder has said. If it is time to ask it again, a task of its own does: this one may be dropped
     /// at any moment, whenever the node sends something.
     fn ask_responder(&self, snapshot: &Snapshot, now_unix: i64) -> Option<Gone> {
-        let context = snapshot.listeners.get(self.connection.listener.index)?.tls.as_ref()?;
+        let context = snapshot.listener(self.connection.listener.index)?.tls.as_ref()?;
         let ocsp = context.ocsp()?.clone();
         if let told @ Some(_) = self.connection.told_by_responder() {
             return told;

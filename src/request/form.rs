@@ -11,7 +11,7 @@ use http::{HeaderMap, Method, Version};
 
 use super::raw::check_raw;
 use super::target::{PathFault, check_path, check_query};
-use crate::headers::{connection_tokens, never_nominated};
+use crate::headers::{FEDERATION_JWT_END, connection_tokens, never_nominated};
 
 /// Most fields of a request, those of the same name counted one by one.
 pub const FIELDS_MAX: usize = 100;
@@ -276,7 +276,7 @@ fn check_fields<'a>(head: &Head<'a>) -> Result<Option<&'a str>, FormFault> {
             "content-type" => counts.content_type += 1,
             "content-encoding" => counts.content_encoding += 1,
             "expect" => counts.expect += 1,
-            other if other.ends_with("-federation-jwt") => {
+            other if other.ends_with(FEDERATION_JWT_END) => {
                 counts.federation += 1;
                 if value.len() > FEDERATION_JWT_LENGTH_MAX {
                     return Err(FormFault::FederationTokenTooLong);

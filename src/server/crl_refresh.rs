@@ -25,15 +25,14 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 /// Fetches the lists of all listeners.
 pub struct CrlRefresh(pub Arc<Shared>);
 
-/// A listener's place in the configuration, and a URL.
-type Key = (usize, String);
+/// A listener's name, and a URL.
+type Key = (String, String);
 
 /// A URL's next turn.
 struct Turn {
     at: Instant,
     running: bool,
     failures: u32,
-    tag: Option<String>,
 }
 
 #[async_trait]
@@ -56,10 +55,11 @@ impl BackgroundService for CrlRefresh {
 }
 
 impl CrlRefresh {
-    /// What the present snapshot's listener at this place knows, and its URL of this text.
+    /// What the present snapshot's listener of this name knows, and its URL of this text.
     fn find(&self, (listener, url): &Key) -> Option<(Arc<Revocation>, CrlUrl)> {
         let snapshot = self.0.snapshot();
-        let revocation = snapshot.listeners.get(*listener)?.tls.as_ref()?.revocation()?.clone();
+        let at = snapshot.config.listeners.iter().position(|l| l.name.as_str() == listener)?;
+        let revocation = snapshot.listeners.get(at)?.tls.as_ref()?.revocation()?.clone();
         let url = revocation.urls().iter().find(|other| other.as_str() == url)?.clone();
         Some((revocation, url))
     }
@@ -72,22 +72,22 @@ impl CrlRefresh {
     ) {
         let snapshot = self.0.snapshot();
         let mut wanted = Vec::new();
-        for (at, listener) in snapshot.listeners.iter().enumerate() {
+        for (config, listener) in snapshot.config.listeners.iter().zip(&snapshot.listeners) {
             let urls = listener.tls.as_ref().and_then(|tls| tls.revocation()).map(|r| r.urls()).unwrap_or_default();
-            wanted.extend(urls.iter().map(|url| ((at, url.as_str().to_owned()), url)));
+            wanted.extend(urls.iter().map(|url| ((config.name.as_str().to_owned(), url.as_str().to_owned()), url)));
         }
         turns.retain(|key, turn| turn.running || wanted.iter().any(|(other, _)| other == key));
         for (key, url) in wanted {
-            let first = || Turn { at: now, running: false, failures: 0, tag: None };
+            let first = || Turn { at: now, running: false, failures: 0 };
             let turn = turns.entry(key.clone()).or_insert_with(first);
-            // A new CA bundle may have dropped a list that had come; then neither its tag nor its time count.
-            let at_hand = self.find(&key).is_some_and(|(revocation, url)| revocation.has(&url));
-            let lost = turn.failures == 0 && !at_hand;
+            // A new CA bundle may have dropped a list that had come; then its time does not count.
+            let found = self.find(&key);
+            let lost = turn.failures == 0 && !found.as_ref().is_some_and(|(revocation, url)| revocation.has(url));
             if turn.running || (turn.at > now && !lost) {
                 continue;
             }
             turn.running = true;
-            let tag = turn.tag.clone().filter(|_| at_hand);
+            let tag = found.and_then(|(revocation, url)| revocation.tag(&url));
             let url = url.clone();
             running.spawn(async move {
                 let fetched = tls::fetch(&url, tag.as_deref()).await;
@@ -106,19 +106,16 @@ impl CrlRefresh {
         let now_unix = self.0.clock.unix_seconds();
         let outcome = match fetched {
             Ok(Fetched::NotModified) => Ok(false),
-            Ok(Fetched::List(bytes, tag)) => revocation.install(&url, &bytes, now_unix).inspect(|_| turn.tag = tag),
+            Ok(Fetched::List(bytes, tag)) => revocation.install(&url, &bytes, tag, now_unix),
             Err(why) => Err(why),
         };
-        let snapshot = self.0.snapshot();
-        let name = snapshot.config.listeners.get(key.0).map(|l| l.name.as_str()).unwrap_or_default();
+        let name = key.0.as_str();
         let (result, wait) = match outcome {
             Ok(changed) => {
                 turn.failures = 0;
                 if changed {
                     log::info!("listener {name}: a new CRL from {}", url.as_str());
-                    if let Some(listener) = snapshot.listeners.get(key.0) {
-                        snapshot::show_lists(listener, name, &self.0.metrics);
-                    }
+                    snapshot::show_lists(&revocation, name, &self.0.metrics);
                 }
                 let result = if changed { CrlFetchResult::New } else { CrlFetchResult::Unchanged };
                 (result, wait_after_success(revocation.refresh(), revocation.next_update(&url), now_unix))

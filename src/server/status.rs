@@ -1,26 +1,72 @@
 //! What the admin listener is told of the running gateway.
 
 use std::sync::Arc;
-use std::time::{Instant, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::json;
 
 use crate::admin::status::{
-    CertificateStatus, ConfigStatus, CrlStatus, ListenerStatus, NodeStatus, RouteStatus, Status, UpstreamStatus,
+    CertificateStatus, ConfigStatus, CrlStatus, ListenerStatus, NodeStatus, ReloadError, ReloadStatus, RouteStatus,
+    Status, UpstreamStatus,
 };
-use crate::admin::{AdminState, Readiness};
+use crate::admin::{AdminState, Readiness, Reloaded};
 use crate::config::{self, Config, RoutePeers};
 use crate::proxy::Shared;
+use crate::reload::{Reloader, Report, Trigger};
 use crate::snapshot::{ListenerSnapshot, UpstreamSnapshot};
-use crate::tls::CrlFacts;
+use crate::tls::{CertificateFacts, CrlFacts};
 
 /// The closures through which the admin listener sees the gateway.
-pub fn admin_state(shared: &Arc<Shared>) -> AdminState {
+pub fn admin_state(shared: &Arc<Shared>, reloader: &Arc<Reloader>) -> AdminState {
     let started = shared.clock.now();
-    let (for_ready, for_status) = (shared.clone(), shared.clone());
+    let (for_ready, for_status, for_bearer) = (shared.clone(), shared.clone(), shared.clone());
+    let (reloads, for_reload) = (reloader.clone(), reloader.clone());
     AdminState {
         metrics: shared.metrics.clone(),
         ready: Box::new(move || readiness(&for_ready)),
-        status: Box::new(move || status(&for_status, started).to_json()),
+        status: Box::new(move || status(&for_status, &reloads, started).to_json()),
+        reload: Box::new(move || reloaded(&for_reload.reload(Trigger::Admin))),
+        bearer: Box::new(move || for_bearer.snapshot().config.admin.bearer.clone()),
+        loopback: shared.snapshot().config.admin.address.ip().is_loopback(),
     }
+}
+
+/// The answer to `POST /v1/reload`.
+fn reloaded(report: &Report) -> Reloaded {
+    let mut body = json!({ "generation": report.generation, "hash": report.hash });
+    if report.ok() {
+        body["warnings"] = json!(report.warnings);
+    } else {
+        body["error"] = json!("config_invalid");
+        body["message"] = json!("The new configuration is wrong; the old one stays in use.");
+        body["errors"] = json!(errors(report));
+    }
+    Reloaded { ok: report.ok(), body }
+}
+
+fn errors(report: &Report) -> Vec<ReloadError> {
+    let each = report.errors.iter().map(|e| ReloadError {
+        file: e.file.display().to_string(),
+        line: e.place.map(|p| p.line),
+        column: e.place.map(|p| p.column),
+        path: e.path.clone(),
+        message: e.message.clone(),
+    });
+    each.collect()
+}
+
+fn last_reload(report: &Report) -> ReloadStatus {
+    ReloadStatus {
+        time: unix_seconds(report.time),
+        trigger: report.trigger.as_str(),
+        result: if report.ok() { "ok" } else { "failed" },
+        errors: errors(report),
+        warnings: report.warnings.clone(),
+    }
+}
+
+fn unix_seconds(time: SystemTime) -> i64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
 fn readiness(shared: &Shared) -> Readiness {
@@ -32,7 +78,7 @@ fn readiness(shared: &Shared) -> Readiness {
     }
 }
 
-fn status(shared: &Shared, started: Instant) -> Status {
+fn status(shared: &Shared, reloader: &Reloader, started: Instant) -> Status {
     let snapshot = shared.snapshot();
     let config = &snapshot.config;
     Status {
@@ -44,6 +90,8 @@ fn status(shared: &Shared, started: Instant) -> Status {
             hash: config.hash.clone(),
             generation: snapshot.generation,
         },
+        last_reload: reloader.last().as_ref().map(last_reload),
+        needs_restart: reloader.needs_restart(),
         listeners: config.listeners.iter().zip(&snapshot.listeners).map(|(c, l)| listener(shared, c, l)).collect(),
         routes: config.routes.iter().map(|r| route(config, r)).collect(),
         upstreams: snapshot.upstreams.iter().map(|u| upstream(u)).collect(),
@@ -61,9 +109,7 @@ fn listener(shared: &Shared, config: &config::Listener, built: &ListenerSnapshot
             config::file::Protocol::Http => "http",
         },
         connections: shared.metrics.listener(config.name.as_str()).open_connections(),
-        certificates: certificates
-            .map(|c| CertificateStatus { subject: c.subject.clone(), names: c.names.clone(), not_after: c.not_after })
-            .collect(),
+        certificates: certificates.map(certificate).collect(),
         crls: crls.map(|f| crl(&f)).collect(),
     }
 }
@@ -75,6 +121,16 @@ fn crl(facts: &CrlFacts) -> CrlStatus {
         next_update: Some(facts.next_update).filter(|at| *at != i64::MAX),
         entries: facts.entries,
         memory_bytes: facts.memory_bytes,
+    }
+}
+
+fn certificate(facts: &CertificateFacts) -> CertificateStatus {
+    CertificateStatus {
+        subject: facts.subject.clone(),
+        serial: facts.serial.clone(),
+        names: facts.names.clone(),
+        not_after: facts.not_after,
+        not_before: facts.not_before,
     }
 }
 
@@ -105,15 +161,13 @@ fn upstream(built: &UpstreamSnapshot) -> UpstreamStatus {
         in_flight: n.in_flight,
         requests: n.requests,
         connect_failures: n.connect_failures,
-        last_change: n
-            .last_change
-            .and_then(|at| at.duration_since(UNIX_EPOCH).ok())
-            .map(|since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX)),
+        last_change: n.last_change.map(unix_seconds),
         last_error: n.last_error,
     });
     UpstreamStatus {
         name: built.upstream.name().as_str().to_owned(),
         ready: built.upstream.is_ready(),
+        certificate: built.tls.as_ref().and_then(|tls| tls.certificate.as_ref()).map(certificate),
         nodes: nodes.collect(),
     }
 }

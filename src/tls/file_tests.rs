@@ -175,7 +175,13 @@ fn the_facts_are_those_of_the_files() {
 }
 
 fn upstream() -> UpstreamTls {
-    UpstreamTls { ca: "ca.pem".into(), server_name: "hive.internal".into(), cert: None, key: None }
+    UpstreamTls {
+        ca: "ca.pem".into(),
+        server_name: Some("hive.internal".into()),
+        spiffe_id: None,
+        cert: None,
+        key: None,
+    }
 }
 
 #[test]
@@ -183,13 +189,28 @@ fn an_upstream_needs_a_name_that_can_be_verified() {
     let dir = Dir::new();
     let told = |tls: &UpstreamTls| build_upstream(tls, dir.path(), now()).unwrap_err()[0].to_string();
     for (name, why) in [("", "can't be empty"), ("10.0.0.1", "is an address"), ("a b", "not a DNS name")] {
-        let fault = told(&UpstreamTls { server_name: name.into(), ..upstream() });
+        let fault = told(&UpstreamTls { server_name: Some(name.into()), ..upstream() });
         assert!(fault.starts_with("server_name") && fault.contains(why), "{fault}");
     }
+    let nameless = told(&UpstreamTls { server_name: None, ..upstream() });
+    assert!(nameless.contains("can't be empty"), "{nameless}");
+    let odd = UpstreamTls { spiffe_id: Some("spiffe://mesh.example".into()), server_name: None, ..upstream() };
+    assert!(told(&odd).starts_with("spiffe_id: "), "{}", told(&odd));
     let half = told(&UpstreamTls { cert: Some("gw.pem".into()), ..upstream() });
     assert!(half.starts_with("key:"), "{half}");
     let servers = UpstreamTls { cert: Some("gw.pem".into()), key: Some("gw.key".into()), ..upstream() };
     assert!(told(&servers).contains("without clientAuth"), "{}", told(&servers));
+}
+
+#[test]
+fn with_a_spiffe_id_the_name_is_the_sni_and_never_empty() {
+    let dir = Dir::new();
+    let by_id = UpstreamTls { spiffe_id: Some("spiffe://mesh.example/hive/*".into()), ..upstream() };
+    assert_eq!(build_upstream(&by_id, dir.path(), now()).unwrap().server_name, "hive.internal");
+    let nameless = UpstreamTls { server_name: None, ..by_id };
+    let material = build_upstream(&nameless, dir.path(), now()).unwrap();
+    assert_eq!(material.server_name, "mesh.example");
+    assert_eq!(material.spiffe_id.unwrap().to_string(), "spiffe://mesh.example/hive/*");
 }
 
 #[test]
@@ -209,6 +230,9 @@ fn another_trust_or_certificate_is_another_generation() {
     assert_eq!(material.client.as_ref().map(|pair| pair.intermediates().len()), Some(1));
     assert_eq!(material.client_facts.as_ref().map(|facts| facts.subject.as_str()), Some("CN=gw"));
     assert!(!format!("{material:?}").contains("PRIVATE"));
+    let ids = ["spiffe://mesh.example/a", "spiffe://mesh.example/b"];
+    let [a, b] = ids.map(|id| generation(&UpstreamTls { spiffe_id: Some(id.into()), ..upstream() }));
+    assert!(a != b && a != first && b != first, "another node");
     dir.write("ca.pem", PKI.bundle_pem().unwrap());
     assert_ne!(generation(&upstream()), first);
 }

@@ -4,6 +4,7 @@ use std::ffi::c_int;
 use std::path::Path;
 use std::sync::Arc;
 
+use foreign_types::ForeignTypeRef;
 use openssl::error::ErrorStack;
 use openssl::ssl::{
     AlpnError, ClientHelloResponse, NameType, Ssl, SslAlert, SslContext, SslContextBuilder, SslMethod, SslMode,
@@ -18,7 +19,7 @@ use super::TlsFault;
 use super::certificate::{CertificateFacts, SubjectAltNames};
 use super::files::{ChainAndKey, Files, Role, reason};
 use super::handshake::{self, Checks, VerifyNotes};
-use super::names::Names;
+use super::names::{Groups, Names};
 use super::revocation::{Ocsp, Revocation};
 use super::standing::{ClientChain, Judge, Standing, Trust};
 
@@ -83,13 +84,13 @@ pub fn build_listener(tls: &ListenerTls, base_dir: &Path, now: i64) -> Result<Se
     }
     let bundle = bundle.unwrap_or_default();
     let revocation = Revocation::load(&tls.client_auth, base_dir, &bundle, now, &mut files.warnings)?;
-    let names = index_names(&pairs, &mut files);
+    let (names, groups) = index_names(&pairs, &mut files);
     let refused = |e: ErrorStack| {
         let message = format!("OpenSSL refuses the settings: {}", reason(&e));
         vec![TlsFault { field: "certificates".into(), message }]
     };
     let clients = Clients { bundle: &bundle, revocation: revocation.as_ref() };
-    let contexts = build_contexts(&pairs, &clients, tls.min_version, Arc::clone(&names)).map_err(refused)?;
+    let contexts = build_contexts(&pairs, &groups, &clients, tls.min_version, Arc::clone(&names)).map_err(refused)?;
     Ok(ServerContext {
         default: contexts,
         names,
@@ -159,6 +160,11 @@ impl ServerContext {
         self.names.covers(host)
     }
 
+    /// Whether a host is a SAN of the certificate that a client without SNI is shown.
+    pub fn default_covers(&self, host: &str) -> bool {
+        self.names.default_covers(host)
+    }
+
     /// The gateway's own certificates, in the order of the configuration.
     pub fn certificates(&self) -> &[CertificateFacts] {
         &self.certificates
@@ -186,37 +192,43 @@ impl std::fmt::Debug for ServerContext {
     }
 }
 
-fn index_names(pairs: &[ChainAndKey], files: &mut Files<'_>) -> Arc<Names> {
-    let mut names = Names::default();
-    for (at, pair) in pairs.iter().enumerate() {
-        let sans = pair.chain.first().map(|leaf| SubjectAltNames::of(leaf)).unwrap_or_default();
-        let field = format!("certificates[{at}].cert");
+fn index_names(pairs: &[ChainAndKey], files: &mut Files<'_>) -> (Arc<Names>, Groups) {
+    let sans = |pair: &ChainAndKey| pair.chain.first().map(|leaf| SubjectAltNames::of(leaf)).unwrap_or_default();
+    let certificates: Vec<_> = pairs.iter().map(|pair| (pair.key.id(), sans(pair))).collect();
+    let field = |at: usize| format!("certificates[{at}].cert");
+    for (at, (_, sans)) in certificates.iter().enumerate() {
         if sans.dns.is_empty() && sans.ips.is_empty() {
-            files.warn(&field, "no DNS or IP name among its SANs: no client will accept it".into());
-        }
-        for name in names.add(at, &sans) {
-            files.warn(&field, format!("an earlier certificate has the name {name} too and is the one served"));
+            files.warn(&field(at), "no DNS or IP name among its SANs: no client will accept it".into());
         }
     }
-    Arc::new(names)
+    let (names, groups) = Names::build(&certificates);
+    for (at, name) in &groups.taken {
+        let why = "an earlier certificate with the same type of key has the name";
+        files.warn(&field(*at), format!("{why} {name} too and is the one served"));
+    }
+    (Arc::new(names), groups)
 }
 
-/// The first certificate's context, which hands over to the others by server name.
+/// The first group's context, which hands over to the others by server name.
 fn build_contexts(
     pairs: &[ChainAndKey],
+    groups: &Groups,
     clients: &Clients<'_>,
     min_version: TlsVersion,
     names: Arc<Names>,
 ) -> Result<SslContext, ErrorStack> {
-    let mut builders = pairs.iter().map(|pair| builder(pair, clients, min_version));
-    // `build_listener` does not come here without a certificate.
+    let mut builders = groups.groups.iter().map(|members| {
+        let pairs: Vec<_> = members.iter().filter_map(|at| pairs.get(*at)).collect();
+        builder(&pairs, clients, min_version)
+    });
+    // There always is a first group.
     let mut first = builders.next().unwrap_or_else(|| Err(ErrorStack::get()))?;
     let others: Vec<SslContext> = builders.map(|b| b.map(SslContextBuilder::build)).collect::<Result<_, _>>()?;
     if !others.is_empty() {
         first.set_servername_callback(move |ssl: &mut SslRef, _: &mut SslAlert| {
-            let certificate = ssl.servername(NameType::HOST_NAME).and_then(|name| names.find(name)).unwrap_or(0);
-            // An unknown name gets the first certificate: the request's Host decides later whether it is served (421).
-            if let Some(context) = certificate.checked_sub(1).and_then(|at| others.get(at)) {
+            let group = ssl.servername(NameType::HOST_NAME).and_then(|name| names.find(name)).unwrap_or(0);
+            // An unknown name gets the first group: the request's Host decides later whether it is served (421).
+            if let Some(context) = group.checked_sub(1).and_then(|at| others.get(at)) {
                 ssl.set_ssl_context(context).map_err(|_| openssl::ssl::SniError::ALERT_FATAL)?;
             }
             Ok(())
@@ -225,19 +237,22 @@ fn build_contexts(
     Ok(first.build())
 }
 
-/// One context. All of a listener's are alike but for the certificate: OpenSSL takes trust, ALPN and CA names from the
-/// one that the connection was handed over to.
-fn builder(pair: &ChainAndKey, clients: &Clients<'_>, min: TlsVersion) -> Result<SslContextBuilder, ErrorStack> {
+/// One context for certificates of different key types; OpenSSL takes the one that the client can verify. All of a
+/// listener's contexts are alike but for the certificates: OpenSSL takes trust, ALPN and CA names from the one that the
+/// connection was handed over to.
+fn builder(pairs: &[&ChainAndKey], clients: &Clients<'_>, min: TlsVersion) -> Result<SslContextBuilder, ErrorStack> {
     let bundle = clients.bundle;
     let mut context = SslContextBuilder::new(SslMethod::tls_server())?;
     set_protocol(&mut context, min)?;
-    let mut chain = pair.chain.iter();
-    if let Some(leaf) = chain.next() {
-        context.set_certificate(leaf)?;
-    }
-    context.set_private_key(&pair.key)?;
-    for issuer in chain {
-        context.add_extra_chain_cert(issuer.clone())?;
+    for pair in pairs {
+        let mut chain = pair.chain.iter();
+        if let Some(leaf) = chain.next() {
+            context.set_certificate(leaf)?;
+        }
+        context.set_private_key(&pair.key)?;
+        for issuer in chain {
+            add_to_chain(&mut context, issuer)?;
+        }
     }
     context.set_cert_store(store(bundle)?);
     if ca_names_bytes(bundle) <= CA_NAMES_BYTES_MAX {
@@ -256,6 +271,22 @@ fn builder(pair: &ChainAndKey, clients: &Clients<'_>, min: TlsVersion) -> Result
         Ok(ClientHelloResponse::SUCCESS)
     });
     Ok(context)
+}
+
+/// `SSL_CTX_add1_chain_cert`, which the `openssl` crate lacks: an issuer of the certificate that was set last. Its
+/// `add_extra_chain_cert` would give all certificates of a context the same issuers.
+fn add_to_chain(context: &mut SslContextBuilder, issuer: &X509) -> Result<(), ErrorStack> {
+    const TAKE_A_REFERENCE: std::ffi::c_long = 1;
+    // SAFETY: both pointers belong to live objects; OpenSSL takes a reference of its own to the certificate.
+    let done = unsafe {
+        openssl_sys::SSL_CTX_ctrl(
+            context.as_ptr(),
+            openssl_sys::SSL_CTRL_CHAIN_CERT,
+            TAKE_A_REFERENCE,
+            issuer.as_ptr().cast(),
+        )
+    };
+    if done > 0 { Ok(()) } else { Err(ErrorStack::get()) }
 }
 
 fn set_protocol(context: &mut SslContextBuilder, min: TlsVersion) -> Result<(), ErrorStack> {

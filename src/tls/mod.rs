@@ -25,6 +25,7 @@ mod files;
 mod handshake;
 mod listener;
 mod names;
+mod node_identity;
 mod revocation;
 mod standing;
 mod upstream;
@@ -34,6 +35,7 @@ use std::fmt;
 pub use certificate::{CertificateFacts, identity, identity_of};
 pub use handshake::{Alpn, ConnectionFacts, HandshakeFailure, classify, facts, offered, timed_out};
 pub use listener::{ServerContext, build_listener};
+pub use node_identity::{NodeProof, prove_node};
 pub use revocation::{
     Bundle, CRL_BYTES_MAX, Crl, CrlFacts, CrlUrl, Fetched, IssuerId, Link, Ocsp, OcspAnswer, OcspVerdict, Revocation,
     RevocationSet, Scope, Serial, Serials, Verdict, fetch,

@@ -9,6 +9,7 @@ use pingora::protocols::tls::CaType;
 use pingora::utils::tls::CertKey;
 
 use crate::config::file::UpstreamTls;
+use crate::policy::peers::UriPattern;
 
 use super::TlsFault;
 use super::certificate::CertificateFacts;
@@ -19,8 +20,11 @@ use super::files::{Files, Role};
 pub struct UpstreamTlsMaterial {
     /// Roots and intermediates that the nodes' certificates chain to.
     pub ca: Arc<CaType>,
-    /// The name that every node's certificate must carry; sent as SNI. Never empty: Pingora would not verify then.
+    /// Sent as SNI. Never empty: Pingora would not verify then. Every node's certificate must carry it, unless there is a
+    /// [`Self::spiffe_id`].
     pub server_name: String,
+    /// The SPIFFE ID that every node's certificate must carry, in place of the name.
+    pub spiffe_id: Option<Arc<UriPattern>>,
     /// The gateway's client certificate, for nodes that ask for one.
     pub client: Option<Arc<CertKey>>,
     /// A hash of all of it. Goes into the peer's group key: Pingora would else reuse connections across a change of
@@ -28,6 +32,8 @@ pub struct UpstreamTlsMaterial {
     pub generation: u64,
     /// Facts of the client certificate, for status and `check`.
     pub client_facts: Option<CertificateFacts>,
+    /// Facts of the bundle.
+    pub authorities: Vec<CertificateFacts>,
     /// What is doubtful, but no reason to refuse the configuration.
     pub warnings: Vec<TlsFault>,
 }
@@ -38,9 +44,7 @@ pub struct UpstreamTlsMaterial {
 /// Everything that is wrong with it, not only the first.
 pub fn build_upstream(tls: &UpstreamTls, base_dir: &Path, now: i64) -> Result<UpstreamTlsMaterial, Vec<TlsFault>> {
     let mut files = Files::new(base_dir, now);
-    if let Err(why) = check_server_name(&tls.server_name) {
-        files.fault("server_name", why);
-    }
+    let (server_name, spiffe_id) = node_identity(&mut files, tls);
     let bundle = files.bundle("ca", &tls.ca);
     let client = match (&tls.cert, &tls.key) {
         (Some(cert), Some(key)) => files.chain_and_key(["cert", "key"], [cert, key], Role::Client),
@@ -59,19 +63,45 @@ pub fn build_upstream(tls: &UpstreamTls, base_dir: &Path, now: i64) -> Result<Up
         _ => return Err(files.faults),
     };
     let mut hash = Sha256::new();
-    hash.update(tls.server_name.as_bytes());
+    // Neither holds a zero byte, so no pair looks like another.
+    let id = spiffe_id.as_ref().map_or_else(String::new, |id| id.to_string());
+    [server_name.as_bytes(), &[0], id.as_bytes(), &[0]].iter().for_each(|part| hash.update(part));
     // The certificates as they were parsed, not the files: those could have changed in between.
     let certificates = bundle.iter().chain(client.iter().flat_map(|client| &client.chain));
     certificates.filter_map(|cert| cert.to_der().ok()).for_each(|der| hash.update(&der));
     let [a, b, c, d, e, f, g, h, ..] = hash.finish();
+    let authorities = bundle.iter().map(|cert| CertificateFacts::of(cert)).collect();
     Ok(UpstreamTlsMaterial {
+        authorities,
         ca: Arc::new(bundle.into_boxed_slice()),
-        server_name: tls.server_name.clone(),
+        server_name,
+        spiffe_id,
         client_facts: client.as_ref().and_then(|client| client.chain.first()).map(|c| CertificateFacts::of(c)),
         client: client.map(|client| Arc::new(CertKey::new(client.chain, client.key))),
         generation: u64::from_be_bytes([a, b, c, d, e, f, g, h]),
         warnings: files.warnings,
     })
+}
+
+/// The SNI, and the SPIFFE ID that counts in its place. Faults are left with the files'.
+fn node_identity(files: &mut Files<'_>, tls: &UpstreamTls) -> (String, Option<Arc<UriPattern>>) {
+    let parsed = tls.spiffe_id.as_deref().map(UriPattern::parse).transpose();
+    let id = parsed.unwrap_or_else(|why| {
+        files.fault("spiffe_id", why);
+        None
+    });
+    let name = match (&tls.server_name, &id) {
+        (Some(name), _) => name.clone(),
+        // SPIFFE names no SNI, and with none Pingora would verify nothing.
+        (None, Some(id)) => id.trust_domain().to_owned(),
+        (None, None) => String::new(),
+    };
+    if (tls.server_name.is_some() || tls.spiffe_id.is_none())
+        && let Err(why) = check_server_name(&name)
+    {
+        files.fault("server_name", why);
+    }
+    (name, id.map(Arc::new))
 }
 
 /// Pingora verifies the name as a DNS name only, so an address would never match.
@@ -95,6 +125,7 @@ impl std::fmt::Debug for UpstreamTlsMaterial {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("UpstreamTlsMaterial")
             .field("server_name", &self.server_name)
+            .field("spiffe_id", &self.spiffe_id)
             .field("client", &self.client_facts)
             .field("generation", &self.generation)
             .finish_non_exhaustive()

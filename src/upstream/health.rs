@@ -99,16 +99,17 @@ impl NodeWatch {
         }
     }
 
-    /// Time to the next probe: a tenth more or less than configured, so that many gateways don't fall into step.
+    /// Time to the next probe: up to a tenth more than configured, never less, so that many gateways don't fall into step.
     fn interval(&self, n: u64) -> Duration {
         let configured = self.upstream.health_check.interval.0;
         let base = if self.node.was_ever_up() { configured } else { configured.min(PROBE_INTERVAL_MIN) };
-        let permille = u32::try_from(900 + mix(self.seed, n) % 201).unwrap_or(1000);
+        let permille = u32::try_from(1000 + mix(self.seed, n) % 101).unwrap_or(1000);
         base * permille / 1000
     }
 
     async fn probe_once(&self) {
         let limit = self.upstream.health_check.timeout.0;
+        self.node.probe_began(self.clock.now());
         let result = match tokio::time::timeout(limit, self.check.check(&self.target)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(e)) => Err(reason(&e)),
@@ -153,6 +154,7 @@ impl HealthCheck for Probe {
 
         let peer = node.peer_for_probe();
         let (mut session, _) = CONNECTOR.get_http_session(&peer).await?;
+        node.check_proof(session.digest())?;
         session.write_request_header(Box::new(request)).await?;
         session.finish_request_body().await?;
         session.read_response_header().await?;

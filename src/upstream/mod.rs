@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 pub use health::run_health_checks;
-pub use node::{Health, Node, NodeStatus};
+pub use node::{Health, Node, NodeStatus, WRONG_NODE};
 pub use settings::{NodeSettings, Settings, SettingsError};
 
 use balance::Balancer;

@@ -7,11 +7,17 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::{HeaderMap, HeaderValue};
 use parking_lot::Mutex;
+use pingora::protocols::Digest;
 use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorType};
 
 use super::peer;
 use super::settings::{NodeSettings, Settings, SettingsError};
 use crate::observe::NodeMetrics;
+use crate::tls::NodeProof;
+
+/// Another node than the one that is configured took the connection.
+pub const WRONG_NODE: ErrorType = ErrorType::Custom("WrongNode");
 
 /// What the probes say of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +60,8 @@ pub struct Node {
     pub(super) weight: u16,
     pub(super) peer: HttpPeer,
     idle: Duration,
+    /// Whether a connection counts only with [`NodeProof::Right`].
+    proves_id: bool,
     /// Off: the node counts as up, whatever its state says from a time when it was on.
     checked: bool,
     pub(super) state: Arc<State>,
@@ -78,6 +86,7 @@ impl Node {
             weight: node.weight,
             peer: peer::template(node, settings),
             idle: settings.timeouts.idle.0,
+            proves_id: node.tls && settings.tls.as_ref().is_some_and(|tls| tls.spiffe_id.is_some()),
             checked: settings.health_check.enabled,
             state,
         };
@@ -103,6 +112,21 @@ impl Node {
     /// What the probes say; up if there are none.
     pub fn health(&self) -> Health {
         if self.checked { self.state.health() } else { Health::Up }
+    }
+
+    /// To be called with a connection's digest before anything is sent on it, also on one from the pool: whether this is
+    /// the node that it should be. Says who is there instead.
+    ///
+    /// # Errors
+    /// [`WRONG_NODE`]; the connection must not be used.
+    pub fn check_proof(&self, digest: Option<&Digest>) -> pingora::Result<()> {
+        let why = match NodeProof::of(digest) {
+            _ if !self.proves_id => return Ok(()),
+            Some(NodeProof::Right) => return Ok(()),
+            Some(NodeProof::Wrong(why)) => why.clone(),
+            None => "the node's certificate was not looked at".to_owned(),
+        };
+        Error::e_explain(WRONG_NODE, why)
     }
 
     /// Whether a request may go there.
@@ -192,7 +216,12 @@ impl Node {
         Some(after)
     }
 
-    /// When the last probe ended.
+    /// A probe begins: the loop of a newer configuration then does not begin another one beside it.
+    pub(super) fn probe_began(&self, now: Instant) {
+        self.state.track.lock().last_probe = Some(now);
+    }
+
+    /// When the last probe began or ended, whichever was later.
     pub(super) fn last_probe(&self) -> Option<Instant> {
         self.state.track.lock().last_probe
     }

@@ -9,6 +9,7 @@ use pingora::upstreams::peer::{ALPN, HttpPeer, HttpUpstreamRequestPolicy};
 use super::settings::{NodeSettings, Settings};
 use super::{Node, Picked};
 use crate::config::file::UpstreamProtocol;
+use crate::tls::prove_node;
 
 /// Streams of one HTTP/2 connection to a node; more open another connection. What RFC 9113 6.5.2 recommends as least.
 const H2_STREAMS_MAX: usize = 100;
@@ -33,6 +34,11 @@ pub(super) fn template(node: &NodeSettings, settings: &Settings) -> HttpPeer {
     }
     peer.options.verify_cert = true;
     peer.options.verify_hostname = true;
+    if let Some(id) = settings.tls.as_ref().filter(|_| node.tls).and_then(|tls| tls.spiffe_id.clone()) {
+        // The name is the SNI only; Node::check_proof refuses every connection that the hook did not find right.
+        peer.options.verify_hostname = false;
+        peer.options.upstream_tls_handshake_complete_hook = Some(prove_node(id));
+    }
     // TCP and TLS together. `connection_timeout` would count for each of them anew, so it stays unset.
     peer.options.total_connection_timeout = Some(settings.timeouts.connect.0);
     peer.options.tcp_keepalive = Some(TCP_KEEPALIVE);

@@ -102,6 +102,7 @@ fn furnished() -> (Temporary, PathBuf) {
         write_private(&at.join(format!("tls/{name}.key")), &issued.key_pem);
     }
     write_private(&at.join("secrets/gateway"), b"0123456789abcdef0123456789abcdef\n");
+    write_private(&at.join("secrets/federation"), b"0123456789abcdef0123456789abcdef\n");
     write_private(&at.join("secrets/admin"), b"0123456789abcdef\r\n");
     let base = at.to_owned();
     (directory, base)
@@ -196,13 +197,16 @@ fn collect(source: &str, structure: &str, at: &str, keys: &mut BTreeSet<String>)
 fn keys_of_reference() -> BTreeSet<String> {
     let text = fs::read_to_string(root().join("conf/reference.yaml")).unwrap();
     let mut keys = BTreeSet::new();
-    let mut block = String::new();
+    // The blocks around a line, with their indentation; the commented keys stand in no list.
+    let mut blocks: Vec<(usize, &str)> = Vec::new();
     for line in text.lines() {
-        if let Some((key, _)) = line.split_once(':').filter(|(key, _)| !key.starts_with([' ', '#'])) {
-            block = key.to_owned();
-        }
+        let indent = line.len() - line.trim_start().len();
         if let Some((key, _)) = line.trim().strip_prefix("# ").and_then(|l| l.split_once(": ${")) {
-            keys.insert(format!("{block}.{key}"));
+            let around = blocks.iter().filter(|(i, _)| *i < indent).map(|(_, block)| *block);
+            keys.insert(around.chain([key]).collect::<Vec<_>>().join("."));
+        } else if let Some((key, _)) = line.trim().split_once(':').filter(|(key, _)| !key.starts_with('#')) {
+            blocks.retain(|(i, _)| *i < indent);
+            blocks.push((indent, key));
         }
     }
     walk(&serde_yaml::from_str(&text).unwrap(), "", &mut keys);

@@ -25,6 +25,25 @@ fn call(extra: &str) -> Vec<u8> {
 }
 
 #[test]
+fn sigusr1_opens_the_log_anew_after_it_was_moved() {
+    let node = Node::start();
+    let mut setup = Setup::new(&[node.address]);
+    setup.top = "access_log: { path: access.log }".into();
+    let gateway = setup.start();
+    let path = gateway.dir().join("access.log");
+    let moved = gateway.dir().join("access.log.1");
+    let has_a_line = |file: &std::path::Path| std::fs::read_to_string(file).is_ok_and(|t| t.contains("\"status\":200"));
+    assert_eq!(gateway.connect("alice").exchange(&call("")).unwrap().status, 200);
+    wait_until("the line is written", || has_a_line(&path));
+    std::fs::rename(&path, &moved).unwrap();
+    gateway.signal(nix::sys::signal::Signal::SIGUSR1);
+    wait_until("a new file is there", || path.exists());
+    assert_eq!(gateway.connect("alice").exchange(&call("")).unwrap().status, 200);
+    wait_until("the next line is in the new file", || has_a_line(&path));
+    assert!(has_a_line(&moved));
+}
+
+#[test]
 fn a_line_says_who_asked_what_and_what_came_of_it() {
     let (gateway, node) = gateway();
     assert_eq!(gateway.connect("alice").exchange(&call("")).unwrap().status, 200);

@@ -1,8 +1,8 @@
 //! Certificates, keys and bundles that the file names: read, judged, and forgotten.
 
 use super::Resolver;
-use crate::config::Route;
-use crate::config::file::{ListenerTls, UpstreamTls};
+use crate::config::file::{ListenerTls, Protocol, UpstreamTls};
+use crate::config::{Listener, Route};
 use crate::tls::{self, TlsFault};
 
 /// The files of a listener. What its certificates cover is kept for [`check_hosts`].
@@ -43,12 +43,16 @@ fn warn(r: &mut Resolver<'_>, at: &str, faults: &[TlsFault]) {
 }
 
 /// Hosts of routes that no certificate covers: the gateway answers 421 to all their requests.
-pub(super) fn check_hosts(r: &mut Resolver<'_>, routes: &[Route], plain_listener: bool) {
-    if plain_listener || r.contexts.is_empty() {
+pub(super) fn check_hosts(r: &mut Resolver<'_>, routes: &[Route], listeners: &[Listener]) {
+    let contexts = std::mem::take(&mut r.contexts);
+    if contexts.is_empty() {
         return;
     }
-    let contexts = std::mem::take(&mut r.contexts);
     for (i, route) in routes.iter().enumerate() {
+        // Where nobody shows a certificate, every host is served.
+        if super::listeners::serving(route, listeners).any(|l| l.protocol == Protocol::Http) {
+            continue;
+        }
         for (j, host) in route.hosts.iter().enumerate() {
             if !host.starts_with("*.") && !contexts.iter().any(|c| c.covers(host)) {
                 let path = format!("routes[{i}].hosts[{j}]");

@@ -54,10 +54,10 @@ fn listener_tls(r: &mut Resolver<'_>, at: &str, mut tls: ListenerTls) -> Listene
         r.error(&format!("{at}.certificates"), "the list is empty; write at least one { cert, key }");
     }
     for files in &mut tls.certificates {
-        files.cert = r.absolute(&files.cert);
-        files.key = r.absolute(&files.key);
+        files.cert = r.material(&files.cert);
+        files.key = r.material(&files.key);
     }
-    tls.client_auth.ca = r.absolute(&tls.client_auth.ca);
+    tls.client_auth.ca = r.material(&tls.client_auth.ca);
     client_auth(r, &format!("{at}.client_auth"), &mut tls.client_auth);
     super::certificates::listener(r, at, &tls);
     tls
@@ -66,7 +66,7 @@ fn listener_tls(r: &mut Resolver<'_>, at: &str, mut tls: ListenerTls) -> Listene
 /// Revocation lists: their files become absolute, their URLs are checked with the files.
 fn client_auth(r: &mut Resolver<'_>, at: &str, auth: &mut ClientAuth) {
     for file in &mut auth.crl {
-        *file = r.absolute(file);
+        *file = r.material(file);
     }
     r.once(&format!("{at}.crl"), &auth.crl);
     r.once(&format!("{at}.crl_url"), &auth.crl_url);
@@ -145,14 +145,17 @@ fn timeouts(r: &mut Resolver<'_>, at: &str, t: &ListenerTimeouts) {
     }
 }
 
+/// The listeners that serve a route.
+pub(super) fn serving<'l>(route: &Route, listeners: &'l [Listener]) -> impl Iterator<Item = &'l Listener> {
+    listeners.iter().enumerate().filter(|(i, _)| route.listeners.include(*i)).map(|(_, listener)| listener)
+}
+
 /// Routes for named peers are dead where no listener asks for a certificate.
 pub(super) fn check_peers_can_be_known(r: &mut Resolver<'_>, listeners: &[Listener], routes: &[Route]) {
-    if listeners.iter().any(|l| l.protocol == Protocol::Https) {
-        return;
-    }
     for (i, route) in routes.iter().enumerate() {
-        if matches!(route.peers, RoutePeers::Of(_)) {
-            let why = "no listener is https, so no client ever is one of these peers";
+        let https = serving(route, listeners).any(|l| l.protocol == Protocol::Https);
+        if matches!(route.peers, RoutePeers::Of(_)) && !https {
+            let why = "no listener of this route is https, so no client ever is one of these peers";
             r.warn(&format!("routes[{i}].peers"), why);
         }
     }

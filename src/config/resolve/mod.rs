@@ -2,6 +2,7 @@
 
 mod certificates;
 mod endpoint;
+mod federation;
 mod listeners;
 mod patterns;
 mod peers;
@@ -11,10 +12,10 @@ mod routes;
 mod secrets;
 mod upstreams;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
-use super::file::{File, Protocol};
+use super::file::File;
 use super::place::Steps;
 use super::{Config, ConfigError, Located, Surroundings};
 use crate::tls::ServerContext;
@@ -32,25 +33,34 @@ pub(super) fn resolve(
     around: &Surroundings<'_>,
 ) -> Result<(Config, Vec<ConfigError>), Vec<ConfigError>> {
     let guessed = guessed.iter().map(Steps::to_string).collect();
-    let mut r =
-        Resolver { located, guessed, base, around, errors: Vec::new(), warnings: Vec::new(), contexts: Vec::new() };
+    let mut r = Resolver {
+        located,
+        guessed,
+        base,
+        around,
+        errors: Vec::new(),
+        warnings: Vec::new(),
+        materials: BTreeSet::new(),
+        contexts: Vec::new(),
+    };
     process::addresses(&mut r, &file);
-    let hive = process::hive(&mut r, file.hive);
     let peers = peers::resolve(&mut r, file.peers);
+    let hive = process::hive(&mut r, file.hive, &peers);
     let upstreams = upstreams::resolve(&mut r, file.upstreams);
-    let routes = routes::resolve(&mut r, file.routes, &peers, &upstreams);
     let listeners = listeners::resolve(&mut r, file.listeners);
+    let routes = routes::resolve(&mut r, file.routes, &listeners, &peers, &upstreams);
     let admin = process::admin(&mut r, file.admin);
     let access_log = process::access_log(&mut r, file.access_log);
     let server = process::server(&mut r, &file.server, &routes);
     listeners::check_peers_can_be_known(&mut r, &listeners, &routes);
-    certificates::check_hosts(&mut r, &routes, listeners.iter().any(|l| l.protocol == Protocol::Http));
+    certificates::check_hosts(&mut r, &routes, &listeners);
     if !r.errors.is_empty() || !r.guessed.is_empty() {
         return Err(r.errors);
     }
     let config = Config {
         source: PathBuf::new(),
         hash: String::new(),
+        materials: r.materials.into_iter().collect(),
         hive,
         listeners,
         peers,
@@ -72,6 +82,8 @@ struct Resolver<'a> {
     around: &'a Surroundings<'a>,
     errors: Vec<ConfigError>,
     warnings: Vec<ConfigError>,
+    /// See [`Config::materials`].
+    materials: BTreeSet<PathBuf>,
     /// Of the listeners whose files are good.
     contexts: Vec<ServerContext>,
 }
@@ -109,6 +121,13 @@ impl Resolver<'_> {
     /// A file name of the configuration, from the configuration's directory on.
     fn absolute(&self, name: &str) -> String {
         self.base.join(name).to_string_lossy().into_owned()
+    }
+
+    /// As [`Self::absolute`], of a file whose content is a part of the configuration: it will be watched.
+    fn material(&mut self, name: &str) -> String {
+        let absolute = self.absolute(name);
+        self.materials.insert(absolute.clone().into());
+        absolute
     }
 
     /// Names that are given twice.

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::Resolver;
+use super::federation;
 use crate::config::{Peer, file};
 use crate::policy::peers::{PeerMatcher, PeerRule, Peers};
 
@@ -24,9 +25,11 @@ pub(super) fn resolve(r: &mut Resolver<'_>, raw: Vec<file::Peer>) -> Vec<Peer> {
         // A peer whose rule is wrong keeps its name, so that routes find it. There is no configuration then.
         let rule = matcher.as_ref().map_or(PeerRule::Fingerprint([0; 32]), |m| m.rule.clone());
         candidates.push(Candidate { matcher, path });
-        peers.push(Peer { name: raw.name, rule });
+        let issuer = federation::peer_issuer(r, i, &raw);
+        peers.push(Peer { name: raw.name, rule, issuer });
     }
     conflicts(r, candidates);
+    federation::check_keys(r, &peers);
     peers
 }
 

@@ -5,15 +5,18 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::Resolver;
+use super::federation;
 use super::ranges::HOUR;
 use super::routes::BODY_MAX;
 use super::secrets::secret;
 use crate::config::file::{self, AccessLog, File};
-use crate::config::{Admin, Hive, Route, Server};
+use crate::config::{Admin, Hive, Peer, Route, Server};
 use crate::headers::ProductHeaders;
 
 /// Least length of the gateway's proof: Hive refuses shorter ones.
 const GATEWAY_SECRET_LEAST: usize = 32;
+/// Looking at files more often would cost more than it brings.
+const WATCH_LEAST: Duration = Duration::from_millis(100);
 /// Least length of the operator's secret.
 const ADMIN_SECRET_LEAST: usize = 16;
 
@@ -52,14 +55,15 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
 }
 
 /// `hive`
-pub(super) fn hive(r: &mut Resolver<'_>, hive: file::Hive) -> Hive {
+pub(super) fn hive(r: &mut Resolver<'_>, hive: file::Hive, peers: &[Peer]) -> Hive {
     let prefix = hive.header_prefix;
     if let Err(why) = ProductHeaders::with_prefix(&prefix) {
         r.error("hive.header_prefix", why);
     }
     let (inline, file) = (hive.gateway_auth_secret, hive.gateway_auth_secret_file);
     let gateway_auth = secret(r, "hive", "gateway_auth_secret", inline, file, GATEWAY_SECRET_LEAST);
-    Hive { header_prefix: prefix, gateway_auth }
+    let federation = federation::resolve(r, hive.federation, &prefix, peers);
+    Hive { header_prefix: prefix, gateway_auth, federation }
 }
 
 /// `admin`
@@ -98,6 +102,11 @@ pub(super) fn server(r: &mut Resolver<'_>, server: &file::Server, routes: &[Rout
         r.range("server.threads", &threads, &(1..=256));
     }
     r.span("server.drain", server.drain, Duration::ZERO, HOUR);
+    if !server.watch.0.is_zero() {
+        r.span("server.watch", server.watch, WATCH_LEAST, HOUR);
+    } else if server.watch_config {
+        r.error("server.watch_config", "nothing is watched with watch: 0s; leave out one of the two");
+    }
     r.size("server.body_memory", server.body_memory, &(1 << 20..=1 << 40));
     let possible = routes.iter().enumerate().filter(|(_, route)| route.body_limit <= BODY_MAX);
     if let Some((i, route)) = possible.max_by_key(|(_, route)| route.body_limit)
@@ -113,6 +122,8 @@ pub(super) fn server(r: &mut Resolver<'_>, server: &file::Server, routes: &[Rout
         threads: server.threads.map_or_else(processors, usize::from),
         drain: server.drain.0,
         body_memory: server.body_memory.0,
+        watch: server.watch.0,
+        watch_config: server.watch_config,
     }
 }
 

@@ -6,7 +6,8 @@ use super::ranges::{DAY, HOUR, MILLISECOND};
 use super::{Resolver, patterns};
 use crate::config::file::{self, Body};
 use crate::config::nearest::known_ones;
-use crate::config::{Peer, Route, RoutePeers, Upstream};
+use crate::config::{Listener, Peer, Route, RouteListeners, RoutePeers, Upstream};
+use crate::names::ListenerName;
 use crate::route::MethodSet;
 
 /// Longest body that Hive takes.
@@ -15,6 +16,7 @@ pub(super) const BODY_MAX: u64 = 16 << 20;
 pub(super) fn resolve(
     r: &mut Resolver<'_>,
     raw: Vec<file::Route>,
+    listeners: &[Listener],
     peers: &[Peer],
     upstreams: &[Upstream],
 ) -> Vec<Route> {
@@ -23,8 +25,10 @@ pub(super) fn resolve(
     }
     r.unique("routes", raw.iter().map(|x| x.name.as_str()));
     // The first of two equal names counts; the second is an error already.
-    let mut names =
-        Names { peers: HashMap::new(), upstreams: HashMap::new(), peers_whole: true, upstreams_whole: true };
+    let mut names = Names::default();
+    for (i, l) in listeners.iter().enumerate() {
+        names.listeners.entry(l.name.as_str()).or_insert(i);
+    }
     for (i, p) in peers.iter().enumerate() {
         names.peers.entry(p.name.as_str()).or_insert(i);
     }
@@ -32,6 +36,7 @@ pub(super) fn resolve(
         names.upstreams.entry(u.name.as_str()).or_insert(i);
     }
     // Where a name could not be read, any unknown name may be that one.
+    names.listeners_whole = !r.has_guess_like("listeners[].name");
     names.peers_whole = !r.has_guess_like("peers[].name");
     names.upstreams_whole = !r.has_guess_like("upstreams[].name");
 
@@ -42,7 +47,10 @@ pub(super) fn resolve(
     routes
 }
 
+#[derive(Default)]
 struct Names<'a> {
+    listeners: HashMap<&'a str, usize>,
+    listeners_whole: bool,
     peers: HashMap<&'a str, usize>,
     upstreams: HashMap<&'a str, usize>,
     peers_whole: bool,
@@ -66,6 +74,7 @@ fn route(r: &mut Resolver<'_>, at: &str, raw: file::Route, names: &Names<'_>) ->
     r.span(&format!("{at}.timeouts.response"), raw.timeouts.response, MILLISECOND, HOUR);
     r.span(&format!("{at}.timeouts.stream_idle"), raw.timeouts.stream_idle, MILLISECOND, DAY);
     Route {
+        listeners: route_listeners(r, &format!("{at}.listeners"), &raw.listeners, names),
         hosts,
         paths,
         methods,
@@ -110,6 +119,29 @@ fn list(
     good
 }
 
+/// The listeners that serve the route.
+fn route_listeners(r: &mut Resolver<'_>, at: &str, raw: &[ListenerName], names: &Names<'_>) -> RouteListeners {
+    if raw.is_empty() {
+        if r.located.has(at) {
+            r.error(at, "the list is empty, so nobody would be served; write listener names, or leave the key out");
+        }
+        return RouteListeners::All;
+    }
+    r.once(at, &raw.iter().map(ToString::to_string).collect::<Vec<_>>());
+    let mut indexes = BTreeSet::new();
+    for (i, name) in raw.iter().enumerate() {
+        let name = name.as_str();
+        match names.listeners.get(name) {
+            Some(index) => _ = indexes.insert(*index),
+            None if names.listeners_whole => {
+                r.error(&format!("{at}[{i}]"), format!("no listener named {name:?}{}", known(name, &names.listeners)));
+            }
+            None => {}
+        }
+    }
+    RouteListeners::Of(indexes.into_iter().collect())
+}
+
 fn route_peers(r: &mut Resolver<'_>, at: &str, raw: &file::RoutePeers, names: &Names<'_>) -> RoutePeers {
     let file::RoutePeers::Named(named) = raw else { return RoutePeers::Any };
     if named.is_empty() {
@@ -152,7 +184,8 @@ type Taken<'a> = HashMap<(Option<&'a str>, &'a str), Vec<(usize, MethodSet)>>;
 fn overlaps(r: &mut Resolver<'_>, routes: &[Route]) {
     let mut taken = Taken::new();
     for (i, route) in routes.iter().enumerate() {
-        let guess = ["hosts", "paths", "methods"].iter().any(|key| r.has_guess(&format!("routes[{i}].{key}")));
+        let guess =
+            ["listeners", "hosts", "paths", "methods"].iter().any(|key| r.has_guess(&format!("routes[{i}].{key}")));
         let Some(methods) = MethodSet::parse(&route.methods).ok().filter(|_| !guess) else { continue };
         let mut hosts: Vec<_> = route.hosts.iter().map(|h| Some(h.as_str())).collect();
         if hosts.is_empty() {
@@ -164,7 +197,8 @@ fn overlaps(r: &mut Resolver<'_>, routes: &[Route]) {
             for host in &hosts {
                 let others = taken.entry((*host, path)).or_default();
                 let shared = |(other, theirs): &(usize, MethodSet)| (*other, theirs.intersection(methods));
-                let found = others.iter().map(shared).find(|(other, common)| *other != i && !common.is_empty());
+                let meet = |other: usize| route.listeners.meet(&routes[other].listeners);
+                let found = others.iter().map(shared).find(|(o, common)| *o != i && !common.is_empty() && meet(*o));
                 if let Some((other, common)) = found.filter(|_| !told) {
                     told = true;
                     overlap(r, &format!("routes[{i}].paths[{j}]"), other, &routes[other], common, *host);

@@ -28,13 +28,16 @@ pub(super) fn secret(
         }
         (Some(SecretText(text)), None) => (inline_path, text),
         (None, Some(_)) if !r.around.read_files => return Some(Secret::new("*".repeat(least))),
-        (None, Some(name)) => match read(&r.absolute(&name)) {
-            Ok(text) => (file_path, text),
-            Err(why) => {
-                r.error(&file_path, format!("the file {:?} {why}", r.absolute(&name)));
-                return None;
+        (None, Some(name)) => {
+            let name = r.material(&name);
+            match read(&name) {
+                Ok(text) => (file_path, text),
+                Err(why) => {
+                    r.error(&file_path, format!("the file {name:?} {why}"));
+                    return None;
+                }
             }
-        },
+        }
     };
     if let Some(why) = fault(&text, least) {
         r.error(&path, why);

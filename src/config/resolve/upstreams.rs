@@ -9,6 +9,7 @@ use super::endpoint::{self, Url};
 use super::ranges::{HOUR, MILLISECOND, MINUTE};
 use crate::config::file::{self, HealthCheck, UpstreamTimeouts, UpstreamTls};
 use crate::config::{Endpoint, Upstream};
+use crate::policy::peers::UriPattern;
 
 /// Hive allows 60 probes a minute from one address; with a gateway or two this stays below.
 const HEALTH_INTERVAL_LEAST: Duration = Duration::from_secs(2);
@@ -28,7 +29,9 @@ fn upstream(r: &mut Resolver<'_>, at: &str, raw: file::Upstream) -> Upstream {
     let tls_path = format!("{at}.tls");
     let tls_nodes = endpoints.first().map(|e| e.tls);
     match (tls_nodes, &raw.tls) {
-        (Some(true), None) => r.error(&tls_path, "https:// endpoints need tls; write tls: { ca, server_name }"),
+        (Some(true), None) => {
+            r.error(&tls_path, "https:// endpoints need tls; write tls: { ca, server_name }, or spiffe_id")
+        }
         (Some(false), Some(_)) => {
             r.error(&tls_path, "not used with http:// endpoints; leave it out, or write https://")
         }
@@ -44,6 +47,7 @@ fn upstream(r: &mut Resolver<'_>, at: &str, raw: file::Upstream) -> Upstream {
         protocol: raw.protocol,
         health_check: raw.health_check,
         timeouts: raw.timeouts,
+        trusted: raw.trusted,
     }
 }
 
@@ -145,15 +149,7 @@ fn timeouts(r: &mut Resolver<'_>, at: &str, t: &UpstreamTimeouts) {
 
 fn upstream_tls(r: &mut Resolver<'_>, at: &str, mut tls: UpstreamTls) -> UpstreamTls {
     let before = r.errors.len();
-    let name_path = format!("{at}.server_name");
-    if tls.server_name.is_empty() {
-        let why = "empty: any certificate of the CA would do; write the name in the nodes' certificates";
-        r.error(&name_path, why);
-    } else if !endpoint::is_host(&tls.server_name) || tls.server_name.parse::<IpAddr>().is_ok() {
-        // Pingora verifies names only, no addresses.
-        let why = format!("{:?} is not a host name; write one such as hive.internal", tls.server_name);
-        r.error(&name_path, why);
-    }
+    node_identity(r, at, &tls);
     match (&tls.cert, &tls.key) {
         (Some(_), None) if !r.has_guess(&format!("{at}.key")) => {
             r.error(&format!("{at}.cert"), "a certificate needs its key; write key too");
@@ -164,12 +160,35 @@ fn upstream_tls(r: &mut Resolver<'_>, at: &str, mut tls: UpstreamTls) -> Upstrea
         _ => {}
     }
     let whole = r.errors.len() == before;
-    tls.ca = r.absolute(&tls.ca);
-    tls.cert = tls.cert.map(|name| r.absolute(&name));
-    tls.key = tls.key.map(|name| r.absolute(&name));
+    tls.ca = r.material(&tls.ca);
+    tls.cert = tls.cert.map(|name| r.material(&name));
+    tls.key = tls.key.map(|name| r.material(&name));
     // With an error of the block's own the files would be judged by half of it.
     if whole {
         super::certificates::upstream(r, at, &tls);
     }
     tls
+}
+
+/// What the nodes' certificates must show: a name or a SPIFFE ID.
+fn node_identity(r: &mut Resolver<'_>, at: &str, tls: &UpstreamTls) {
+    let (name_path, id_path) = (format!("{at}.server_name"), format!("{at}.spiffe_id"));
+    match &tls.server_name {
+        Some(name) if name.is_empty() => {
+            let why = "empty: any certificate of the CA would do; write the name in the nodes' certificates";
+            r.error(&name_path, why);
+        }
+        Some(name) if !endpoint::is_host(name) || name.parse::<IpAddr>().is_ok() => {
+            // Pingora verifies names only, no addresses.
+            r.error(&name_path, format!("{name:?} is not a host name; write one such as hive.internal"));
+        }
+        None if tls.spiffe_id.is_none() && !r.has_guess(&name_path) && !r.has_guess(&id_path) => {
+            let why = "nothing says whose certificate is right, so any of the CA would do";
+            r.error(at, format!("{why}; write server_name: hive.internal, or spiffe_id: spiffe://mesh.example/hive"));
+        }
+        _ => {}
+    }
+    if let Some(Err(why)) = tls.spiffe_id.as_deref().map(UriPattern::parse) {
+        r.error(&id_path, why);
+    }
 }

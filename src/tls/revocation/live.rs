@@ -31,6 +31,14 @@ pub struct CrlFacts {
     pub memory_bytes: usize,
 }
 
+/// What a URL gave last, with its entity tag: the two are handed on together, or the tag would keep away a list that has
+/// been lost.
+#[derive(Clone)]
+struct FromUrl {
+    lists: Vec<Arc<Crl>>,
+    tag: Option<String>,
+}
+
 /// What a listener knows of revoked certificates, and what it does about it.
 pub struct Revocation {
     check: CrlCheck,
@@ -40,7 +48,7 @@ pub struct Revocation {
     bundle: Bundle,
     from_files: Vec<Arc<Crl>>,
     /// By URL. Held while the set is replaced, so that no list is lost between two fetches.
-    fetched: Mutex<AHashMap<String, Vec<Arc<Crl>>>>,
+    fetched: Mutex<AHashMap<String, FromUrl>>,
     set: ArcSwap<RevocationSet>,
 }
 
@@ -157,6 +165,11 @@ impl Revocation {
         self.refresh
     }
 
+    /// The entity tag of what this URL gave last.
+    pub fn tag(&self, url: &CrlUrl) -> Option<String> {
+        self.fetched.lock().get(url.as_str())?.tag.clone()
+    }
+
     /// Whether lists from this URL are in use.
     pub fn has(&self, url: &CrlUrl) -> bool {
         self.fetched.lock().contains_key(url.as_str())
@@ -164,17 +177,17 @@ impl Revocation {
 
     /// When the first list from this URL is due to be replaced.
     pub fn next_update(&self, url: &CrlUrl) -> Option<i64> {
-        self.fetched.lock().get(url.as_str())?.iter().map(|crl| crl.next_update).min()
+        self.fetched.lock().get(url.as_str())?.lists.iter().map(|crl| crl.next_update).min()
     }
 
     /// Takes lists that were fetched into use. Returns whether anything changed.
     ///
     /// # Errors
     /// Why they can't be used; the last good ones stay.
-    pub fn install(&self, url: &CrlUrl, bytes: &[u8], now: i64) -> Result<bool, String> {
+    pub fn install(&self, url: &CrlUrl, bytes: &[u8], tag: Option<String>, now: i64) -> Result<bool, String> {
         let lists = read_lists(bytes, &self.bundle, now)?;
         let mut fetched = self.fetched.lock();
-        let before = fetched.get(url.as_str());
+        let before = fetched.get(url.as_str()).map(|from| &from.lists);
         for crl in &lists {
             let other = before.into_iter().flatten().find(|other| crl.is_about_the_same_as(other));
             if other.is_some_and(|other| crl.is_older_than(other)) {
@@ -186,8 +199,8 @@ impl Revocation {
         }
         let same = before
             .is_some_and(|old| old.len() == lists.len() && old.iter().zip(&lists).all(|(a, b)| Arc::ptr_eq(a, b)));
+        fetched.insert(url.as_str().to_owned(), FromUrl { lists, tag });
         if !same {
-            fetched.insert(url.as_str().to_owned(), lists);
             self.put_together(&fetched);
         }
         Ok(!same)
@@ -198,16 +211,16 @@ impl Revocation {
         let old = before.fetched.lock().clone();
         let mut fetched = self.fetched.lock();
         for url in &self.urls {
-            let lists = old.get(url.as_str()).filter(|lists| lists.iter().all(|crl| self.bundle.contains(crl.issuer)));
-            if let Some(lists) = lists {
-                fetched.insert(url.as_str().to_owned(), lists.clone());
+            let trusted = |from: &&FromUrl| from.lists.iter().all(|crl| self.bundle.contains(crl.issuer));
+            if let Some(from) = old.get(url.as_str()).filter(trusted) {
+                fetched.insert(url.as_str().to_owned(), from.clone());
             }
         }
         self.put_together(&fetched);
     }
 
-    fn put_together(&self, fetched: &AHashMap<String, Vec<Arc<Crl>>>) {
-        let lists = self.from_files.iter().chain(fetched.values().flatten()).cloned();
+    fn put_together(&self, fetched: &AHashMap<String, FromUrl>) {
+        let lists = self.from_files.iter().chain(fetched.values().flat_map(|from| &from.lists)).cloned();
         self.set.store(Arc::new(RevocationSet::of(lists)));
     }
 

@@ -252,14 +252,14 @@ fn fetched_lists_never_go_back() {
     assert_eq!(ask(&live), Verdict::NoCrl);
     let old = fresh().issue(&PKI.intermediate).unwrap();
     let new = CrlSpec::new(now() - 30, now() + 60).revoke(&bad.cert).unwrap().issue(&PKI.intermediate).unwrap();
-    assert_eq!(live.install(&url, &old, now()), Ok(true));
+    assert_eq!(live.install(&url, &old, None, now()), Ok(true));
     let generation = live.generation();
-    assert_eq!(live.install(&url, &old, now()), Ok(false));
+    assert_eq!(live.install(&url, &old, None, now()), Ok(false));
     assert_eq!(live.generation(), generation);
     assert!(matches!(ask(&live), Verdict::Good { .. }));
-    assert_eq!(live.install(&url, &new, now()), Ok(true));
-    assert!(live.install(&url, &old, now()).unwrap_err().contains("older"));
-    assert!(live.install(&url, b"<html>", now()).is_err());
+    assert_eq!(live.install(&url, &new, None, now()), Ok(true));
+    assert!(live.install(&url, &old, None, now()).unwrap_err().contains("older"));
+    assert!(live.install(&url, b"<html>", None, now()).is_err());
     assert_eq!(ask(&live), Verdict::Revoked);
     assert_eq!(live.next_update(&url), Some(now() + 60));
     // A new snapshot begins with them.

@@ -66,9 +66,11 @@ fn material(generation: u64) -> UpstreamTlsMaterial {
     UpstreamTlsMaterial {
         ca: Arc::new(vec![client.leaf().clone()].into()),
         server_name: "hive.internal".into(),
+        spiffe_id: None,
         client: Some(Arc::new(client)),
         generation,
         client_facts: None,
+        authorities: Vec::new(),
         warnings: Vec::new(),
     }
 }

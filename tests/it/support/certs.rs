@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 pub use hive_gateway::cli::pki::{CertificateSpec as Leaf, Issued as Identity, Usage, Validity};
 use hive_gateway::cli::pki::{Development, write_issued};
 use openssl::hash::MessageDigest;
+use openssl::x509::X509Ref;
 
 /// From and to, seconds from now.
 pub fn from_now(not_before: i64, not_after: i64) -> Validity {
@@ -55,6 +56,11 @@ impl Default for Pki {
 pub fn write(identity: &Identity, dir: &Path, name: &str) -> (PathBuf, PathBuf) {
     write_issued(dir, name, identity, true).unwrap();
     (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")))
+}
+
+/// In upper-case hex.
+pub fn serial(cert: &X509Ref) -> String {
+    cert.serial_number().to_bn().unwrap().to_hex_str().unwrap().to_string()
 }
 
 pub fn sha256_hex(identity: &Identity) -> String {

@@ -225,6 +225,14 @@ impl Connection {
         Ok(response)
     }
 
+    /// The next so many bytes of a body of known length, once they are there.
+    pub fn read(&mut self, length: usize) -> io::Result<Vec<u8>> {
+        while self.buffer.len() < length {
+            self.need()?;
+        }
+        Ok(self.buffer.drain(..length).collect())
+    }
+
     /// One chunk of a chunked body; `None` is its proper end. A torn body is `UnexpectedEof`.
     pub fn chunk(&mut self) -> io::Result<Option<Vec<u8>>> {
         let line = self.line()?;

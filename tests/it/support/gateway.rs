@@ -279,6 +279,37 @@ impl Gateway {
         Connection::plain(self.admin)?.exchange(request.as_bytes())
     }
 
+    /// A POST without a body; `headers` are whole lines.
+    pub fn admin_post(&self, path: &str, headers: &str) -> Response {
+        let head = format!("POST {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{headers}\r\n", self.admin);
+        Connection::plain(self.admin).unwrap().exchange(head.as_bytes()).unwrap()
+    }
+
+    /// `POST /v1/reload`.
+    pub fn reload(&self) -> Response {
+        self.admin_post("/v1/reload", "")
+    }
+
+    /// A reload that must succeed.
+    #[track_caller]
+    pub fn reload_ok(&self) -> Value {
+        let answer = self.reload();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json()
+    }
+
+    /// Edits the configuration file.
+    #[track_caller]
+    pub fn edit(&self, from: &str, to: &str) {
+        let before = self.config();
+        assert!(before.contains(from), "{from:?} is not in\n{before}");
+        std::fs::write(self.dir().join("gateway.yaml"), before.replace(from, to)).unwrap();
+    }
+
+    pub fn status(&self) -> Value {
+        self.admin_get("/v1/status").unwrap().json()
+    }
+
     pub fn metrics(&self) -> String {
         self.admin_get("/v1/metrics").unwrap().text()
     }

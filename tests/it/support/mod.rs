@@ -8,6 +8,8 @@ pub mod h2_client;
 pub mod node;
 pub mod ocsp_server;
 pub mod node_h2;
+pub mod relay;
+pub mod tokens;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -97,8 +97,13 @@ impl Exchange<'_> {
 
     /// Waits for the gateway to let go of this connection; `None`: it did not.
     pub fn gone_after(&mut self) -> Option<Duration> {
+        self.gone_within(PATIENCE)
+    }
+
+    /// The same, not longer than `limit`.
+    pub fn gone_within(&mut self, limit: Duration) -> Option<Duration> {
         let start = Instant::now();
-        self.tcp.set_read_timeout(Some(PATIENCE)).unwrap();
+        self.tcp.set_read_timeout(Some(limit)).unwrap();
         match self.wire.read(&mut [0; 64]) {
             Ok(0) => Some(start.elapsed()),
             Ok(_) => None,
@@ -134,6 +139,7 @@ struct State {
     stopped: AtomicBool,
     tls: Option<SslContext>,
     peers: Mutex<Vec<String>>,
+    serials: Mutex<HashMap<u64, String>>,
 }
 
 /// A node on 127.0.0.1. Health probes are answered by themselves and kept apart.
@@ -192,6 +198,7 @@ impl Node {
             stopped: AtomicBool::new(false),
             tls,
             peers: Mutex::default(),
+            serials: Mutex::default(),
         });
         let shared = state.clone();
         std::thread::spawn(move || accept(&listener, &shared));
@@ -222,6 +229,11 @@ impl Node {
     /// Subjects of the client certificates it saw, one a connection.
     pub fn peers(&self) -> Vec<String> {
         self.state.peers.lock().unwrap().clone()
+    }
+
+    /// Serial number of the client certificate that a connection came with.
+    pub fn serial(&self, connection: u64) -> String {
+        self.state.serials.lock().unwrap()[&connection].clone()
     }
 
     /// The one request so far.
@@ -299,6 +311,9 @@ fn serve(tcp: TcpStream, number: u64, state: &State) -> io::Result<()> {
         Some(context) => {
             let ssl = Ssl::new(context)?;
             let stream = ssl.accept(tcp.try_clone()?).map_err(|e| io::Error::other(e.to_string()))?;
+            if let Some(cert) = stream.ssl().peer_certificate() {
+                state.serials.lock().unwrap().insert(number, super::certs::serial(&cert));
+            }
             let subject = stream.ssl().peer_certificate().map(|c| format!("{:?}", c.subject_name()));
             state.peers.lock().unwrap().extend(subject);
             Box::new(stream)

@@ -1,0 +1,453 @@
+//! A new configuration while requests run: load, build, swap, or keep the old one and say why.
+//!
+//! ```text
+//! SIGHUP, POST /v1/reload ─ the configuration file and all that it names ─┐
+//! watch ─ certificates, keys, CA bundles, secrets (settle, judge) ────────┴ load ─ hold_back ─ build ─ swap
+//! ```
+//!
+//! What rotates (the files that the configuration names) is taken into use by itself, with the text of the configuration
+//! that is in use and the addresses that its names had: a rotation neither takes an operator's half-done work into use nor
+//! depends on a name server. The configuration file waits to be asked for, unless `server.watch_config` says otherwise.
+
+mod expiry;
+mod material;
+mod restart;
+mod settle;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+
+use crate::clock::Clock;
+use crate::config::{self, Config, ConfigError, Loaded, Surroundings};
+use crate::observe::{AccessLog, AccessLogTarget, Metrics};
+use crate::secret::Secret;
+use crate::snapshot::Snapshot;
+
+use expiry::{CHECK_EVERY_SECONDS, ExpiryWarnings};
+use material::{Contents, Reader};
+use restart::FirstHeaders;
+use settle::{SETTLE, Settle};
+
+/// With `server.watch: 0s` the configuration is asked so often whether that has changed.
+const UNWATCHED: Duration = Duration::from_secs(1);
+/// Files that change while they are read are read again, this often.
+const ATTEMPTS_MAX: u32 = 3;
+
+/// Why a reload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    /// SIGHUP.
+    Signal,
+    /// `POST /v1/reload`.
+    Admin,
+    /// A file that the configuration names has changed.
+    Files,
+    /// The configuration file has, and `server.watch_config` is on.
+    ConfigFile,
+}
+
+impl Trigger {
+    /// For logs and status.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Trigger::Signal => "signal",
+            Trigger::Admin => "admin",
+            Trigger::Files => "files",
+            Trigger::ConfigFile => "config_file",
+        }
+    }
+}
+
+/// What came of a reload.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Why it was tried.
+    pub trigger: Trigger,
+    /// When.
+    pub time: SystemTime,
+    /// The generation in use afterwards: a new one, or with errors the old one.
+    pub generation: u64,
+    /// [`Config::hash`] of what is in use afterwards.
+    pub hash: String,
+    /// What needs a restart, then what is allowed but probably not meant.
+    pub warnings: Vec<String>,
+    /// Why the old one is kept; empty: the new one is in use.
+    pub errors: Vec<ConfigError>,
+}
+
+impl Report {
+    /// Whether the new configuration is in use.
+    pub fn ok(&self) -> bool {
+        self.errors.is_empty()
+    }
+}
+
+/// The running gateway, as a reload changes it.
+pub trait Running: Send + Sync {
+    /// What is in use.
+    fn snapshot(&self) -> Arc<Snapshot>;
+
+    /// Takes a snapshot into use, and another access log if its target changed.
+    fn swap(&self, snapshot: Arc<Snapshot>, log: Option<Arc<AccessLog>>);
+
+    /// Opens the access log's file again: it may have been moved away.
+    fn reopen_log(&self);
+}
+
+/// Opens the access log of a configuration.
+///
+/// # Errors
+/// See [`AccessLog::open`].
+pub fn open_log(config: &Config, clock: &Clock, metrics: &Metrics) -> io::Result<Arc<AccessLog>> {
+    let target = match &config.access_log {
+        config::file::AccessLog::Stdout => AccessLogTarget::Stdout,
+        config::file::AccessLog::Off => AccessLogTarget::Off,
+        config::file::AccessLog::File(path) => AccessLogTarget::File(path.into()),
+    };
+    AccessLog::open(&target, clock.clone(), metrics)
+}
+
+/// A configuration's text, the addresses that it named, and what stood in its files.
+pub struct Origin {
+    file: PathBuf,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    text: Secret,
+    addresses: Addresses,
+    reader: Reader,
+    settle: Settle,
+}
+
+type Addresses = HashMap<(String, u16), Vec<SocketAddr>>;
+
+impl Origin {
+    /// Loads the configuration with which the process begins.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, by place.
+    pub fn load(file: &Path, clock: &Clock, metrics: &Arc<Metrics>) -> Result<(Self, Loaded), Vec<ConfigError>> {
+        let mut addresses = Addresses::new();
+        let loaded = load(file, None, &mut addresses, clock)?;
+        let mut reader = Reader::default();
+        // Before the snapshot is built, which reads them: what changes from now on is seen as a change.
+        let contents = reader.contents(watched(&loaded.config).iter(), clock.wall());
+        let origin = Self {
+            file: file.into(),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            text: loaded.text.clone(),
+            addresses,
+            reader,
+            settle: Settle::new(contents),
+        };
+        Ok((origin, loaded))
+    }
+}
+
+/// Loads the file, or `text` in its place. With a text, known addresses are not asked for again.
+fn load(file: &Path, text: Option<&str>, addresses: &mut Addresses, clock: &Clock) -> Result<Loaded, Vec<ConfigError>> {
+    let asked = RefCell::new(Addresses::new());
+    let resolve = |host: &str, port: u16| {
+        let key = (host.to_owned(), port);
+        let found = match addresses.get(&key).filter(|_| text.is_some()) {
+            Some(known) => known.clone(),
+            None => config::system_addresses(host, port)?,
+        };
+        asked.borrow_mut().insert(key, found.clone());
+        Ok(found)
+    };
+    let env = |name: &str| std::env::var(name).ok();
+    let around = Surroundings { addresses: &resolve, now_unix: clock.unix_seconds(), ..Surroundings::of_system(&env) };
+    let loaded = match text {
+        Some(text) => config::load_text(file, text, &around),
+        None => config::load_in(file, &around),
+    }?;
+    *addresses = asked.into_inner();
+    Ok(loaded)
+}
+
+/// The files whose change matters.
+fn watched(config: &Config) -> Vec<PathBuf> {
+    let own = config.server.watch_config.then(|| config.source.clone());
+    config.materials.iter().cloned().chain(own).collect()
+}
+
+/// Reloads, one at a time.
+pub struct Reloader {
+    running: Arc<dyn Running>,
+    first_headers: FirstHeaders,
+    state: Mutex<State>,
+    last: Mutex<Option<Report>>,
+    needs_restart: Mutex<Vec<String>>,
+}
+
+struct State {
+    origin: Origin,
+    expiry: ExpiryWarnings,
+    expiry_checked: Option<i64>,
+}
+
+/// A configuration that was tried.
+struct Attempt {
+    /// What stood in the files before they were read.
+    before: Contents,
+    /// They changed meanwhile: what was read may be half of one and half of the other.
+    torn: bool,
+    result: Result<Built, Vec<ConfigError>>,
+}
+
+/// A configuration that can be taken into use.
+struct Built {
+    snapshot: Snapshot,
+    log: Option<Arc<AccessLog>>,
+    text: Secret,
+    addresses: Addresses,
+    contents: Contents,
+    warnings: Vec<ConfigError>,
+    needs_restart: Vec<String>,
+}
+
+impl Reloader {
+    /// For the gateway that began with `origin`. Shows the first snapshot in the metrics.
+    pub fn new(origin: Origin, running: Arc<dyn Running>) -> Arc<Self> {
+        let snapshot = running.snapshot();
+        snapshot.publish(&origin.metrics);
+        let listeners = &snapshot.config.listeners;
+        let state = State { origin, expiry: ExpiryWarnings::default(), expiry_checked: None };
+        let reloader = Self {
+            first_headers: listeners.iter().map(|l| (l.name.clone(), l.limits.request_header)).collect(),
+            running,
+            state: Mutex::new(state),
+            last: Mutex::new(None),
+            needs_restart: Mutex::default(),
+        };
+        reloader.state.lock().warn_of_expiry(&snapshot);
+        Arc::new(reloader)
+    }
+
+    /// What came of the last reload.
+    pub fn last(&self) -> Option<Report> {
+        self.last.lock().clone()
+    }
+
+    /// What the configuration in use asks for in vain until a restart.
+    pub fn needs_restart(&self) -> Vec<String> {
+        self.needs_restart.lock().clone()
+    }
+
+    /// Reads the configuration and all that it names again. Blocks: for files, for names, for the building.
+    pub fn reload(&self, trigger: Trigger) -> Report {
+        let mut state = self.state.lock();
+        let mut attempt = self.attempt(&mut state.origin, trigger);
+        for _ in 1..ATTEMPTS_MAX {
+            if !attempt.torn {
+                break;
+            }
+            attempt = self.attempt(&mut state.origin, trigger);
+        }
+        let changed = attempt.before.differs_from(state.origin.settle.running());
+        self.running.reopen_log();
+        let report = match attempt.result {
+            Ok(built) => self.take(&mut state, built, trigger),
+            Err(errors) => {
+                let now = state.origin.clock.now();
+                state.origin.settle.refused(attempt.before, now);
+                self.refuse(&state, errors, trigger)
+            }
+        };
+        let metrics = &state.origin.metrics;
+        metrics.config_reloaded(report.ok());
+        if changed {
+            metrics.tls_reloaded(report.ok());
+        }
+        report
+    }
+
+    /// Looks whether files have changed, and takes them into use if so. Returns when to look again. Blocks as
+    /// [`Self::reload`] does.
+    pub fn look(&self) -> Duration {
+        let mut state = self.state.lock();
+        let snapshot = self.running.snapshot();
+        state.warn_of_expiry(&snapshot);
+        let server = &snapshot.config.server;
+        if server.watch.is_zero() {
+            return UNWATCHED;
+        }
+        let origin = &mut state.origin;
+        let contents = origin.reader.contents(watched(&snapshot.config).iter(), origin.clock.wall());
+        let trigger = match contents.differs_in(&snapshot.config.source, origin.settle.running()) {
+            true => Trigger::ConfigFile,
+            false => Trigger::Files,
+        };
+        if origin.settle.look(contents, origin.clock.now()) {
+            self.judge(&mut state, trigger);
+        }
+        match state.origin.settle.is_waiting() {
+            true => server.watch.min(SETTLE),
+            false => server.watch,
+        }
+    }
+
+    /// Tries what has come to rest in the files.
+    fn judge(&self, state: &mut State, trigger: Trigger) {
+        let attempt = self.attempt(&mut state.origin, trigger);
+        let metrics = state.origin.metrics.clone();
+        let count = |ok| match trigger {
+            Trigger::ConfigFile => metrics.config_reloaded(ok),
+            Trigger::Files | Trigger::Signal | Trigger::Admin => metrics.tls_reloaded(ok),
+        };
+        match attempt.result {
+            // The next look sees what they have changed to.
+            Ok(_) if attempt.torn => {}
+            Ok(built) => {
+                self.take(state, built, trigger);
+                count(true);
+            }
+            Err(errors) => {
+                let now = state.origin.clock.now();
+                if state.origin.settle.failed(now) {
+                    self.refuse(state, errors, trigger);
+                    count(false);
+                } else {
+                    let why = errors.first().map(ToString::to_string).unwrap_or_default();
+                    log::debug!("changed files are not taken into use yet: {why}");
+                }
+            }
+        }
+    }
+
+    /// Loads and builds, and changes nothing.
+    fn attempt(&self, origin: &mut Origin, trigger: Trigger) -> Attempt {
+        let snapshot = self.running.snapshot();
+        let before = origin.reader.contents(watched(&snapshot.config).iter(), origin.clock.wall());
+        let mut addresses = origin.addresses.clone();
+        let text = (trigger == Trigger::Files).then_some(origin.text.expose());
+        let mut result = load(&origin.file, text, &mut addresses, &origin.clock)
+            .and_then(|loaded| self.build(loaded, addresses, &snapshot, origin));
+        let files = match &result {
+            Ok(built) => watched(&built.snapshot.config),
+            Err(_) => watched(&snapshot.config),
+        };
+        let after = origin.reader.contents(files.iter(), origin.clock.wall());
+        if let Ok(built) = &mut result {
+            // Of a file that was read before `before` knew it nothing better is known than what it holds now.
+            built.contents = before.of(&files, &after);
+        }
+        Attempt { torn: before.differs_from(&after), before, result }
+    }
+
+    fn build(
+        &self,
+        loaded: Loaded,
+        addresses: Addresses,
+        running: &Snapshot,
+        origin: &Origin,
+    ) -> Result<Built, Vec<ConfigError>> {
+        let Loaded { mut config, warnings, located, text } = loaded;
+        let needs_restart = restart::hold_back(&mut config, &running.config, &self.first_headers);
+        let log = match config.access_log == running.config.access_log {
+            true => None,
+            false => Some(
+                open_log(&config, &origin.clock, &origin.metrics)
+                    .map_err(|e| vec![located.error("access_log", e.to_string())])?,
+            ),
+        };
+        let (generation, now) = (running.generation + 1, origin.clock.unix_seconds());
+        let snapshot = Snapshot::build(config, generation, &origin.metrics, Some(running), now)
+            .map_err(|why| vec![ConfigError::of_file(&origin.file, why)])?;
+        Ok(Built { snapshot, log, text, addresses, contents: Contents::default(), warnings, needs_restart })
+    }
+
+    fn take(&self, state: &mut State, built: Built, trigger: Trigger) -> Report {
+        let origin = &mut state.origin;
+        origin.text = built.text;
+        origin.addresses = built.addresses;
+        origin.settle.taken(built.contents);
+        let snapshot = Arc::new(built.snapshot);
+        self.running.swap(snapshot.clone(), built.log);
+        snapshot.publish(&origin.metrics);
+        let warnings = built.needs_restart.iter().cloned();
+        let warnings: Vec<_> = warnings.chain(built.warnings.iter().map(ToString::to_string)).collect();
+        log::info!("reloaded ({}): generation {} is in use", trigger.as_str(), snapshot.generation);
+        for warning in &warnings {
+            log::warn!("{warning}");
+        }
+        *self.needs_restart.lock() = built.needs_restart;
+        let time = origin.clock.wall();
+        state.warn_again_of_expiry(&snapshot);
+        self.keep(report(&snapshot, trigger, time, warnings, Vec::new()))
+    }
+
+    fn refuse(&self, state: &State, errors: Vec<ConfigError>, trigger: Trigger) -> Report {
+        let snapshot = self.running.snapshot();
+        let (why, generation) = (trigger.as_str(), snapshot.generation);
+        log::error!("reload failed ({why}): generation {generation} stays in use; {} errors:", errors.len());
+        for error in &errors {
+            log::error!("{error}");
+        }
+        self.keep(report(&snapshot, trigger, state.origin.clock.wall(), Vec::new(), errors))
+    }
+
+    fn keep(&self, report: Report) -> Report {
+        *self.last.lock() = Some(report.clone());
+        report
+    }
+}
+
+fn report(
+    snapshot: &Snapshot,
+    trigger: Trigger,
+    time: SystemTime,
+    warnings: Vec<String>,
+    errors: Vec<ConfigError>,
+) -> Report {
+    Report { trigger, time, generation: snapshot.generation, hash: snapshot.config.hash.clone(), warnings, errors }
+}
+
+impl State {
+    /// Once an hour.
+    fn warn_of_expiry(&mut self, snapshot: &Snapshot) {
+        let now = self.origin.clock.unix_seconds();
+        if self.expiry_checked.is_none_or(|at| now >= at + CHECK_EVERY_SECONDS) {
+            self.warn_again_of_expiry(snapshot);
+        }
+    }
+
+    fn warn_again_of_expiry(&mut self, snapshot: &Snapshot) {
+        let now = self.origin.clock.unix_seconds();
+        self.expiry_checked = Some(now);
+        for warning in self.expiry.due(snapshot.certificates(), now) {
+            log::warn!("{warning}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rotation_asks_no_name_server() {
+        let text = "\
+listeners: [{ name: l, address: \"127.0.0.1:1\", protocol: http }]
+routes: [{ name: r, paths: [/a], methods: [GET], peers: any, upstream: u }]
+upstreams: [{ name: u, endpoints: [\"http://hive.invalid:3000\"] }]
+";
+        let address: SocketAddr = "10.0.0.1:3000".parse().unwrap();
+        let mut addresses = Addresses::from([(("hive.invalid".to_owned(), 3000), vec![address])]);
+        let file = Path::new("gateway.yaml");
+        let loaded = load(file, Some(text), &mut addresses, &Clock::System).unwrap();
+        assert_eq!(loaded.config.upstreams[0].endpoints[0].address, address);
+        assert_eq!(addresses.len(), 1);
+        // Nothing is known of this name, and nobody knows it.
+        let errors = load(file, Some(text), &mut Addresses::new(), &Clock::System).unwrap_err();
+        assert!(errors[0].message.contains("has no address"), "{errors:?}");
+    }
+}

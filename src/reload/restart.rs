@@ -1,0 +1,229 @@
+//! What a reload can't change: sockets and threads. A new configuration is cut down to what this process can run, and
+//! what was cut is said.
+
+use std::collections::HashMap;
+
+use crate::config::{Config, Listener, Route, RouteListeners};
+use crate::names::ListenerName;
+use crate::units::Size;
+
+/// The longest headers that listeners had when the process began: HTTP/2's codec is set up once, for twice as much.
+pub type FirstHeaders = HashMap<ListenerName, Size>;
+
+/// Changes `new` so that it can run on the sockets of `old`. Returns what needs a restart, a sentence each.
+///
+/// * A changed address: the listener goes on at its old one, all else is taken.
+/// * A changed name: the listener goes on under its old one, all else is taken.
+/// * A new listener: left out.
+/// * A listener that is gone: left out; its socket closes what it accepts.
+/// * `https` to `http` or back: the listener goes on as it was, so that none turns plain on a public address.
+/// * The admin address: as a listener's. Where the old one can be reached from other machines, its secret stays.
+pub fn hold_back(new: &mut Config, old: &Config, first_headers: &FirstHeaders) -> Vec<String> {
+    let mut said = Vec::new();
+    let wanted: Vec<ListenerName> = new.listeners.iter().map(|l| l.name.clone()).collect();
+    let mut gone: Vec<&Listener> = old.listeners.iter().filter(|l| !wanted.contains(&l.name)).collect();
+    let mut places = Vec::new();
+    for listener in std::mem::take(&mut new.listeners) {
+        let (protocol, private) = (listener.protocol, listener.address.ip().is_loopback());
+        let held = held_listener(listener, old, &mut gone, &mut said);
+        let as_closed = |h: &Listener| h.protocol == protocol && (!private || h.address.ip().is_loopback());
+        places.push(held.as_ref().filter(|h| as_closed(h)).map(|_| new.listeners.len()));
+        new.listeners.extend(held);
+    }
+    move_routes(&mut new.routes, &places);
+    for Listener { name, address, .. } in gone {
+        let closes = format!("its socket on {address} closes at a restart");
+        said.push(format!("listener {name}: it is gone and takes no more requests; {closes}"));
+    }
+    for Listener { name, limits, .. } in &new.listeners {
+        if first_headers.get(name).is_some_and(|first| limits.request_header.0 > first.0.saturating_mul(2)) {
+            said.push(format!("listener {name}: request_header {} needs a restart for HTTP/2", limits.request_header));
+        }
+    }
+    if new.admin.address != old.admin.address {
+        said.push(format!("admin: address change needs a restart; it is still {}", old.admin.address));
+        if new.admin.bearer.is_none() && !old.admin.address.ip().is_loopback() {
+            new.admin.bearer.clone_from(&old.admin.bearer);
+        }
+        new.admin.address = old.admin.address;
+    }
+    if new.server.threads != old.server.threads {
+        said.push(format!("server: change of threads needs a restart; there are still {}", old.server.threads));
+        new.server.threads = old.server.threads;
+    }
+    said
+}
+
+/// Routes that name their listeners follow those to where they stand now (`places`, by where they stood). What is meant
+/// for a listener that can't run, or can run only more open than it is meant (on the old public address, or with the old
+/// protocol), waits for the restart: an egress route must not be served to strangers in between.
+fn move_routes(routes: &mut [Route], places: &[Option<usize>]) {
+    for route in routes {
+        if let RouteListeners::Of(indexes) = &mut route.listeners {
+            *indexes = indexes.iter().filter_map(|i| places.get(*i).copied().flatten()).collect();
+        }
+    }
+}
+
+/// A listener as it can run now, if it can.
+fn held_listener(
+    mut new: Listener,
+    old: &Config,
+    gone: &mut Vec<&Listener>,
+    said: &mut Vec<String>,
+) -> Option<Listener> {
+    let name = new.name.clone();
+    let running = match old.listeners.iter().find(|l| l.name == name) {
+        Some(running) => running,
+        // The socket is there, only under another name.
+        None => match gone.iter().position(|l| l.address == new.address) {
+            Some(at) => {
+                let running = gone.remove(at);
+                said.push(format!("listener {name}: change of name needs a restart; it is still {}", running.name));
+                new.name = running.name.clone();
+                running
+            }
+            None => {
+                said.push(format!(
+                    "listener {name}: a new listener needs a restart; nobody listens on {}",
+                    new.address
+                ));
+                return None;
+            }
+        },
+    };
+    if new.protocol != running.protocol {
+        said.push(format!("listener {name}: change of protocol needs a restart; all of it stays as it was"));
+        return Some(running.clone());
+    }
+    if new.address != running.address {
+        said.push(format!("listener {name}: address change needs a restart; it still listens on {}", running.address));
+        new.address = running.address;
+    }
+    Some(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::file::Protocol;
+    use crate::config::{Surroundings, load_text};
+
+    fn config(listeners: &[(&str, &str, &str)], more: &str) -> Config {
+        let routes = "routes: [{ name: r, paths: [/a], methods: [GET], peers: any, upstream: u }]\n";
+        config_with(listeners, &(routes.to_owned() + more))
+    }
+
+    fn config_with(listeners: &[(&str, &str, &str)], more: &str) -> Config {
+        let tls = "tls: { certificates: [{ cert: a, key: b }], client_auth: { ca: c } }";
+        let mut text = "listeners:\n".to_owned();
+        for (name, address, protocol) in listeners {
+            let tls = if *protocol == "https" { tls } else { "trusted_proxies: []" };
+            text += &format!("  - {{ name: {name}, address: \"{address}\", protocol: {protocol}, {tls} }}\n");
+        }
+        text += "upstreams: [{ name: u, endpoints: [\"http://127.0.0.1:3000\"] }]\n";
+        text += more;
+        let around = Surroundings { read_files: false, ..Surroundings::of_system(&|_| None) };
+        load_text(Path::new("gateway.yaml"), &text, &around).unwrap().config
+    }
+
+    fn held(old: &Config, new: &mut Config) -> Vec<String> {
+        let first = old.listeners.iter().map(|l| (l.name.clone(), l.limits.request_header)).collect();
+        hold_back(new, old, &first)
+    }
+
+    #[test]
+    fn routes_follow_their_listeners_and_are_never_served_elsewhere() {
+        let only = |name: &str, path: &str| {
+            let route = format!(
+                "{{ name: {name}-only, listeners: [{name}], paths: [{path}], methods: [GET], peers: any, upstream: u }}"
+            );
+            format!("routes: [{route}]\n")
+        };
+        let old = config(SAME, "");
+        let served = |listeners: &[(&str, &str, &str)], name: &str| {
+            let text = only(name, "/b");
+            let mut new = config_with(listeners, &text);
+            hold_back(&mut new, &old, &FirstHeaders::new());
+            let RouteListeners::Of(indexes) = &new.routes[0].listeners else { panic!() };
+            indexes.iter().map(|i| new.listeners[*i].name.to_string()).collect::<Vec<_>>()
+        };
+        let (a, b) = (SAME[0], SAME[1]);
+        assert_eq!(served(&[b, a], "b"), ["b"]);
+        assert_eq!(
+            served(&[("new", "127.0.0.1:9", "http"), a, b], "b"),
+            ["b"],
+            "the place of a listener that is left out"
+        );
+        assert_eq!(served(&[("new", "127.0.0.1:9", "http"), a, b], "new"), [""; 0]);
+        assert_eq!(served(&[a, ("c", "127.0.0.1:2", "http")], "c"), ["b"], "another name, the same socket");
+        assert_eq!(served(&[a, ("b", "127.0.0.1:2", "https")], "b"), [""; 0], "still plain");
+        let old_public = config(&[("b", "0.0.0.0:2", "http")], "");
+        let mut new = config_with(&[b], &only("b", "/b"));
+        hold_back(&mut new, &old_public, &FirstHeaders::new());
+        assert_eq!(new.routes[0].listeners, RouteListeners::Of(vec![]), "meant for loopback, still public");
+    }
+
+    const SAME: &[(&str, &str, &str)] = &[("a", "127.0.0.1:1", "https"), ("b", "127.0.0.1:2", "http")];
+
+    #[test]
+    fn nothing_is_said_of_what_can_be_done() {
+        let old = config(SAME, "");
+        let mut new = config(SAME, "server: { drain: 5s, body_memory: 64MiB }\n");
+        new.server.threads = old.server.threads;
+        assert_eq!(held(&old, &mut new), Vec::<String>::new());
+        assert_eq!(new.listeners.len(), 2);
+    }
+
+    #[test]
+    fn sockets_stay_where_they_are() {
+        let old = config(SAME, "");
+        let mut new = config(&[("a", "127.0.0.1:7", "https"), ("c", "127.0.0.1:9", "http")], "");
+        let said = held(&old, &mut new);
+        assert!(said[0].starts_with("listener a: address change needs a restart"), "{said:?}");
+        assert!(said[1].starts_with("listener c: a new listener needs a restart"), "{said:?}");
+        assert!(said[2].starts_with("listener b: it is gone"), "{said:?}");
+        assert_eq!((said.len(), new.listeners.len()), (3, 1));
+        assert_eq!(new.listeners[0].address, old.listeners[0].address);
+    }
+
+    #[test]
+    fn a_renamed_listener_keeps_its_socket_and_name() {
+        let old = config(SAME, "");
+        let mut new = config(&[("front", "127.0.0.1:1", "https"), SAME[1]], "");
+        let said = held(&old, &mut new);
+        assert!(said.len() == 1 && said[0].contains("change of name needs a restart; it is still a"), "{said:?}");
+        assert_eq!(new.listeners[0].name.as_str(), "a");
+    }
+
+    #[test]
+    fn no_listener_turns_plain() {
+        let old = config(SAME, "");
+        let mut new = config(&[("a", "127.0.0.1:1", "http"), SAME[1]], "");
+        let said = held(&old, &mut new);
+        assert!(said.len() == 1 && said[0].contains("change of protocol needs a restart"), "{said:?}");
+        assert!(new.listeners[0].protocol == Protocol::Https && new.listeners[0].tls.is_some());
+    }
+
+    #[test]
+    fn a_public_admin_listener_keeps_its_secret() {
+        let secret = "admin: { address: \"0.0.0.0:9901\", bearer_secret: 0123456789abcdef }\nserver: { threads: 2 }\n";
+        let old = config(SAME, secret);
+        let mut new = config(SAME, "server: { threads: 3 }\n");
+        let said = held(&old, &mut new);
+        assert_eq!((said.len(), new.admin.address, new.server.threads), (2, old.admin.address, 2), "{said:?}");
+        assert_eq!(new.admin.bearer.as_ref().unwrap().expose(), "0123456789abcdef");
+    }
+
+    #[test]
+    fn much_longer_headers_are_refused_by_http_2_until_a_restart() {
+        let old = config(SAME, "");
+        let mut new = config(SAME, "");
+        new.listeners[0].limits.request_header = Size(64 << 10);
+        assert!(held(&old, &mut new).is_empty());
+        new.listeners[0].limits.request_header = Size(65 << 10);
+        assert!(held(&old, &mut new)[0].contains("request_header 65KiB needs a restart for HTTP/2"));
+    }
+}
