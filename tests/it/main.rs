@@ -24,4 +24,5 @@ mod revocation;
 mod routes;
 mod streams;
 mod tls;
+mod trust;
 mod upstream;

@@ -107,7 +107,7 @@ fn an_answer_that_is_over_says_nothing() {
 fn a_running_stream_ends_when_the_next_answer_is_bad() {
     let node = Node::start_with(|_, exchange| {
         exchange.begin_stream()?;
-        while !exchange.gone_within(Duration::from_millis(50)) {
+        while exchange.gone_within(Duration::from_millis(50)).is_none() {
             exchange.event("tick")?;
         }
         Ok(())

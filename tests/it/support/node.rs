@@ -112,15 +112,6 @@ impl Exchange<'_> {
         }
     }
 
-    /// Whether the gateway lets go of this connection within so much time.
-    pub fn gone_within(&mut self, time: Duration) -> bool {
-        self.tcp.set_read_timeout(Some(time)).unwrap();
-        match self.wire.read(&mut [0; 64]) {
-            Ok(n) => n == 0,
-            Err(e) => !matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
-        }
-    }
-
     /// The connection ends after this request.
     pub fn close(&mut self) {
         self.close = true;
