@@ -27,6 +27,10 @@ use crate::proxy::{Gateway, Shared};
 use crate::reload::{self, Origin, Reloader};
 use crate::snapshot::Snapshot;
 
+/// What is logged unless `RUST_LOG` says otherwise (see the documentation of `env_logger`). What Pingora would say of a
+/// request or a connection is in the access log.
+pub const LOG_FILTER: &str = "info,pingora_proxy=off,pingora_core=off";
+
 /// How often an ending process looks whether its last request is done.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// Idle connections to nodes that are kept, for all threads together.

@@ -45,8 +45,7 @@ struct RunArgs {
 pub fn run(cli: Cli) -> ExitCode {
     match cli.command {
         Command::Run(args) => {
-            // What Pingora would say of a request is in the access log. RUST_LOG changes it; see the documentation of `env_logger`.
-            let filter = env_logger::Env::default().default_filter_or("info,pingora_proxy=off,pingora_core=off");
+            let filter = env_logger::Env::default().default_filter_or(crate::server::LOG_FILTER);
             env_logger::Builder::from_env(filter).init();
             ended(crate::server::run(&args.config))
         }
