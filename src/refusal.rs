@@ -44,6 +44,12 @@ pub enum Refusal {
         /// `hive.rate_limited_code`: A2A gives Hive's -32005 another meaning, so it is configuration.
         json_rpc_code: i32,
     },
+    /// The client's certificate was revoked while its connection lived.
+    CertificateRevoked,
+    /// The CA of the client's certificate was taken out of the configuration while its connection lived.
+    CertificateNotTrusted,
+    /// Revocation is checked, and there is no list of the certificate's issuer any more that is not late.
+    CertificateStatusUnknown,
     /// Neither a `Content-Length` nor a coding that ends the body.
     LengthRequired,
     /// The body is longer than `body.limit`.
@@ -160,6 +166,9 @@ impl Refusal {
                 | Refusal::BodyTimeout
                 | Refusal::BodyMemoryExhausted
                 | Refusal::CertificateExpired
+                | Refusal::CertificateRevoked
+                | Refusal::CertificateNotTrusted
+                | Refusal::CertificateStatusUnknown
                 | Refusal::MisdirectedRequest
                 | Refusal::ShuttingDown
         )
@@ -193,6 +202,15 @@ impl Refusal {
             Refusal::PeerNotAllowed => (403, "peer_not_allowed", -32600, "This certificate may not use this route."),
             Refusal::CertificateExpired => (401, "certificate_expired", -32600, "The client certificate has expired."),
             Refusal::RateLimited { .. } => (429, "rate_limited", -32005, "Too many requests."),
+            Refusal::CertificateRevoked => {
+                (401, "certificate_revoked", -32600, "The client certificate has been revoked.")
+            }
+            Refusal::CertificateNotTrusted => {
+                (401, "certificate_not_trusted", -32600, "The client certificate is no longer trusted.")
+            }
+            Refusal::CertificateStatusUnknown => {
+                (401, "certificate_status_unknown", -32600, "The client certificate can't be checked now.")
+            }
             Refusal::LengthRequired => (411, "length_required", -32600, "Send a Content-Length."),
             Refusal::BodyTooLarge => (413, "payload_too_large", -32700, "The request body is too large."),
             Refusal::BodyTimeout => (408, "body_timeout", -32700, "The request body took too long."),

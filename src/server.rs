@@ -1,5 +1,6 @@
 //! Puts the Pingora server together: listeners, health checks, admin, and an orderly end.
 
+mod crl_refresh;
 mod fleet;
 mod reload_service;
 mod status;
@@ -127,6 +128,7 @@ fn serve(shared: &Arc<Shared>, reloader: &Arc<Reloader>, fleet: Fleet) {
         Arc::new(proxy)
     };
     server.add_service(ListenerService::new(shared.clone(), proxy, stopped));
+    server.add_service(background_service("crl refresh", crl_refresh::CrlRefresh(shared.clone())));
     server.add_service(background_service("health", reload_service::HealthChecks(shared.clone())));
     // On a thread of its own: commands of all requests meet there and go out together.
     server.add_service(background_service("redis", fleet));

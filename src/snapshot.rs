@@ -11,14 +11,14 @@ use crate::config::{self, Config};
 use crate::headers::{ProductHeaders, Spoofable};
 use crate::json_rpc::{self, MethodPolicy};
 use crate::names::{ListenerName, RouteName};
-use crate::observe::{Expiring, Expiry, Metrics, NodeMetrics, RouteMetrics, UpstreamMetrics};
+use crate::observe::{CrlShown, Expiring, Expiry, Metrics, NodeMetrics, RouteMetrics, UpstreamMetrics};
 use crate::policy::admission;
 use crate::policy::federation::Federation;
 use crate::policy::peers::{Peer, PeerMatcher, Peers};
 use crate::policy::rate_limit::{Limit, Limits, Quota};
 use crate::request::TrustedProxies;
 use crate::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
-use crate::tls::{self, CertificateFacts, ServerContext};
+use crate::tls::{self, CertificateFacts, Revocation, ServerContext};
 use crate::upstream::{NodeSettings, Settings, Upstream};
 
 /// A configuration, built.
@@ -59,6 +59,8 @@ pub struct ListenerSnapshot {
     pub trusted: TrustedProxies,
     /// Longest TLS handshake.
     pub handshake: Duration,
+    /// Within what time a running answer finds out that its client may no longer have it.
+    pub revocation: Duration,
     /// Longest life that takes new requests.
     pub connection_age: Duration,
     /// Limits of time and size while HTTP is spoken.
@@ -187,7 +189,7 @@ impl Snapshot {
         let slots =
             previous.map_or_else(|| config.listeners.iter().map(|l| l.name.clone()).collect(), |p| p.slots.clone());
         let by_slot = slots.iter().map(|name| config.listeners.iter().position(|l| l.name == *name)).collect();
-        Ok(Self {
+        let snapshot = Self {
             generation,
             slots,
             by_slot,
@@ -199,7 +201,11 @@ impl Snapshot {
             product,
             gateway_auth: gateway_auth.transpose()?,
             config: Arc::new(config),
-        })
+        };
+        for (listener, config) in snapshot.listeners.iter().zip(&snapshot.config.listeners) {
+            adopt_lists(listener, config, previous);
+        }
+        Ok(snapshot)
     }
 
     /// The listener behind a socket of this process; none if a reload took it away.
@@ -229,8 +235,43 @@ impl Snapshot {
             .map(|(kind, owner, c)| Expiry { kind, owner, not_after: c.not_after, subject: &c.subject })
             .collect();
         metrics.set_expiries(&expiries);
+        for (listener, config) in self.listeners.iter().zip(&self.config.listeners) {
+            match listener.tls.as_ref().and_then(|tls| tls.revocation()) {
+                Some(revocation) => show_lists(revocation, config.name.as_str(), metrics),
+                None => metrics.set_crls(config.name.as_str(), &[]),
+            }
+        }
         metrics.set_config_generation(self.generation);
     }
+}
+
+/// Lists that were fetched for the same listener before are in use from the first connection on.
+fn adopt_lists(listener: &ListenerSnapshot, config: &config::Listener, previous: Option<&Snapshot>) {
+    let before = previous.and_then(|previous| {
+        let at = previous.config.listeners.iter().position(|other| other.name == config.name)?;
+        previous.listeners.get(at)?.tls.as_ref()
+    });
+    let (Some(now), Some(before)) = (&listener.tls, before) else { return };
+    if let (Some(now), Some(before)) = (now.revocation(), before.revocation()) {
+        now.adopt(before);
+    }
+    if let (Some(ocsp), Some(before_ocsp)) = (now.ocsp(), before.ocsp())
+        && now.trusts_as(before)
+    {
+        ocsp.adopt(before_ocsp);
+    }
+}
+
+/// Shows what a listener knows of revoked certificates.
+pub fn show_lists(revocation: &Revocation, name: &str, metrics: &Metrics) {
+    let facts = revocation.facts();
+    let shown = facts.iter().map(|f| CrlShown {
+        issuer: &f.issuer,
+        this_update: f.this_update,
+        next_update: f.next_update,
+        entries: f.entries,
+    });
+    metrics.set_crls(name, &shown.collect::<Vec<_>>());
 }
 
 fn peers(config: &Config) -> Result<Peers, String> {
@@ -335,6 +376,7 @@ fn listener(
         },
         trusted: TrustedProxies::new(config.trusted_proxies.clone()),
         handshake: timeouts.handshake.0,
+        revocation: timeouts.revocation.0,
         connection_age: timeouts.connection_age.0,
         deadlines: Deadlines {
             idle: timeouts.idle.0,

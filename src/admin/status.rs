@@ -88,6 +88,23 @@ pub struct ListenerStatus {
     pub connections: i64,
     /// Its own certificates.
     pub certificates: Vec<CertificateStatus>,
+    /// Its revocation lists, by issuer.
+    pub crls: Vec<CrlStatus>,
+}
+
+/// `listeners[].crls[]`
+#[derive(Debug, Clone, Serialize)]
+pub struct CrlStatus {
+    /// RFC 4514.
+    pub issuer: String,
+    /// When it was made, seconds since 1970.
+    pub this_update: i64,
+    /// When a newer one is due, seconds since 1970.
+    pub next_update: Option<i64>,
+    /// Revoked certificates.
+    pub entries: usize,
+    /// Memory that they take.
+    pub memory_bytes: usize,
 }
 
 /// `listeners[].certificates[]`

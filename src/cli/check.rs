@@ -112,6 +112,31 @@ fn listeners(text: &mut String, config: &Config, now_unix: i64) {
         for authority in context.authorities() {
             line(text, format_args!("    clients of {}", facts(authority, now_unix)));
         }
+        let versions = match listener.tls.as_ref().map(|tls| tls.min_version) {
+            Some(file::TlsVersion::Tls13) => "TLS 1.3",
+            _ => "TLS 1.2 and 1.3 (min_version: \"1.3\" if every client can)",
+        };
+        line(text, format_args!("    {versions}"));
+        lists(text, &context, now_unix);
+    }
+}
+
+/// What is known of revoked clients. Nothing is fetched here: what a URL holds is seen when the gateway runs.
+fn lists(text: &mut String, context: &tls::ServerContext, now_unix: i64) {
+    let Some(revocation) = context.revocation() else {
+        line(text, format_args!("    revocation is not checked"));
+        return;
+    };
+    for crl in revocation.facts() {
+        let left = match crl.next_update {
+            i64::MAX => "no end".to_owned(),
+            next if next < now_unix => "late".to_owned(),
+            next => format!("{} hours left", (next - now_unix) / 3600),
+        };
+        line(text, format_args!("    CRL of {}: {} revoked, {left}", crl.issuer, crl.entries));
+    }
+    for url in revocation.urls() {
+        line(text, format_args!("    CRL from {}", url.as_str()));
     }
 }
 

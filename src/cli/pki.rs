@@ -2,6 +2,7 @@
 //!
 //! The command is thin; [`Authority`], [`CertificateSpec`] and [`Development`] do the work, for `demo` and tests too.
 
+mod crl;
 mod files;
 mod issue;
 
@@ -9,10 +10,12 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use openssl::x509::{X509, X509VerifyResult};
 
 use crate::clock::Clock;
 use crate::identity::SpiffeId;
 
+pub use crl::CrlSpec;
 pub use files::{Development, PkiError, write_issued};
 pub use issue::{Authority, CertificateSpec, Issued, KeyKind, Usage, Validity};
 
@@ -37,6 +40,20 @@ enum PkiCommand {
     Server(IssueArgs),
     /// Issues a client's certificate: NAME.pem (with the intermediate) and NAME.key
     Client(IssueArgs),
+    /// Makes the intermediate's revocation list, which replaces the one before: intermediate.crl
+    Crl(CrlArgs),
+}
+
+#[derive(Debug, Args)]
+struct CrlArgs {
+    /// Directory of the CA, as `pki init` made it
+    dir: PathBuf,
+    /// A certificate's file (PEM) to revoke, can be repeated. The list holds these and no others
+    #[arg(long, value_name = "FILE")]
+    revoke: Vec<PathBuf>,
+    /// How long the list holds
+    #[arg(long, default_value_t = CERTIFICATE_HOURS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=87600))]
+    hours: u32,
 }
 
 #[derive(Debug, Args)]
@@ -112,6 +129,23 @@ fn execute(args: &PkiArgs, now: i64) -> Result<Vec<PathBuf>, PkiError> {
             }
             issue.run(CertificateSpec::client, now)
         }
+        PkiCommand::Crl(crl) => crl.run(now),
+    }
+}
+
+impl CrlArgs {
+    fn run(&self, now: i64) -> Result<Vec<PathBuf>, PkiError> {
+        let ca = Development::load(&self.dir)?;
+        let mut list = CrlSpec::new(now, now + i64::from(self.hours) * 3600);
+        for file in &self.revoke {
+            let pem = std::fs::read(file).map_err(|e| PkiError::Io(file.clone(), e))?;
+            let cert = X509::from_pem(&pem).map_err(|e| PkiError::Unreadable(file.clone(), e))?;
+            if ca.intermediate.cert.issued(&cert) != X509VerifyResult::OK {
+                return Err(PkiError::Wrong(format!("{} is not by this intermediate", file.display())));
+            }
+            list = list.revoke(&cert)?;
+        }
+        ca.save_crl(&self.dir, &list)
     }
 }
 

@@ -215,8 +215,122 @@ pub struct ClientAuth {
     /// Only `required` exists.
     #[serde(default)]
     pub mode: ClientAuthMode,
-    /// PEM bundle of the internal CA: roots, and intermediates that clients don't send.
+    /// PEM bundle of the internal CA: roots, and intermediates that clients don't send or whose CRLs are given.
     pub ca: String,
+    /// Files of certificate revocation lists, PEM or DER, up to 128 MiB each. Default: none; then, unless
+    /// [`Self::crl_url`] has some, nothing is checked.
+    #[serde(default)]
+    pub crl: Vec<String>,
+    /// `http://` URLs of such lists. Default: none.
+    #[serde(default)]
+    pub crl_url: Vec<String>,
+    /// How often the URLs are asked at least, 1s to 1d; a list that ends earlier is asked for earlier. Default 10m.
+    pub crl_refresh: Option<Span>,
+    /// `leaf` (default) or `chain`.
+    pub crl_check: Option<CrlCheck>,
+    /// `reject` (default) or `accept`.
+    pub expired_crl: Option<ExpiredCrl>,
+    /// `off` (default) or `leaf`: the client's certificate is asked about before a connection's first request.
+    #[serde(default)]
+    pub ocsp: OcspCheck,
+    /// The `http://` responder. Default: what the certificate names.
+    pub ocsp_url: Option<String>,
+    /// Longest wait for the responder, 100ms to 30s. Default 2s.
+    pub ocsp_timeout: Option<Span>,
+    /// `reject` (default) or `accept`.
+    pub ocsp_failure: Option<OcspFailure>,
+}
+
+impl ClientAuth {
+    /// Default of [`Self::crl_refresh`].
+    pub const CRL_REFRESH_DEFAULT: Duration = Duration::from_secs(600);
+
+    /// Clients of this CA, and no lists.
+    pub fn of(ca: &str) -> Self {
+        Self {
+            mode: ClientAuthMode::Required,
+            ca: ca.into(),
+            crl: Vec::new(),
+            crl_url: Vec::new(),
+            crl_refresh: None,
+            crl_check: None,
+            expired_crl: None,
+            ocsp: OcspCheck::Off,
+            ocsp_url: None,
+            ocsp_timeout: None,
+            ocsp_failure: None,
+        }
+    }
+
+    /// Default of [`Self::ocsp_timeout`].
+    pub const OCSP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
+}
+
+/// `listeners[].tls.client_auth.ocsp`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum OcspCheck {
+    /// Nobody is asked.
+    #[default]
+    Off,
+    /// The client's own certificate.
+    Leaf,
+}
+
+impl<'de> Deserialize<'de> for OcspCheck {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct V;
+        impl Visitor<'_> for V {
+            type Value = OcspCheck;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("off or leaf")
+            }
+            fn visit_bool<E: de::Error>(self, v: bool) -> Result<OcspCheck, E> {
+                // YAML 1.1 reads a bare off as false.
+                if v { Err(E::invalid_value(de::Unexpected::Bool(v), &self)) } else { Ok(OcspCheck::Off) }
+            }
+            fn visit_str<E: de::Error>(self, v: &str) -> Result<OcspCheck, E> {
+                match v {
+                    "off" => Ok(OcspCheck::Off),
+                    "leaf" => Ok(OcspCheck::Leaf),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(v), &self)),
+                }
+            }
+        }
+        d.deserialize_any(V)
+    }
+}
+
+/// `listeners[].tls.client_auth.ocsp_failure`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OcspFailure {
+    /// A client of whom the responder says nothing is refused: who silences the responder must not win.
+    #[default]
+    Reject,
+    /// It comes in.
+    Accept,
+}
+
+/// `listeners[].tls.client_auth.crl_check`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CrlCheck {
+    /// The client's own certificate. The default: intermediates are the operator's own and in the bundle.
+    #[default]
+    Leaf,
+    /// Every certificate of the chain but its root; each issuer must then have a list.
+    Chain,
+}
+
+/// `listeners[].tls.client_auth.expired_crl`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExpiredCrl {
+    /// A list past its nextUpdate lets nobody in: who keeps it from being renewed must not win.
+    #[default]
+    Reject,
+    /// It still counts for what it revokes.
+    Accept,
 }
 
 /// Whether a client certificate is asked for.
@@ -272,6 +386,9 @@ pub struct ListenerTimeouts {
     pub write: Span,
     /// After this a connection takes no new request. Default 1h.
     pub connection_age: Span,
+    /// How long a running answer may go on once its client's certificate has expired, been revoked or lost its CA.
+    /// Default 30s.
+    pub revocation: Span,
 }
 
 impl Default for ListenerTimeouts {
@@ -283,6 +400,7 @@ impl Default for ListenerTimeouts {
             idle: seconds(75),
             write: seconds(30),
             connection_age: seconds(3600),
+            revocation: seconds(30),
         }
     }
 }

@@ -131,7 +131,7 @@ fn an_unknown_key_names_the_nearest() {
     assert!(e[0].ends_with("(did you mean \"upstream\"?)"), "{e:?}");
     assert!(wrong("routes:", "rutes:")[0].contains("did you mean \"routes\"?"));
     assert!(
-        wrong("{ ca: ca.pem }", "{ ca: ca.pem, crl: [x] }")[0].starts_with("6:34: listeners[0].tls.client_auth.crl")
+        wrong("{ ca: ca.pem }", "{ ca: ca.pem, crls: [x] }")[0].starts_with("6:34: listeners[0].tls.client_auth.crls")
     );
     assert!(wrong("listeners:", "tracing: {}\nlisteners:")[0].starts_with("1:1: tracing: unknown key \"tracing\""));
 }

@@ -19,7 +19,7 @@ use prometheus::IntCounter;
 
 use super::log_queue::LogQueue;
 use super::metrics::Metrics;
-use super::record::{AccessRecord, HandshakeRecord};
+use super::record::{AccessRecord, HandshakeRecord, HandshakesOmitted};
 use crate::clock::Clock;
 
 /// Mode of a log file that is made: it names clients, so others don't read it.
@@ -102,6 +102,11 @@ impl AccessLog {
 
     /// Writes a failed handshake down, some time later. Never waits.
     pub fn record_handshake(&self, record: &HandshakeRecord<'_>) {
+        self.push(|line| record.write_json(line));
+    }
+
+    /// Says how many failed handshakes were not written down. Never waits.
+    pub fn record_handshakes_omitted(&self, record: &HandshakesOmitted<'_>) {
         self.push(|line| record.write_json(line));
     }
 

@@ -24,6 +24,12 @@ pub enum HandshakeResult {
     WeakSignature,
     /// A signature does not fit: another CA of the same name, or a client without the certificate's key.
     BadSignature,
+    /// The client's certificate, or with `crl_check: chain` one above it, is revoked.
+    Revoked,
+    /// Revocation is checked, and there is no list of the certificate's issuer.
+    NoCrl,
+    /// The list of the certificate's issuer is past its nextUpdate (`expired_crl: reject`).
+    CrlExpired,
     /// The client speaks only TLS versions that the listener does not.
     ProtocolVersion,
     /// No cipher suite, group or signature algorithm in common.
@@ -42,7 +48,7 @@ pub enum HandshakeResult {
 
 impl HandshakeResult {
     /// Every result, in the order of declaration.
-    pub const ALL: [HandshakeResult; 17] = [
+    pub const ALL: [HandshakeResult; 20] = [
         HandshakeResult::Ok,
         HandshakeResult::Timeout,
         HandshakeResult::NoCertificate,
@@ -53,6 +59,9 @@ impl HandshakeResult {
         HandshakeResult::WrongPurpose,
         HandshakeResult::WeakSignature,
         HandshakeResult::BadSignature,
+        HandshakeResult::Revoked,
+        HandshakeResult::NoCrl,
+        HandshakeResult::CrlExpired,
         HandshakeResult::ProtocolVersion,
         HandshakeResult::NoSharedCipher,
         HandshakeResult::NoApplicationProtocol,
@@ -75,6 +84,9 @@ impl HandshakeResult {
             HandshakeResult::WrongPurpose => "wrong_purpose",
             HandshakeResult::WeakSignature => "weak_signature",
             HandshakeResult::BadSignature => "bad_signature",
+            HandshakeResult::Revoked => "revoked",
+            HandshakeResult::NoCrl => "no_crl",
+            HandshakeResult::CrlExpired => "crl_expired",
             HandshakeResult::ProtocolVersion => "protocol_version",
             HandshakeResult::NoSharedCipher => "no_shared_cipher",
             HandshakeResult::NoApplicationProtocol => "no_application_protocol",

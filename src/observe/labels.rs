@@ -68,6 +68,18 @@ label!(
 );
 
 label!(
+    /// What came of asking for a revocation list.
+    CrlFetchResult {
+        /// Another list than before.
+        New => "new",
+        /// The list at hand.
+        Unchanged => "unchanged",
+        /// None, or one that can't be used; the list at hand stays.
+        Failed => "failed",
+    }
+);
+
+label!(
     /// What a rate limit came to.
     RateLimitDecision {
         /// Within the limit.
@@ -76,6 +88,18 @@ label!(
         Refused => "refused",
         /// Beyond it, but `enforce: false`.
         WouldRefuse => "would_refuse",
+    }
+);
+
+label!(
+    /// What an OCSP responder said of a client's certificate.
+    OcspResult {
+        /// Not revoked.
+        Good => "good",
+        /// Revoked.
+        Revoked => "revoked",
+        /// Nothing that can be believed.
+        Unknown => "unknown",
     }
 );
 

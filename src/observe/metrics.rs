@@ -9,6 +9,7 @@ use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use super::crl::CrlFamilies;
 use super::expiry::{Expiring, Expiry, ExpiryGauges};
 use super::handles::{
     ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics,
@@ -103,6 +104,16 @@ definitions! {
         "Time of TLS handshakes with clients, failed ones too.";
     CERTIFICATE_NOT_AFTER: Kind::Gauge, "certificate_not_after_seconds", ["listener", "subject"],
         "When the gateway's own certificate expires, seconds since 1970.";
+    CRL_NEXT_UPDATE: Kind::Gauge, "crl_next_update_seconds", ["listener", "issuer"],
+        "When a newer revocation list of the issuer is due, seconds since 1970.";
+    CRL_THIS_UPDATE: Kind::Gauge, "crl_this_update_seconds", ["listener", "issuer"],
+        "When the revocation list of the issuer was made, seconds since 1970.";
+    CRL_ENTRIES: Kind::Gauge, "crl_entries", ["listener", "issuer"],
+        "Revoked certificates of the issuer.";
+    CRL_FETCHES: Kind::Counter, "crl_fetches_total", ["listener", "result"],
+        "Revocation lists asked for over HTTP, by result.";
+    OCSP_ANSWERS: Kind::Counter, "ocsp_answers_total", ["listener", "result"],
+        "Questions to OCSP responders about clients' certificates, by what came of them.";
     CA_NOT_AFTER: Kind::Gauge, "ca_not_after_seconds", ["listener", "subject"],
         "When a CA that clients are trusted by expires, seconds since 1970.";
     UPSTREAM_CERTIFICATE_NOT_AFTER: Kind::Gauge, "upstream_certificate_not_after_seconds", ["upstream", "subject"],
@@ -229,6 +240,7 @@ pub struct Metrics {
     redis_fallbacks: IntCounterVec,
     redis_up: IntGauge,
     listeners: ListenerFamilies,
+    pub(super) crls: CrlFamilies,
     expiries: ExpiryGauges,
     upstream_first_byte: HistogramVec,
     upstream_retries: IntCounterVec,
@@ -268,6 +280,14 @@ impl Metrics {
                 closed: counters(&r, &CONNECTIONS_CLOSED),
                 handshakes: counters(&r, &TLS_HANDSHAKES),
                 handshake_duration: histograms(&r, &TLS_HANDSHAKE_DURATION),
+            },
+            crls: CrlFamilies {
+                next_update: gauges(&r, &CRL_NEXT_UPDATE),
+                this_update: gauges(&r, &CRL_THIS_UPDATE),
+                entries: gauges(&r, &CRL_ENTRIES),
+                fetches: counters(&r, &CRL_FETCHES),
+                ocsp: counters(&r, &OCSP_ANSWERS),
+                shown: Mutex::default(),
             },
             expiries: ExpiryGauges::new([
                 (Expiring::Certificate, gauges(&r, &CERTIFICATE_NOT_AFTER)),
@@ -421,6 +441,10 @@ mod tests {
         listener.opened();
         listener.closed(CloseReason::Idle);
         listener.handshake(HandshakeResult::Ok, Duration::from_millis(1));
+        let crl = crate::observe::CrlShown { issuer: "CN=mesh", this_update: 1, next_update: 2, entries: 3 };
+        metrics.set_crls("federation", &[crl]);
+        metrics.crl_fetched("federation", crate::observe::CrlFetchResult::New);
+        metrics.ocsp_answered("federation", crate::observe::OcspResult::Good);
         let expiry = |kind| Expiry { kind, owner: "federation", subject: "CN=x", not_after: 1_800_000_000 };
         metrics.set_expiries(&Expiring::ALL.map(expiry));
         metrics.upstream("hive").first_byte(Duration::from_millis(2));

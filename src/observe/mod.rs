@@ -11,15 +11,22 @@ pub mod handles;
 mod expiry;
 mod json_line;
 pub mod record;
+mod crl;
+mod line_limit;
 pub mod access_log;
 mod log_queue;
 
 pub use access_log::{AccessLog, AccessLogTarget};
+pub use crl::CrlShown;
 pub use expiry::{Expiring, Expiry};
 pub use handles::{
     ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics,
 };
 pub use handshake::HandshakeResult;
-pub use labels::{CloseReason, ConnectionRefusal, MethodLabel, RateLimitDecision, RedisFallback, UpstreamResult};
+pub use labels::{
+    CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, OcspResult, RateLimitDecision, RedisFallback,
+    UpstreamResult,
+};
+pub use line_limit::{Line, LineLimit};
 pub use metrics::Metrics;
-pub use record::{AccessRecord, HandshakeRecord};
+pub use record::{AccessRecord, HandshakeRecord, HandshakesOmitted};

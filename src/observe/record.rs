@@ -217,6 +217,8 @@ pub struct HandshakeRecord<'a> {
     pub detail: Option<&'a str>,
     /// The name that the handshake asked for.
     pub sni: Option<&'a str>,
+    /// The greatest TLS version that the client offered.
+    pub tls_version: Option<&'a str>,
     /// Subject of the client's certificate, where there was one.
     pub subject: Option<&'a str>,
     /// Its issuer.
@@ -234,9 +236,31 @@ impl HandshakeRecord<'_> {
         line.text("result", self.result.as_str().as_bytes(), NAME_BYTES_MAX);
         line.optional("detail", self.detail, DETAIL_BYTES_MAX);
         line.optional("sni", self.sni, NAME_BYTES_MAX);
+        line.optional("tls_version", self.tls_version, NAME_BYTES_MAX);
         line.optional("subject", self.subject, DETAIL_BYTES_MAX);
         line.optional("issuer", self.issuer, DETAIL_BYTES_MAX);
         line.micros("duration_us", Some(self.duration));
+        line.end();
+    }
+}
+
+/// Failed handshakes that got no line of their own, because there were too many.
+#[derive(Debug, Clone)]
+pub struct HandshakesOmitted<'a> {
+    /// When it is told.
+    pub time: SystemTime,
+    /// The listener's name.
+    pub listener: &'a str,
+    /// How many.
+    pub count: u64,
+}
+
+impl HandshakesOmitted<'_> {
+    /// Appends the record as one JSON object, without a line end.
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        let mut line = JsonLine::begin(out, self.time, "handshakes_omitted");
+        line.text("listener", self.listener.as_bytes(), NAME_BYTES_MAX);
+        line.number("count", self.count);
         line.end();
     }
 }
@@ -335,6 +359,7 @@ mod tests {
             result: HandshakeResult::Expired,
             detail: None,
             sni: Some("a.example"),
+            tls_version: Some("TLSv1.2"),
             subject: Some("CN=\"x\""),
             issuer: None,
             duration: Duration::from_millis(2),
@@ -343,6 +368,7 @@ mod tests {
         let line: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(line["event"], "handshake_failed");
         assert_eq!(line["result"], "expired");
+        assert_eq!(line["tls_version"], "TLSv1.2");
         assert_eq!(line["subject"], "CN=\"x\"");
         assert_eq!(line["duration_us"], 2000);
     }

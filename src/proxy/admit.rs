@@ -14,6 +14,7 @@ use super::body::{self, NoBody};
 use super::connection::Connection;
 use super::context::{Begun, Context, Rpc};
 use super::rate_limit::{Asking, Calls};
+use super::watch::refusal_of;
 use crate::headers;
 use crate::json_rpc::{self, EnvelopeError, RawId};
 use crate::policy::federation::Fault;
@@ -70,9 +71,16 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     begin(shared, session, &connection, listener);
     ctx.request_id = Some(request_id(&session.req_header().headers));
 
-    if let Err(refusal) =
-        check_header(session, ctx, &connection, listener).and_then(|()| check_certificate(shared, &connection))
-    {
+    let checked = check_header(session, ctx, &connection, listener);
+    let mut checked = checked.and_then(|()| check_certificate(shared, &connection, &snapshot));
+    if let (Ok(()), Some(ocsp)) = (&checked, listener.tls.as_ref().and_then(|tls| tls.ocsp())) {
+        let asked = connection.ask_responder(ocsp, &shared.metrics, shared.clock.unix_seconds()).await;
+        checked = asked.map_or(Ok(()), |gone| {
+            connection.retire();
+            Err(refusal_of(gone))
+        });
+    }
+    if let Err(refusal) = checked {
         ctx.shape = route_named(session, &listener.routes);
         return Err(refusal.into());
     }
@@ -200,11 +208,15 @@ fn check_host(form: &Form<'_>, connection: &Connection, listener: &ListenerSnaps
     if agrees { Ok(()) } else { Err(Refusal::MisdirectedRequest) }
 }
 
-/// A connection may outlive its certificate; its requests may not.
-fn check_certificate(shared: &Shared, connection: &Connection) -> Result<(), Refusal> {
-    match &connection.identity {
-        Some(identity) if identity.not_after < shared.clock.unix_seconds() => Err(Refusal::CertificateExpired),
-        _ => Ok(()),
+/// A connection may outlive its certificate, its CA and what the lists say of it; its requests may not.
+fn check_certificate(shared: &Shared, connection: &Connection, snapshot: &Snapshot) -> Result<(), Refusal> {
+    match connection.gone(snapshot, shared.clock.unix_seconds()) {
+        Some(gone) => {
+            // HTTP/2 is told by GOAWAY, HTTP/1.1 by closing.
+            connection.retire();
+            Err(refusal_of(gone))
+        }
+        None => Ok(()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -10,11 +10,11 @@ use tokio::sync::watch;
 
 use crate::identity::PeerIdentity;
 use crate::names::ListenerName;
-use crate::observe::{CloseReason, ListenerMetrics};
+use crate::observe::{CloseReason, ListenerMetrics, Metrics, OcspResult};
 use crate::policy::admission::Permit;
 use crate::policy::peers::Peer;
 use crate::snapshot::Snapshot;
-use crate::tls::{Alpn, ConnectionFacts};
+use crate::tls::{Alpn, ClientChain, ConnectionFacts, Gone, Ocsp, OcspVerdict, Standing};
 
 /// What every connection of one listener shares, for as long as the process lives.
 pub struct ListenerShared {
@@ -96,7 +96,27 @@ pub struct Connection {
     odd_request_line: AtomicU8,
     /// The peer that this certificate belongs to, as one generation of the configuration sees it.
     peer: ArcSwapOption<(u64, Option<Arc<Peer>>)>,
+    /// The client's certificates, to look at again. None on a plain listener.
+    client: Option<ClientChain>,
+    /// How they stood when they were last looked at.
+    standing: ArcSwapOption<Standing>,
+    /// Until when the OCSP responder's answer holds, seconds since 1970, and a turn for each who would ask.
+    ocsp_until: AtomicI64,
+    ocsp_turn: tokio::sync::Mutex<()>,
+    /// Why the last answer sends the client away, if it does.
+    ocsp_gone: ArcSwapOption<Gone>,
     retire: watch::Sender<bool>,
+}
+
+/// What a handshake brought.
+#[derive(Default)]
+pub struct Handshaken {
+    /// What was agreed on.
+    pub tls: Option<ConnectionFacts>,
+    /// Who the client is.
+    pub identity: Option<Arc<PeerIdentity>>,
+    /// The client's certificates, and how they stand.
+    pub client: Option<(ClientChain, Standing)>,
 }
 
 impl Connection {
@@ -104,11 +124,12 @@ impl Connection {
     pub fn new(
         listener: Arc<ListenerShared>,
         remote: SocketAddr,
-        tls: Option<ConnectionFacts>,
-        identity: Option<Arc<PeerIdentity>>,
+        handshake: Handshaken,
         accepted: Instant,
         retire: watch::Sender<bool>,
     ) -> Self {
+        let Handshaken { tls, identity, client } = handshake;
+        let (client, standing) = client.unzip();
         let http2 = tls.as_ref().is_some_and(|t| t.alpn == Alpn::Http2);
         Self {
             listener,
@@ -125,6 +146,11 @@ impl Connection {
             read_ahead: AtomicBool::new(false),
             odd_request_line: AtomicU8::new(0),
             peer: ArcSwapOption::empty(),
+            client,
+            standing: ArcSwapOption::from_pointee(standing),
+            ocsp_until: AtomicI64::new(i64::MIN),
+            ocsp_turn: tokio::sync::Mutex::new(()),
+            ocsp_gone: ArcSwapOption::empty(),
             retire,
         }
     }
@@ -145,6 +171,73 @@ impl Connection {
         let found = snapshot.peers.find(identity).cloned();
         self.peer.store(Some(Arc::new((snapshot.generation, found.clone()))));
         found
+    }
+
+    /// Why the client may not stay, if so, by what the snapshot trusts and `now_unix`. Three comparisons unless something
+    /// has changed since it was last asked.
+    pub fn gone(&self, snapshot: &Snapshot, now_unix: i64) -> Option<Gone> {
+        let client = self.client.as_ref()?;
+        let context = snapshot.listener(self.listener.index)?.tls.as_ref()?;
+        let before = self.standing.load();
+        let before = before.as_ref()?;
+        match context.standing(client, before, now_unix) {
+            None => before.gone(),
+            Some(after) => {
+                let gone = after.gone();
+                self.standing.store(Some(Arc::new(after)));
+                gone
+            }
+        }
+    }
+
+    /// Asks the OCSP responder about the client where that is due; many requests at once ask once. Why the client may not
+    /// stay, if so.
+    pub async fn ask_responder(&self, ocsp: &Ocsp, metrics: &Metrics, now_unix: i64) -> Option<Gone> {
+        let client = self.client.as_ref()?;
+        if !self.responder_is_due(now_unix) {
+            return None;
+        }
+        let _turn = self.ocsp_turn.lock().await;
+        if !self.responder_is_due(now_unix) {
+            return None;
+        }
+        let (leaf, issuer) = client.leaf_and_issuer();
+        let (answer, why) = ocsp.check(leaf, issuer, now_unix).await;
+        let listener = self.listener.name.as_str();
+        if let Some(why) = why {
+            log::warn!("listener {listener}: OCSP: {why}");
+        }
+        if answer.fresh {
+            metrics.ocsp_answered(
+                listener,
+                match answer.verdict {
+                    OcspVerdict::Good => OcspResult::Good,
+                    OcspVerdict::Revoked => OcspResult::Revoked,
+                    OcspVerdict::Unknown => OcspResult::Unknown,
+                },
+            );
+        }
+        let gone = match answer.verdict {
+            OcspVerdict::Good => None,
+            OcspVerdict::Revoked => Some(Gone::Revoked),
+            OcspVerdict::Unknown if ocsp.accepts_unknown() => None,
+            OcspVerdict::Unknown => Some(Gone::StatusUnknown),
+        };
+        self.ocsp_gone.store(gone.map(Arc::new));
+        if gone.is_none() {
+            self.ocsp_until.store(answer.until, Ordering::Relaxed);
+        }
+        gone
+    }
+
+    /// Whether the OCSP responder's last good answer has run out, or there was none.
+    pub fn responder_is_due(&self, now_unix: i64) -> bool {
+        now_unix >= self.ocsp_until.load(Ordering::Relaxed)
+    }
+
+    /// Why the OCSP responder's last answer sends the client away, if it does.
+    pub fn told_by_responder(&self) -> Option<Gone> {
+        self.ocsp_gone.load().as_deref().copied()
     }
 
     /// A request's header is whole. Returns how many there have been, this one included.

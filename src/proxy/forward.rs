@@ -1,6 +1,7 @@
 //! From an admitted request to a node and back: which node, what it is told, when another is tried.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -11,7 +12,8 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::context::{Begun, Context, TRIES_MAX};
-use super::session::{self, DEADLINE, Expired, Wait};
+use super::session::{self, DEADLINE, Expired, GONE, Wait};
+use super::watch::{CertificateWatch, refusal_of};
 use super::{Shared, admit};
 use crate::headers;
 use crate::observe::UpstreamResult;
@@ -20,7 +22,7 @@ use crate::request::ClientAddress;
 use crate::upstream::WRONG_NODE;
 
 /// Strips what a client may not say, and hands the request's body and deadlines to the forwarding.
-pub fn begin(shared: &Shared, session: &mut Session, ctx: &mut Context, body: Bytes) {
+pub fn begin(shared: &Arc<Shared>, session: &mut Session, ctx: &mut Context, body: Bytes) {
     let (Some(route), Some(begun)) = (&ctx.route, &ctx.begun) else { return };
     // Stripped here, before Pingora looks at `Connection` and what it nominates.
     for name in begun.snapshot.spoofable.to_remove(&session.req_header().headers) {
@@ -30,7 +32,11 @@ pub fn begin(shared: &Shared, session: &mut Session, ctx: &mut Context, body: By
     let wait = Wait::new(now, route.response, route.stream_idle);
     ctx.upstream.started = Some(now);
     ctx.upstream.wait = Some(wait.clone());
-    session::wrap(&mut session.downstream_session, body, wait);
+    let settings = begun.snapshot.listener(begun.connection.listener.index);
+    let watch = settings
+        .filter(|_| begun.connection.tls.is_some())
+        .map(|settings| CertificateWatch::new(shared.clone(), begun.connection.clone(), settings.revocation, now));
+    session::wrap(&mut session.downstream_session, body, wait, watch);
 }
 
 /// Picks a node that has not been tried.
@@ -94,7 +100,9 @@ pub fn broke(session: &Session, ctx: &mut Context, mut error: Box<Error>, reused
     if *error.etype() == WRONG_NODE {
         return connect_failed(ctx, error);
     }
-    let result = match ctx.upstream.wait.as_ref().and_then(|w| w.expired()) {
+    let wait = ctx.upstream.wait.as_ref();
+    let result = match wait.and_then(|w| w.expired()) {
+        _ if wait.is_some_and(|w| w.gone().is_some()) => UpstreamResult::ClientGone,
         Some(Expired::Response) => UpstreamResult::ResponseTimeout,
         Some(Expired::StreamIdle) => UpstreamResult::StreamTimeout,
         None if *error.esource() == ErrorSource::Downstream => UpstreamResult::ClientGone,
@@ -121,6 +129,9 @@ fn record_result(ctx: &Context, result: UpstreamResult) {
 
 /// What the client is told when forwarding failed.
 pub fn refusal_for(error: &Error, ctx: &Context) -> Refusal {
+    if let Some(gone) = ctx.upstream.wait.as_ref().and_then(|w| w.gone()) {
+        return refusal_of(gone);
+    }
     if ctx.upstream.wait.as_ref().and_then(|w| w.expired()).is_some() {
         return Refusal::UpstreamTimeout;
     }
@@ -142,7 +153,7 @@ pub fn refusal_for(error: &Error, ctx: &Context) -> Refusal {
 
 /// An error in one line, for the log.
 pub fn describe(error: &Error) -> String {
-    if *error.etype() == DEADLINE {
+    if [DEADLINE, GONE].contains(error.etype()) {
         return error.context.as_ref().map_or_else(|| "deadline".to_owned(), |c| c.as_str().to_owned());
     }
     let mut text = error.to_string().trim().replace(['\n', '\r'], " ");

@@ -24,10 +24,10 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_openssl::SslStream;
 
-use super::connection::{Admitted, Connection, ListenerShared};
+use super::connection::{Admitted, Connection, Handshaken, ListenerShared};
 use super::downstream::{Downstream, Transport};
 use super::{Gateway, Shared};
-use crate::observe::{ConnectionRefusal, HandshakeRecord, HandshakeResult};
+use crate::observe::{ConnectionRefusal, HandshakeRecord, HandshakeResult, HandshakesOmitted, Line, LineLimit};
 use crate::policy::admission::{Admission, Denied, Permit};
 use crate::snapshot::{ListenerSnapshot, Snapshot};
 use crate::tls;
@@ -36,6 +36,9 @@ use crate::tls;
 const BACKLOG: i32 = 4096;
 /// After running out of file descriptors, wait this long before the next accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Failed handshakes of a listener that are written down one by one, each second.
+const FAILURE_LINES_MAX: u32 = 50;
 
 /// How long a client whose handshake failed may take to read the alert.
 const ALERT_WAIT: Duration = Duration::from_millis(500);
@@ -69,6 +72,7 @@ struct Listener {
     listener: Arc<ListenerShared>,
     proxy: Arc<HttpProxy<Gateway>>,
     admission: Arc<Admission>,
+    failure_lines: LineLimit,
 }
 
 impl ListenerService {
@@ -90,8 +94,13 @@ impl ListenerService {
                     index,
                     metrics: shared.metrics.listener(config.name.as_str()),
                 });
-                let listener =
-                    Listener { shared: shared.clone(), proxy: proxy(&listener), listener, admission: Admission::new() };
+                let listener = Listener {
+                    shared: shared.clone(),
+                    proxy: proxy(&listener),
+                    listener,
+                    admission: Admission::new(),
+                    failure_lines: LineLimit::new(FAILURE_LINES_MAX),
+                };
                 (Arc::new(listener), config.address)
             })
             .collect();
@@ -217,14 +226,23 @@ impl Listener {
         let age = settings.connection_age;
         let Some(transport) = self.handshake(tcp, remote, settings).await else { return };
         let admitted = Admitted::new(self.listener.clone(), permit);
+        let handshaken = match (&transport, &settings.tls) {
+            (Transport::Tls(stream), Some(context)) => {
+                let client = context.client(stream.ssl(), self.shared.clock.unix_seconds());
+                if client.is_none() {
+                    // A want of memory. Who can't be looked at again can't stay.
+                    log::error!("listener {}: the client's chain can't be kept", self.listener.name);
+                    return;
+                }
+                let identity = tls::identity(stream.ssl()).map(Arc::new);
+                Handshaken { tls: Some(tls::facts(stream.ssl())), identity, client }
+            }
+            _ => Handshaken::default(),
+        };
         // A connection holds no configuration while it rests.
         drop(snapshot);
-        let (tls, identity) = match &transport {
-            Transport::Tls(stream) => (Some(tls::facts(stream.ssl())), tls::identity(stream.ssl()).map(Arc::new)),
-            Transport::Plain(_) => (None, None),
-        };
         let (retire, retired) = watch::channel(false);
-        let connection = Arc::new(Connection::new(self.listener.clone(), remote, tls, identity, accepted, retire));
+        let connection = Arc::new(Connection::new(self.listener.clone(), remote, handshaken, accepted, retire));
         let now = self.shared.clock.now();
         let unparsed = self.shared.clone();
         match Downstream::new(transport, connection.clone(), deadlines, unparsed, admitted, now) {
@@ -235,10 +253,15 @@ impl Listener {
     }
 
     /// Runs the TLS handshake. None: it failed, and has been counted and logged.
-    async fn handshake(&self, tcp: TcpStream, remote: SocketAddr, settings: &ListenerSnapshot) -> Option<Transport> {
+    async fn handshake(
+        self: &Arc<Self>,
+        tcp: TcpStream,
+        remote: SocketAddr,
+        settings: &ListenerSnapshot,
+    ) -> Option<Transport> {
         let Some(context) = &settings.tls else { return Some(Transport::Plain(tcp)) };
         let started = self.shared.clock.now();
-        let stream = context.ssl().and_then(|ssl| SslStream::new(ssl, tcp));
+        let stream = context.ssl(self.shared.clock.unix_seconds()).and_then(|ssl| SslStream::new(ssl, tcp));
         let mut stream = match stream {
             Ok(stream) => stream,
             Err(e) => {
@@ -262,6 +285,9 @@ impl Listener {
             Err(_) => tls::timed_out(stream.ssl()),
         };
         self.listener.metrics.handshake(failure.result, took);
+        if !self.may_write_failure() {
+            return None;
+        }
         self.shared.log().record_handshake(&HandshakeRecord {
             time: self.shared.clock.wall(),
             listener: self.listener.name.as_str(),
@@ -269,11 +295,34 @@ impl Listener {
             result: failure.result,
             detail: Some(&failure.detail),
             sni: stream.ssl().servername(NameType::HOST_NAME),
+            tls_version: tls::offered(stream.ssl()),
             subject: failure.subject.as_deref(),
             issuer: failure.issuer.as_deref(),
             duration: took,
         });
         None
+    }
+
+    /// Whether one more failed handshake gets a line. For the first of a second that gets none, someone is set to tell
+    /// how many there were, even if the attack ends then.
+    fn may_write_failure(self: &Arc<Self>) -> bool {
+        match self.failure_lines.admit(self.shared.clock.now()) {
+            Line::Write => true,
+            Line::Omit { tell_at } => {
+                if let Some(at) = tell_at {
+                    let this = self.clone();
+                    tokio::spawn(async move {
+                        tokio::time::sleep_until(at.into()).await;
+                        this.shared.log().record_handshakes_omitted(&HandshakesOmitted {
+                            time: this.shared.clock.wall(),
+                            listener: this.listener.name.as_str(),
+                            count: this.failure_lines.take_omitted(),
+                        });
+                    });
+                }
+                false
+            }
+        }
     }
 
     async fn speak_http2(

@@ -10,6 +10,7 @@ use pingora::proxy::{FailToProxy, Session};
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::context::Context;
+use super::watch::refusal_of;
 use super::{body, forward, session};
 use crate::headers;
 use crate::json_rpc::{self, RawId};
@@ -110,6 +111,10 @@ pub async fn failed(session: &mut Session, ctx: &mut Context, error: &Error) -> 
             error.etype(),
             ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed | ErrorType::H2Error
         );
+    if let Some(gone) = ctx.upstream.wait.as_ref().and_then(|w| w.gone()) {
+        // An answer that has begun can't be taken back; the log and the metric say why it was cut off.
+        ctx.refusal = Some(refusal_of(gone));
+    }
     if session.response_written().is_some() || (gone && ctx.upstream.status.is_none() && ctx.refusal.is_none()) {
         return FailToProxy { error_code: 0, can_reuse_downstream: false };
     }

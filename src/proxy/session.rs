@@ -5,8 +5,8 @@
 //! the silence inside a stream. Both are asked of the client's session, so it is wrapped for the time of forwarding.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -24,6 +24,12 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorType, Result};
 use tokio::time::Sleep;
 
+use super::watch::{CertificateWatch, refusal_of};
+use crate::tls::Gone;
+
+/// The client's certificate is gone while its answer ran.
+pub const GONE: ErrorType = ErrorType::Custom("CertificateGone");
+
 /// The node was waited for longer than the route allows.
 pub const DEADLINE: ErrorType = ErrorType::Custom("Deadline");
 
@@ -35,6 +41,7 @@ pub struct Wait {
     /// Nanoseconds from `start` to the last sign of life of the answer; 0 before the first.
     last_activity_ns: AtomicU64,
     expired: AtomicU8,
+    gone: OnceLock<Gone>,
     /// The client's own session, once its wrapper is gone.
     returned: Mutex<Option<HttpSession>>,
 }
@@ -57,6 +64,7 @@ impl Wait {
             stream_idle,
             last_activity_ns: AtomicU64::new(0),
             expired: AtomicU8::new(0),
+            gone: OnceLock::new(),
             returned: Mutex::new(None),
         })
     }
@@ -74,6 +82,11 @@ impl Wait {
             2 => Some(Expired::StreamIdle),
             _ => None,
         }
+    }
+
+    /// Why the client may not have the rest, if so.
+    pub fn gone(&self) -> Option<Gone> {
+        self.gone.get().copied()
     }
 
     /// When it ends, if nothing happens until then.
@@ -104,13 +117,32 @@ struct ForwardSession {
     inner: HttpSession,
     body: Bytes,
     wait: Arc<Wait>,
+    /// None on a plain listener.
+    watch: Option<CertificateWatch>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
+impl ForwardSession {
+    /// When something has to be looked at next.
+    fn deadline(&self) -> tokio::time::Instant {
+        let wait = self.wait.deadline().0;
+        self.watch.as_ref().map_or(wait, |watch| watch.next().min(wait)).into()
+    }
+
+    /// The error of a deadline that has passed, or of a certificate that is gone.
+    fn check(&mut self, now: Instant) -> Option<Box<Error>> {
+        if let Some(gone) = self.watch.as_mut().and_then(|watch| watch.look(now)) {
+            let _ = self.wait.gone.set(gone);
+            return Some(Error::explain(GONE, refusal_of(gone).code()));
+        }
+        self.wait.check(now)
+    }
+}
+
 /// Wraps a client's session for the time of forwarding.
-pub fn wrap(session: &mut HttpSession, body: Bytes, wait: Arc<Wait>) {
+pub fn wrap(session: &mut HttpSession, body: Bytes, wait: Arc<Wait>, watch: Option<CertificateWatch>) {
     let inner = std::mem::replace(&mut *session, nobody());
-    *session = HttpSession::new_custom(Box::new(ForwardSession { inner, body, wait, timer: None }));
+    *session = HttpSession::new_custom(Box::new(ForwardSession { inner, body, wait, watch, timer: None }));
 }
 
 impl Drop for ForwardSession {
@@ -229,23 +261,23 @@ impl CustomSession for ForwardSession {
 
     /// Nothing more is read of the request. Ends with an error when the client goes away or the wait has been too long.
     async fn read_body_or_idle(&mut self, _no_body_expected: bool) -> Result<Option<Bytes>> {
-        let Self { inner, wait, timer, .. } = self;
         // One timer per request: it is moved to an earlier time at once, to a later one only when it goes off.
-        let deadline = wait.deadline().0.into();
-        let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        if timer.deadline() > deadline {
-            timer.as_mut().reset(deadline);
-        }
+        let mut deadline = self.deadline();
         loop {
+            let Self { inner, timer, .. } = &mut *self;
+            let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+            if timer.deadline() > deadline || timer.is_elapsed() {
+                timer.as_mut().reset(deadline);
+            }
             tokio::select! {
                 biased;
                 read = inner.read_body_or_idle(true) => return read,
                 () = timer.as_mut() => {}
             }
-            if let Some(error) = wait.check(Instant::now()) {
+            if let Some(error) = self.check(Instant::now()) {
                 return Err(error);
             }
-            timer.as_mut().reset(wait.deadline().0.into());
+            deadline = self.deadline();
         }
     }
 

@@ -6,15 +6,15 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 
 use crate::admin::status::{
-    CertificateStatus, ConfigStatus, ListenerStatus, NodeStatus, ReloadError, ReloadStatus, RouteStatus, Status,
-    UpstreamStatus,
+    CertificateStatus, ConfigStatus, CrlStatus, ListenerStatus, NodeStatus, ReloadError, ReloadStatus, RouteStatus,
+    Status, UpstreamStatus,
 };
 use crate::admin::{AdminState, Readiness, Reloaded};
 use crate::config::{self, Config, RoutePeers};
 use crate::proxy::Shared;
 use crate::reload::{Reloader, Report, Trigger};
 use crate::snapshot::{ListenerSnapshot, UpstreamSnapshot};
-use crate::tls::CertificateFacts;
+use crate::tls::{CertificateFacts, CrlFacts};
 
 /// The closures through which the admin listener sees the gateway.
 pub fn admin_state(shared: &Arc<Shared>, reloader: &Arc<Reloader>) -> AdminState {
@@ -100,6 +100,7 @@ fn status(shared: &Shared, reloader: &Reloader, started: Instant) -> Status {
 
 fn listener(shared: &Shared, config: &config::Listener, built: &ListenerSnapshot) -> ListenerStatus {
     let certificates = built.tls.iter().flat_map(|tls| tls.certificates());
+    let crls = built.tls.iter().filter_map(|tls| tls.revocation()).flat_map(|r| r.facts());
     ListenerStatus {
         name: config.name.as_str().to_owned(),
         address: config.address.to_string(),
@@ -109,6 +110,17 @@ fn listener(shared: &Shared, config: &config::Listener, built: &ListenerSnapshot
         },
         connections: shared.metrics.listener(config.name.as_str()).open_connections(),
         certificates: certificates.map(certificate).collect(),
+        crls: crls.map(|f| crl(&f)).collect(),
+    }
+}
+
+fn crl(facts: &CrlFacts) -> CrlStatus {
+    CrlStatus {
+        issuer: facts.issuer.clone(),
+        this_update: facts.this_update,
+        next_update: Some(facts.next_update).filter(|at| *at != i64::MAX),
+        entries: facts.entries,
+        memory_bytes: facts.memory_bytes,
     }
 }
 

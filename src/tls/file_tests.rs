@@ -236,3 +236,41 @@ fn another_trust_or_certificate_is_another_generation() {
     dir.write("ca.pem", PKI.bundle_pem().unwrap());
     assert_ne!(generation(&upstream()), first);
 }
+
+#[test]
+fn what_is_weaker_than_it_should_be_is_told() {
+    let dir = Dir::new();
+    let tls = listener(&["gw"]);
+    let spec = |key| CertificateSpec { key, ..server_spec() };
+    dir.pair("gw", &spec(KeyKind::Rsa(2048)).issue(&PKI.intermediate).unwrap());
+    one_warning(&dir, &tls, "certificates[0].cert", "its RSA key has 2048 bits");
+    for key in [KeyKind::Rsa(3072), KeyKind::P256, KeyKind::Ed25519] {
+        dir.pair("gw", &spec(key).issue(&PKI.intermediate).unwrap());
+        assert!(dir.build(&tls).unwrap().warnings().is_empty(), "{key:?}");
+    }
+    let long = Validity { not_before: now() - 60, not_after: now() + 400 * 86_400 };
+    dir.pair("gw", &CertificateSpec { validity: long, ..server_spec() }.issue(&PKI.intermediate).unwrap());
+    one_warning(&dir, &tls, "certificates[0].cert", "it lives 400 days");
+    dir.pair("gw", &server_spec().issue(&PKI.intermediate).unwrap());
+    // A root signs itself with whatever; nobody looks at that.
+    let sha1 =
+        CertificateSpec { digest: openssl::hash::MessageDigest::sha1(), ..CertificateSpec::client("old", day()) };
+    dir.write("ca.pem", [PKI.root.cert_pem().unwrap(), sha1.self_signed_ca().unwrap().cert_pem().unwrap()].concat());
+    assert!(dir.build(&tls).unwrap().warnings().is_empty());
+}
+
+#[test]
+fn crls_that_leave_something_open_are_told() {
+    use crate::cli::pki::CrlSpec;
+    use crate::config::file::CrlCheck;
+    let dir = Dir::new();
+    dir.write("ca.pem", PKI.bundle_pem().unwrap());
+    let mut tls = listener(&["gw"]);
+    tls.client_auth.crl = vec!["mesh.crl".into()];
+    dir.write("mesh.crl", CrlSpec::new(now() - 7200, now() - 60).issue(&PKI.intermediate).unwrap());
+    one_warning(&dir, &tls, "client_auth.crl", "past its nextUpdate; its clients are refused");
+    dir.write("mesh.crl", CrlSpec::new(now() - 60, now() + 60).issue(&PKI.intermediate).unwrap());
+    assert!(dir.build(&tls).unwrap().warnings().is_empty());
+    tls.client_auth.crl_check = Some(CrlCheck::Chain);
+    one_warning(&dir, &tls, "client_auth.crl", "no CRL of \"CN=mesh root CA\"");
+}

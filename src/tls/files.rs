@@ -23,6 +23,14 @@ const RSA_BITS_MIN: u32 = 2048;
 /// Smallest elliptic curve key, in bits: P-256.
 const EC_BITS_MIN: u32 = 256;
 
+/// RSA keys below this are told of: 128 bits of security from then on (NIST SP 800-57, part 1, table 4).
+const RSA_BITS_GOOD: u32 = 3072;
+
+/// Longest life of a certificate that is not told of (CA/Browser Forum, SC-22).
+const LIFE_DAYS_MAX: i64 = 398;
+
+const DAY_SECONDS: i64 = 24 * 3600;
+
 /// Files of a `tls` block, and what was found wrong with them so far.
 pub(super) struct Files<'a> {
     pub(super) base_dir: &'a Path,
@@ -165,6 +173,22 @@ impl<'a> Files<'a> {
         }
         if let Some(leaf) = chain.first() {
             self.check_leaf(field, file, leaf, role);
+            self.doubt_leaf(field, file, leaf);
+        }
+    }
+
+    /// What holds today but is weaker than it should be: told, not refused.
+    fn doubt_leaf(&mut self, field: &str, file: &str, leaf: &X509Ref) {
+        let rsa_bits =
+            leaf.public_key().ok().filter(|key| [Id::RSA, Id::RSA_PSS].contains(&key.id())).map(|k| k.bits());
+        if let Some(bits) = rsa_bits.filter(|bits| (RSA_BITS_MIN..RSA_BITS_GOOD).contains(bits)) {
+            let better = "ECDSA P-256 is stronger and faster";
+            self.warn(field, format!("{file}: its RSA key has {bits} bits; {RSA_BITS_GOOD} are good today, {better}"));
+        }
+        let days = (unix_seconds(leaf.not_after()) - unix_seconds(leaf.not_before())) / DAY_SECONDS;
+        if days > LIFE_DAYS_MAX {
+            let limit = format!("more than {LIFE_DAYS_MAX} days are refused by browsers and hard to revoke");
+            self.warn(field, format!("{file}: it lives {days} days; {limit}"));
         }
     }
 
@@ -211,7 +235,7 @@ impl<'a> Files<'a> {
             if let Some(why) = self.date_fault(cert) {
                 self.warn(field, format!("{}: {why}", which()));
             }
-            if let Some(why) = key_weakness(cert) {
+            if let Some(why) = weakness(cert) {
                 self.warn(field, format!("{}: {why}; certificates below it are refused", which()));
             }
             if !is_root(cert) && !certs.iter().any(|issuer| is_issued_by(cert, issuer)) {
@@ -276,7 +300,8 @@ fn weakness(cert: &X509Ref) -> Option<String> {
     })
 }
 
-fn key_weakness(cert: &X509Ref) -> Option<String> {
+/// Why a certificate's key is too weak, if it is.
+pub(super) fn key_weakness(cert: &X509Ref) -> Option<String> {
     match cert.public_key() {
         Ok(key) => small_key(&key),
         Err(_) => Some("its public key can't be read".to_owned()),

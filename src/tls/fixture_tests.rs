@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use crate::cli::pki::{CertificateSpec, Development, Issued, Validity};
 use crate::clock::Clock;
-use crate::config::file::{CertificateFiles, ClientAuth, ClientAuthMode, ListenerTls, TlsVersion};
+use crate::config::file::{CertificateFiles, ClientAuth, ListenerTls, TlsVersion};
 
 use super::{ServerContext, TlsFault, build_listener};
 
@@ -68,6 +68,6 @@ pub(super) fn listener(names: &[&str]) -> ListenerTls {
     ListenerTls {
         certificates: names.iter().map(files).collect(),
         min_version: TlsVersion::Tls12,
-        client_auth: ClientAuth { mode: ClientAuthMode::Required, ca: "ca.pem".into() },
+        client_auth: ClientAuth::of("ca.pem"),
     }
 }

@@ -2,16 +2,18 @@
 
 use std::ffi::c_int;
 use std::fmt;
-use std::sync::{LazyLock, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use foreign_types::ForeignTypeRef;
 use openssl::ex_data::Index;
-use openssl::ssl::{self, ErrorCode, NameType, Ssl, SslRef};
+use openssl::ssl::{self, ErrorCode, NameType, Ssl, SslRef, SslVersion};
 use openssl::x509::{X509StoreContext, X509StoreContextRef, X509VerifyResult};
 
 use crate::observe::handshake::HandshakeResult;
 
 use super::certificate::name;
+use super::files::key_weakness;
+use super::revocation::{Link, Revocation, Verdict};
 
 /// Why a handshake failed. The client is told nothing of it beyond the TLS alert.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,9 +38,22 @@ impl fmt::Display for HandshakeFailure {
     }
 }
 
-/// The first verification error of a connection, noted while OpenSSL still has the chain at hand.
-#[derive(Debug, Default)]
-pub(super) struct VerifyNotes(OnceLock<VerifyNote>);
+/// What is known of a connection before and while OpenSSL verifies its client.
+#[derive(Debug)]
+pub(super) struct VerifyNotes {
+    /// When the handshake began, seconds since 1970: OpenSSL's callback takes no argument of ours.
+    now: i64,
+    /// The greatest TLS version that the client offered.
+    offered: OnceLock<&'static str>,
+    /// The first verification error, noted while OpenSSL still has the chain at hand.
+    first: OnceLock<VerifyNote>,
+}
+
+impl VerifyNotes {
+    pub(super) fn new(now: i64) -> Self {
+        Self { now, offered: OnceLock::new(), first: OnceLock::new() }
+    }
+}
 
 #[derive(Debug)]
 struct VerifyNote {
@@ -54,16 +69,116 @@ pub(super) fn notes_index() -> Option<Index<Ssl, VerifyNotes>> {
     *INDEX
 }
 
-/// OpenSSL's verify callback: notes the error, changes nothing. `authorities` are the subjects of the CA bundle in DER.
-pub(super) fn note_verification(good: bool, context: &mut X509StoreContextRef, authorities: &[Vec<u8>]) -> bool {
-    if !good {
-        let note = VerifyNote::of(context, authorities);
-        let ssl = X509StoreContext::ssl_idx().ok().and_then(|index| context.ex_data(index));
-        let notes = ssl.zip(notes_index()).and_then(|(ssl, index)| ssl.ex_data(index));
-        // Only the first error counts: the handshake ends with it.
-        let _ = notes.map(|notes| notes.0.set(note));
+/// What a client's chain is checked for beyond OpenSSL's own rules.
+pub(super) struct Checks {
+    /// Subjects of the CA bundle, DER.
+    pub(super) authorities: Vec<Vec<u8>>,
+    /// Revocation, if the configuration asks for it.
+    pub(super) revocation: Option<Arc<Revocation>>,
+}
+
+/// OpenSSL's verify callback. Notes an error; and once the whole chain is good, checks its keys and asks whether any of
+/// it is revoked.
+pub(super) fn verify(good: bool, context: &mut X509StoreContextRef, checks: &Checks) -> bool {
+    let ssl = X509StoreContext::ssl_idx().ok().and_then(|index| context.ex_data(index));
+    let notes = ssl.zip(notes_index()).and_then(|(ssl, index)| ssl.ex_data(index));
+    let note = if !good {
+        VerifyNote::of(context, &checks.authorities)
+    } else if context.error_depth() > 0 {
+        // OpenSSL goes from the root down and calls for each certificate; the client's own is the last.
+        return true;
+    } else {
+        // Without notes there is no time, and without time no list holds.
+        let now = notes.map_or(i64::MAX, |notes| notes.now);
+        match own_checks(context, checks, now) {
+            Ok(()) => return true,
+            Err((error, note)) => {
+                let _ = notes.map(|notes| notes.first.set(note));
+                // SAFETY: any number is one; those that OpenSSL does not know have no text.
+                context.set_error(unsafe { X509VerifyResult::from_raw(error) });
+                return false;
+            }
+        }
+    };
+    // Only the first error counts: the handshake ends with it.
+    let _ = notes.map(|notes| notes.first.set(note));
+    false
+}
+
+/// Told to clients as the alert certificate_unknown: that our lists are missing or late is nothing of theirs, and the
+/// alerts that OpenSSL has for it (unknown_ca, certificate_expired) would send them looking at their own certificate.
+const LIST_AT_FAULT: c_int = openssl_sys::X509_V_ERR_DIFFERENT_CRL_SCOPE;
+
+fn own_checks(context: &X509StoreContextRef, checks: &Checks, now: i64) -> Result<(), (c_int, VerifyNote)> {
+    let Some(chain) = context.chain() else { return Ok(()) };
+    let refuse = |at: usize, error: c_int, result: HandshakeResult, why: &str| {
+        let at_fault = chain.get(at).filter(|_| at > 0).map(|cert| name(cert.subject_name()));
+        let above = at_fault.map(|who| format!("; {at} above the client's certificate: {who:?}")).unwrap_or_default();
+        let leaf = chain.get(0);
+        let subject = leaf.map(|cert| name(cert.subject_name()));
+        let issuer = leaf.map(|cert| name(cert.issuer_name()));
+        Err((error, VerifyNote { result, detail: format!("{why}{above}"), subject, issuer }))
+    };
+    // The root is the operator's own, and `check` has told.
+    for (at, cert) in chain.iter().enumerate().take(chain.len().saturating_sub(1)) {
+        if let Some(why) = key_weakness(cert) {
+            return refuse(at, openssl_sys::X509_V_ERR_EE_KEY_TOO_SMALL, HandshakeResult::WeakSignature, &why);
+        }
     }
-    good
+    let Some(revocation) = &checks.revocation else { return Ok(()) };
+    let Ok(links) = Link::of_chain(chain, revocation.crl_check()) else {
+        return refuse(0, LIST_AT_FAULT, HandshakeResult::NoCrl, "the certificate's issuer can't be read");
+    };
+    match revocation.ask(&links, now) {
+        (_, Verdict::Good { .. }) => Ok(()),
+        (at, Verdict::Revoked) => {
+            refuse(at, openssl_sys::X509_V_ERR_CERT_REVOKED, HandshakeResult::Revoked, "certificate revoked")
+        }
+        (at, Verdict::NoCrl) => refuse(at, LIST_AT_FAULT, HandshakeResult::NoCrl, "no CRL of the certificate's issuer"),
+        (at, Verdict::CrlExpired) => refuse(
+            at,
+            LIST_AT_FAULT,
+            HandshakeResult::CrlExpired,
+            "the CRL of the certificate's issuer is past its nextUpdate",
+        ),
+    }
+}
+
+/// Notes which TLS versions the client offers, for the log of a handshake that fails.
+pub(super) fn note_client_hello(ssl: &SslRef) {
+    let notes = notes_index().and_then(|index| ssl.ex_data(index));
+    let _ = notes.map(|notes| notes.offered.set(offered_version(ssl)));
+}
+
+/// The greatest of supported_versions (RFC 8446, section 4.2.1), else the version of the message.
+fn offered_version(ssl: &SslRef) -> &'static str {
+    const SUPPORTED_VERSIONS: std::ffi::c_uint = 43;
+    let (mut bytes, mut length) = (std::ptr::null(), 0);
+    // SAFETY: called within the client hello callback; what it points to belongs to the connection, and is copied here.
+    let list = unsafe {
+        match openssl_sys::SSL_client_hello_get0_ext(ssl.as_ptr(), SUPPORTED_VERSIONS, &mut bytes, &mut length) {
+            1 if !bytes.is_null() => std::slice::from_raw_parts(bytes, length).to_vec(),
+            _ => Vec::new(),
+        }
+    };
+    let versions = list.get(1..).unwrap_or_default().chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
+    match versions.filter(|version| (0x0300..=0x0304).contains(version)).max() {
+        Some(0x0304) => "TLSv1.3",
+        Some(0x0303) => "TLSv1.2",
+        Some(0x0302) => "TLSv1.1",
+        Some(_) => "TLSv1",
+        None => match ssl.client_hello_legacy_version() {
+            Some(SslVersion::TLS1_2) => "TLSv1.2",
+            Some(SslVersion::TLS1_1) => "TLSv1.1",
+            Some(SslVersion::TLS1) => "TLSv1",
+            _ => "other",
+        },
+    }
+}
+
+/// The greatest TLS version that the client offered, if its first message came.
+pub fn offered(ssl: &SslRef) -> Option<&'static str> {
+    notes_index().and_then(|index| ssl.ex_data(index)).and_then(|notes| notes.offered.get().copied())
 }
 
 impl VerifyNote {
@@ -128,7 +243,7 @@ fn untrusted_result(context: &X509StoreContextRef, authorities: &[Vec<u8>]) -> H
 /// Why the handshake on `ssl` failed with `error`.
 pub fn classify(error: &ssl::Error, ssl: &SslRef) -> HandshakeFailure {
     let notes = notes_index().and_then(|index| ssl.ex_data(index));
-    if let Some(note) = notes.and_then(|notes| notes.0.get()) {
+    if let Some(note) = notes.and_then(|notes| notes.first.get()) {
         return HandshakeFailure {
             result: note.result,
             detail: note.detail.clone(),

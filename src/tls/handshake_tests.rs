@@ -51,7 +51,7 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 }
 
 async fn accept(server: &ServerContext, io: DuplexStream) -> Result<Met, HandshakeFailure> {
-    let mut stream = SslStream::new(server.ssl().unwrap(), io).unwrap();
+    let mut stream = SslStream::new(server.ssl(now()).unwrap(), io).unwrap();
     let accepted = Pin::new(&mut stream).accept().await;
     accepted.map_err(|e| classify(&e, stream.ssl()))?;
     let met = Met { facts: facts(stream.ssl()), identity: identity(stream.ssl()).unwrap() };
@@ -377,7 +377,7 @@ fn what_is_not_tls_is_told_apart_from_what_breaks_off() {
 #[test]
 fn a_handshake_without_end_is_a_timeout() {
     let server = server();
-    let ssl = server.ssl().unwrap();
+    let ssl = server.ssl(now()).unwrap();
     let failure = timed_out(&ssl);
     assert_eq!((failure.result, failure.subject), (HandshakeResult::Timeout, None));
 }
@@ -408,7 +408,7 @@ fn a_client_can_not_renegotiate() {
     let server = server();
     let (near, far) = tokio::io::duplex(64 << 10);
     let serve = async {
-        let mut stream = SslStream::new(server.ssl().unwrap(), near).unwrap();
+        let mut stream = SslStream::new(server.ssl(now()).unwrap(), near).unwrap();
         Pin::new(&mut stream).accept().await.unwrap();
         let _ = stream.read_to_end(&mut Vec::new()).await;
     };

@@ -7,19 +7,21 @@ use std::sync::Arc;
 use foreign_types::ForeignTypeRef;
 use openssl::error::ErrorStack;
 use openssl::ssl::{
-    AlpnError, NameType, Ssl, SslAlert, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslRef,
-    SslSessionCacheMode, SslVerifyMode, SslVersion, select_next_proto,
+    AlpnError, ClientHelloResponse, NameType, Ssl, SslAlert, SslContext, SslContextBuilder, SslMethod, SslMode,
+    SslOptions, SslRef, SslSessionCacheMode, SslVerifyMode, SslVersion, select_next_proto,
 };
 use openssl::x509::store::{X509Store, X509StoreBuilder};
 use openssl::x509::{X509, X509NameRef};
 
-use crate::config::file::{ListenerTls, TlsVersion};
+use crate::config::file::{ListenerTls, OcspCheck, TlsVersion};
 
 use super::TlsFault;
 use super::certificate::{CertificateFacts, SubjectAltNames};
 use super::files::{ChainAndKey, Files, Role, reason};
-use super::handshake::{self, VerifyNotes};
+use super::handshake::{self, Checks, VerifyNotes};
 use super::names::{Groups, Names};
+use super::revocation::{Ocsp, Revocation};
+use super::standing::{ClientChain, Judge, Standing, Trust};
 
 /// ALPN protocols in the order of the gateway's preference (RFC 7301, section 3.1).
 const ALPN_WIRE: &[u8] = b"\x02h2\x08http/1.1";
@@ -53,6 +55,9 @@ pub struct ServerContext {
     certificates: Vec<CertificateFacts>,
     authorities: Vec<CertificateFacts>,
     warnings: Vec<TlsFault>,
+    trust: Trust,
+    revocation: Option<Arc<Revocation>>,
+    ocsp: Option<Arc<Ocsp>>,
 }
 
 /// Builds a listener's context from its files, which are relative to `base_dir`. `now` is Unix time in seconds.
@@ -78,33 +83,76 @@ pub fn build_listener(tls: &ListenerTls, base_dir: &Path, now: i64) -> Result<Se
         return Err(files.faults);
     }
     let bundle = bundle.unwrap_or_default();
+    let revocation = Revocation::load(&tls.client_auth, base_dir, &bundle, now, &mut files.warnings)?;
     let (names, groups) = index_names(&pairs, &mut files);
-    let contexts = build_contexts(&pairs, &groups, &bundle, tls.min_version, Arc::clone(&names)).map_err(|e| {
-        vec![TlsFault {
-            field: "certificates".into(),
-            message: format!("OpenSSL refuses the settings: {}", reason(&e)),
-        }]
-    })?;
+    let refused = |e: ErrorStack| {
+        let message = format!("OpenSSL refuses the settings: {}", reason(&e));
+        vec![TlsFault { field: "certificates".into(), message }]
+    };
+    let clients = Clients { bundle: &bundle, revocation: revocation.as_ref() };
+    let contexts = build_contexts(&pairs, &groups, &clients, tls.min_version, Arc::clone(&names)).map_err(refused)?;
     Ok(ServerContext {
         default: contexts,
         names,
         certificates: pairs.iter().filter_map(|pair| pair.chain.first()).map(|c| CertificateFacts::of(c)).collect(),
         authorities: bundle.iter().map(|cert| CertificateFacts::of(cert)).collect(),
         warnings: files.warnings,
+        trust: Trust::new(&bundle, SECURITY_LEVEL, VERIFY_DEPTH).map_err(refused)?,
+        revocation,
+        ocsp: match tls.client_auth.ocsp {
+            OcspCheck::Off => None,
+            OcspCheck::Leaf => Some(Arc::new(Ocsp::new(&tls.client_auth, &bundle, SECURITY_LEVEL).map_err(refused)?)),
+        },
     })
 }
 
+/// Who comes in.
+struct Clients<'a> {
+    bundle: &'a [X509],
+    revocation: Option<&'a Arc<Revocation>>,
+}
+
 impl ServerContext {
-    /// A new server side of one connection.
+    /// A new server side of one connection; `now` is Unix time in seconds.
     ///
     /// # Errors
     /// Only when OpenSSL gets no memory.
-    pub fn ssl(&self) -> Result<Ssl, ErrorStack> {
+    pub fn ssl(&self, now: i64) -> Result<Ssl, ErrorStack> {
         let mut ssl = Ssl::new(&self.default)?;
         if let Some(index) = handshake::notes_index() {
-            ssl.set_ex_data(index, VerifyNotes::default());
+            ssl.set_ex_data(index, VerifyNotes::new(now));
         }
         Ok(ssl)
+    }
+
+    /// The client of a finished handshake of this context, and how it stands. `now` is Unix time in seconds.
+    pub fn client(&self, ssl: &SslRef, now: i64) -> Option<(ClientChain, Standing)> {
+        self.judge().first(ssl, now)
+    }
+
+    /// How a client stands now that came in with this context or an earlier one of the same listener; `None`: as
+    /// `before`. A change of the CA bundle has its chain verified once more; a change of the lists has them asked again.
+    pub fn standing(&self, client: &ClientChain, before: &Standing, now: i64) -> Option<Standing> {
+        self.judge().again(client, before, now)
+    }
+
+    fn judge(&self) -> Judge<'_> {
+        Judge { trust: &self.trust, revocation: self.revocation.as_deref() }
+    }
+
+    /// Who is asked about clients' certificates, if the configuration asks for it.
+    pub fn ocsp(&self) -> Option<&Arc<Ocsp>> {
+        self.ocsp.as_ref()
+    }
+
+    /// Whether both trust the same CAs.
+    pub fn trusts_as(&self, other: &ServerContext) -> bool {
+        self.trust.generation() == other.trust.generation()
+    }
+
+    /// What is known of revoked certificates, if the configuration asks for it.
+    pub fn revocation(&self) -> Option<&Arc<Revocation>> {
+        self.revocation.as_ref()
     }
 
     /// Whether a host (lower or upper case, without port) is a SAN of one of the certificates.
@@ -165,13 +213,13 @@ fn index_names(pairs: &[ChainAndKey], files: &mut Files<'_>) -> (Arc<Names>, Gro
 fn build_contexts(
     pairs: &[ChainAndKey],
     groups: &Groups,
-    bundle: &[X509],
+    clients: &Clients<'_>,
     min_version: TlsVersion,
     names: Arc<Names>,
 ) -> Result<SslContext, ErrorStack> {
     let mut builders = groups.groups.iter().map(|members| {
         let pairs: Vec<_> = members.iter().filter_map(|at| pairs.get(*at)).collect();
-        builder(&pairs, bundle, min_version)
+        builder(&pairs, clients, min_version)
     });
     // There always is a first group.
     let mut first = builders.next().unwrap_or_else(|| Err(ErrorStack::get()))?;
@@ -192,7 +240,8 @@ fn build_contexts(
 /// One context for certificates of different key types; OpenSSL takes the one that the client can verify. All of a
 /// listener's contexts are alike but for the certificates: OpenSSL takes trust, ALPN and CA names from the one that the
 /// connection was handed over to.
-fn builder(pairs: &[&ChainAndKey], bundle: &[X509], min: TlsVersion) -> Result<SslContextBuilder, ErrorStack> {
+fn builder(pairs: &[&ChainAndKey], clients: &Clients<'_>, min: TlsVersion) -> Result<SslContextBuilder, ErrorStack> {
+    let bundle = clients.bundle;
     let mut context = SslContextBuilder::new(SslMethod::tls_server())?;
     set_protocol(&mut context, min)?;
     for pair in pairs {
@@ -215,7 +264,12 @@ fn builder(pairs: &[&ChainAndKey], bundle: &[X509], min: TlsVersion) -> Result<S
     limit_client_chain(&mut context);
     let mode = SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT;
     let authorities = bundle.iter().filter_map(|cert| cert.subject_name().to_der().ok()).collect::<Vec<_>>();
-    context.set_verify_callback(mode, move |good, store| handshake::note_verification(good, store, &authorities));
+    let checks = Checks { authorities, revocation: clients.revocation.cloned() };
+    context.set_verify_callback(mode, move |good, store| handshake::verify(good, store, &checks));
+    context.set_client_hello_callback(|ssl, _| {
+        handshake::note_client_hello(ssl);
+        Ok(ClientHelloResponse::SUCCESS)
+    });
     Ok(context)
 }
 

@@ -9,7 +9,16 @@
 //! **Strength.** Security level 2 of OpenSSL: 112 bits, so no SHA-1 and no RSA key below 2048 bits in a client's chain,
 //! whatever its CA signed.
 //!
-//! **No resumption.** No session cache, no tickets: a resumed session would skip the checks of the certificate.
+//! **Revocation.** Lists (CRLs) of the clients' issuers, held in a set of our own (`revocation`): asked in the handshake,
+//! by every request on a running connection, and by running answers (`standing`), as are the certificate's end and
+//! the CA bundle, which may all have changed since. OCSP, where configured, is asked before a connection's first request
+//! and whenever its answer has run out: a handshake can't wait for somebody else without holding up its thread.
+//!
+//! **No resumption.** No session cache, no tickets. OpenSSL takes over a resumed client's certificate without verifying
+//! it: neither the chain, nor the dates, nor the verify callback with its lists, so a revoked client would get back in
+//! for as long as its ticket holds. Made safe, each resumption would have to verify the chain and ask the lists as a
+//! full handshake does; what is saved then is one signature and one key agreement in a handshake that partners' nodes
+//! make once in an hour (`timeouts.connection_age`), and every ticket key would be one more secret to rotate.
 
 mod certificate;
 mod files;
@@ -17,14 +26,21 @@ mod handshake;
 mod listener;
 mod names;
 mod node_identity;
+mod revocation;
+mod standing;
 mod upstream;
 
 use std::fmt;
 
 pub use certificate::{CertificateFacts, identity, identity_of};
-pub use handshake::{Alpn, ConnectionFacts, HandshakeFailure, classify, facts, timed_out};
+pub use handshake::{Alpn, ConnectionFacts, HandshakeFailure, classify, facts, offered, timed_out};
 pub use listener::{ServerContext, build_listener};
 pub use node_identity::{NodeProof, prove_node};
+pub use revocation::{
+    Bundle, CRL_BYTES_MAX, Crl, CrlFacts, CrlUrl, Fetched, IssuerId, Link, Ocsp, OcspAnswer, OcspVerdict, Revocation,
+    RevocationSet, Scope, Serial, Serials, Verdict, fetch,
+};
+pub use standing::{ClientChain, Gone, Standing};
 pub use upstream::{UpstreamTlsMaterial, build_upstream};
 
 /// What is wrong, or only doubtful, with a certificate, key or bundle.
@@ -48,3 +64,5 @@ mod file_tests;
 mod handshake_tests;
 #[cfg(test)]
 mod fixture_tests;
+#[cfg(test)]
+mod standing_tests;

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use hive_gateway::cli::pki::{CertificateSpec, Development, Validity};
+use hive_gateway::cli::pki::{CertificateSpec, CrlSpec, Development, Validity};
 use hive_gateway::config::{self, ConfigError, Loaded, Surroundings};
 
 const NOW: i64 = 1_800_000_000;
@@ -92,6 +92,8 @@ fn furnished() -> (Temporary, PathBuf) {
     let pki = Development::new("Test", validity).unwrap();
     fs::write(at.join("tls/mesh-ca.pem"), pki.bundle_pem().unwrap()).unwrap();
     fs::write(at.join("tls/hive-ca.pem"), pki.bundle_pem().unwrap()).unwrap();
+    let crl = CrlSpec::new(NOW - 60, NOW + 3600).issue_pem(&pki.intermediate).unwrap();
+    fs::write(at.join("tls/mesh.crl"), crl).unwrap();
     let server = CertificateSpec::server("federation", validity).dns("federation.example.com");
     let client = CertificateSpec::client("gateway", validity).uri("spiffe://mesh.example/gateway");
     for (name, spec) in [("server", server), ("gateway", client)] {

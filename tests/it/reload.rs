@@ -232,7 +232,7 @@ fn expiry_is_shown_of_the_certificate_in_use_and_warned_of_after_two_thirds_of_i
 
 fn rsa(names: &[&str]) -> Leaf {
     let mut leaf = server_leaf(names);
-    leaf.key = KeyKind::Rsa(2048);
+    leaf.key = KeyKind::Rsa(3072);
     leaf
 }
 

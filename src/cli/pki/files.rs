@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use openssl::pkey::PKey;
 use openssl::x509::X509;
 
+use super::crl::CrlSpec;
 use super::issue::{Authority, Issued, Validity};
 
 /// File names that belong to the CA itself; no certificate can be called so.
@@ -79,6 +80,14 @@ impl Development {
             ],
             force,
         )
+    }
+
+    /// Writes `intermediate.crl` into `dir`, in the place of one that is there. Returns the file.
+    ///
+    /// # Errors
+    /// OpenSSL's, and the file system's.
+    pub fn save_crl(&self, dir: &Path, list: &CrlSpec) -> Result<Vec<PathBuf>, PkiError> {
+        write_all(&[(dir.join("intermediate.crl"), list.issue_pem(&self.intermediate)?, Mode::Public)], true)
     }
 
     /// Reads what [`Development::save`] wrote.

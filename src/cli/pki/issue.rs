@@ -234,6 +234,19 @@ impl CertificateSpec {
         Issued::new(builder.build(), key, Vec::new())
     }
 
+    /// A root with this name and kind of key, signed by itself with `digest`.
+    ///
+    /// # Errors
+    /// OpenSSL's.
+    pub fn self_signed_ca(&self) -> Result<Authority, ErrorStack> {
+        let key = self.key.generate()?;
+        let subject = common_name(&self.common_name)?;
+        let mut builder = builder(&subject, &subject, &key, self.validity)?;
+        add_ca_extensions(&mut builder, 1)?;
+        sign(&mut builder, &key, self.digest)?;
+        Ok(Authority { cert: builder.build(), key, chain: Vec::new() })
+    }
+
     fn add_extensions(&self, builder: &mut X509Builder, issuer: &X509) -> Result<(), ErrorStack> {
         self.add_usage_and_names(builder)?;
         add_authority_key_id(builder, issuer)

@@ -113,3 +113,20 @@ fn what_makes_no_sense_is_refused() {
         assert!(error.contains(why), "{options:?}: {error}");
     }
 }
+
+#[test]
+fn a_revocation_list_holds_what_it_is_told() {
+    let dir = TempDir::new();
+    pki(&dir.0, &["init"]).unwrap();
+    pki(&dir.0, &["client", "paris", "--dns", "paris.example"]).unwrap();
+    let paris = dir.0.join("paris.pem");
+    for revoked in [&[][..], &["--revoke", paris.to_str().unwrap()]] {
+        let files = pki(&dir.0, &[&["crl"], revoked].concat()).unwrap();
+        assert_eq!(files, [dir.0.join("intermediate.crl")]);
+        let list = openssl::x509::X509Crl::from_pem(&std::fs::read(&files[0]).unwrap()).unwrap();
+        assert!(list.verify(&certs(&dir.0.join("intermediate.pem"))[0].public_key().unwrap()).unwrap());
+        assert_eq!(list.get_revoked().map_or(0, |all| all.len()), revoked.len() / 2);
+    }
+    let wrong = pki(&dir.0, &["crl", "--revoke", dir.0.join("ca.pem").to_str().unwrap()]).unwrap_err();
+    assert!(wrong.contains("is not by this intermediate"), "{wrong}");
+}

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Resolver;
-use super::ranges::{DAY, HOUR, MILLISECOND, MINUTE};
-use crate::config::file::{self, ListenerLimits, ListenerTimeouts, ListenerTls, Protocol};
+use super::ranges::{DAY, HOUR, MILLISECOND, MINUTE, SECOND};
+use crate::config::file::{self, ClientAuth, ListenerLimits, ListenerTimeouts, ListenerTls, OcspCheck, Protocol};
 use crate::config::{Listener, Route, RoutePeers};
+use crate::tls::CrlUrl;
 
 pub(super) fn resolve(r: &mut Resolver<'_>, raw: Vec<file::Listener>) -> Vec<Listener> {
     if raw.is_empty() {
@@ -58,8 +59,52 @@ fn listener_tls(r: &mut Resolver<'_>, at: &str, mut tls: ListenerTls) -> Listene
         files.key = r.material(&files.key);
     }
     tls.client_auth.ca = r.material(&tls.client_auth.ca);
+    client_auth(r, &format!("{at}.client_auth"), &mut tls.client_auth);
     super::certificates::listener(r, at, &tls);
     tls
+}
+
+/// Revocation lists: their files become absolute, their URLs are checked with the files.
+fn client_auth(r: &mut Resolver<'_>, at: &str, auth: &mut ClientAuth) {
+    for file in &mut auth.crl {
+        *file = r.material(file);
+    }
+    r.once(&format!("{at}.crl"), &auth.crl);
+    r.once(&format!("{at}.crl_url"), &auth.crl_url);
+    for (i, url) in auth.crl_url.iter().enumerate() {
+        if let Err(why) = CrlUrl::parse(url) {
+            r.error(&format!("{at}.crl_url[{i}]"), why);
+        }
+    }
+    if let Some(refresh) = auth.crl_refresh {
+        r.span(&format!("{at}.crl_refresh"), refresh, SECOND, DAY);
+        if auth.crl_url.is_empty() {
+            r.error(&format!("{at}.crl_refresh"), "there is nothing to ask for; write crl_url, or leave it out");
+        }
+    }
+    if let Some(Err(why)) = auth.ocsp_url.as_deref().map(CrlUrl::parse) {
+        r.error(&format!("{at}.ocsp_url"), why);
+    }
+    if let Some(timeout) = auth.ocsp_timeout {
+        r.span(&format!("{at}.ocsp_timeout"), timeout, 100 * MILLISECOND, SECOND * 30);
+    }
+    if auth.ocsp == OcspCheck::Off {
+        let keys = [
+            ("ocsp_url", auth.ocsp_url.is_some()),
+            ("ocsp_timeout", auth.ocsp_timeout.is_some()),
+            ("ocsp_failure", auth.ocsp_failure.is_some()),
+        ];
+        for (key, _) in keys.into_iter().filter(|(_, given)| *given) {
+            r.error(&format!("{at}.{key}"), "nobody is asked; write ocsp: leaf, or leave it out");
+        }
+    }
+    if auth.crl.is_empty() && auth.crl_url.is_empty() {
+        for (key, given) in [("crl_check", auth.crl_check.is_some()), ("expired_crl", auth.expired_crl.is_some())] {
+            if given {
+                r.error(&format!("{at}.{key}"), "nothing is checked without crl or crl_url; write one of them");
+            }
+        }
+    }
 }
 
 /// A network, or one address.
@@ -94,6 +139,7 @@ fn timeouts(r: &mut Resolver<'_>, at: &str, t: &ListenerTimeouts) {
         ("idle", t.idle, HOUR),
         ("write", t.write, HOUR),
         ("connection_age", t.connection_age, 7 * DAY),
+        ("revocation", t.revocation, HOUR),
     ];
     for (key, value, most) in each {
         r.span(&format!("{at}.{key}"), value, MILLISECOND, most);

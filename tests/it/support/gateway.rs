@@ -26,6 +26,8 @@ pub struct Setup {
     pub limits: String,
     /// Inside `timeouts: { … }` of the listener.
     pub timeouts: String,
+    /// More inside `client_auth: { ca: ca.pem … }`.
+    pub client_auth: String,
     /// More lines of the listener's `tls`, six spaces deep.
     pub tls: String,
     /// More lines of the listener, four spaces deep.
@@ -57,6 +59,7 @@ impl Setup {
             top: String::new(),
             limits: String::new(),
             timeouts: String::new(),
+            client_auth: String::new(),
             tls: String::new(),
             listener: String::new(),
             admin: String::new(),
@@ -91,13 +94,14 @@ listeners:
     address: {listen}
     tls:
       certificates: [ {{ cert: server.pem, key: server.key }} ]
-      client_auth: {{ ca: ca.pem }}
+      client_auth: {{ {client_auth} }}
 {tls}
     limits: {{ {limits} }}
     timeouts: {{ {timeouts} }}
 {listener}",
             top = self.top,
             more_admin = self.admin,
+            client_auth = with(&self.client_auth, &[("ca", "ca.pem")]),
             tls = self.tls,
             server = with(&self.server, &[("drain", "1s"), ("threads", "2")]),
             limits = with(
@@ -112,6 +116,16 @@ listeners:
         }
         write!(text, "\npeers: {}\nroutes: {}\nupstreams: {}\n", self.peers, self.routes, self.upstreams).unwrap();
         text
+    }
+
+    /// What `hive-gateway check` says, to standard error and to standard output.
+    pub fn check(&self) -> (String, String) {
+        let [listen, plain, admin] = free_ports();
+        let config = self.dir.path().join("gateway.yaml");
+        std::fs::write(&config, self.text(listen, plain, admin)).unwrap();
+        let check = Command::new(env!("CARGO_BIN_EXE_hive-gateway")).args(["check", "--config"]).arg(config).output();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        check.map(|output| (text(&output.stderr), text(&output.stdout))).unwrap()
     }
 
     /// Starts the gateway and waits until it is ready.

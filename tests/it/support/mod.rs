@@ -2,9 +2,11 @@
 
 pub mod certs;
 pub mod client;
+pub mod crl_server;
 pub mod gateway;
 pub mod h2_client;
 pub mod node;
+pub mod ocsp_server;
 pub mod node_h2;
 pub mod redis;
 pub mod relay;

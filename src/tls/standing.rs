@@ -1,0 +1,194 @@
+//! Whether a client that came in may stay: its certificates, its CA and the revocation lists are looked at again by every
+//! request and, while an answer runs, every now and then. What was found is kept, so that a request compares three
+//! numbers unless something has changed.
+
+use std::sync::Arc;
+
+use openssl::error::ErrorStack;
+use openssl::sha::Sha256;
+use openssl::ssl::SslRef;
+use openssl::stack::Stack;
+use openssl::x509::store::{X509Store, X509StoreBuilder};
+use openssl::x509::verify::X509VerifyParam;
+use openssl::x509::{X509, X509PurposeId, X509Ref, X509StoreContext};
+
+use crate::config::file::CrlCheck;
+
+use super::certificate::unix_seconds;
+use super::revocation::{Link, Revocation, Verdict};
+
+/// Why a client may not stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gone {
+    /// Its certificate, or one above it, has expired.
+    Expired,
+    /// Its certificate, or with `crl_check: chain` one above it, was revoked.
+    Revoked,
+    /// Its chain no longer leads to a CA of the listener.
+    NotTrusted,
+    /// There is no list of its issuer any more, or none that is not late.
+    StatusUnknown,
+}
+
+/// The certificates of a client that came in. Handles on what OpenSSL keeps with the connection anyway.
+pub struct ClientChain {
+    leaf: X509,
+    /// What the client sent along.
+    sent: Stack<X509>,
+    /// Who signed the client's certificate.
+    issuer: X509,
+}
+
+impl ClientChain {
+    /// The client's certificate and that of who signed it.
+    pub fn leaf_and_issuer(&self) -> (&X509Ref, &X509Ref) {
+        (&self.leaf, &self.issuer)
+    }
+}
+
+// Stack has no Debug of its own.
+impl std::fmt::Debug for ClientChain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientChain").field("sent", &self.sent.len()).finish_non_exhaustive()
+    }
+}
+
+/// What was found of a client, and what it was found with.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    trust: u64,
+    revocation: u64,
+    verified: Arc<Verified>,
+    gone: Option<Gone>,
+    /// Holds until then, seconds since 1970, if nothing else changes.
+    until: i64,
+}
+
+impl Standing {
+    /// Why the client may not stay, if so.
+    pub fn gone(&self) -> Option<Gone> {
+        self.gone
+    }
+}
+
+/// A chain that led to a root.
+#[derive(Debug)]
+struct Verified {
+    /// Of all but the root, leaf first.
+    links: Vec<Link>,
+    /// When the first of them expires, seconds since 1970.
+    not_after: i64,
+}
+
+impl Verified {
+    fn of(chain: &openssl::stack::StackRef<X509>) -> Result<Self, ErrorStack> {
+        let not_after = chain.iter().map(|cert| unix_seconds(cert.not_after())).min();
+        Ok(Self { links: Link::of_chain(chain, CrlCheck::Chain)?, not_after: not_after.unwrap_or(0) })
+    }
+}
+
+/// The CA bundle of a listener, for verifying a chain again.
+pub(super) struct Trust {
+    /// A hash of the bundle: the same one after a reload that did not change it.
+    generation: u64,
+    store: X509Store,
+}
+
+impl Trust {
+    /// With the rules of a handshake: for TLS clients, security `level`, at most `depth` intermediates.
+    pub(super) fn new(bundle: &[X509], level: u32, depth: u32) -> Result<Self, ErrorStack> {
+        let mut hash = Sha256::new();
+        let mut builder = X509StoreBuilder::new()?;
+        for cert in bundle {
+            hash.update(&cert.to_der()?);
+            builder.add_cert(cert.clone())?;
+        }
+        let mut rules = X509VerifyParam::new()?;
+        rules.set_auth_level(i32::try_from(level).unwrap_or(i32::MAX));
+        rules.set_depth(i32::try_from(depth).unwrap_or(i32::MAX));
+        rules.set_purpose(X509PurposeId::SSL_CLIENT)?;
+        builder.set_param(&rules)?;
+        let [a, b, c, d, e, f, g, h, ..] = hash.finish();
+        Ok(Self { generation: u64::from_be_bytes([a, b, c, d, e, f, g, h]), store: builder.build() })
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    fn verify(&self, client: &ClientChain) -> Result<Verified, Gone> {
+        let verified = X509StoreContext::new().and_then(|mut context| {
+            context.init(&self.store, &client.leaf, &client.sent, |context| {
+                if context.verify_cert()? {
+                    return context.chain().map(Verified::of).transpose().map(|v| v.ok_or(Gone::NotTrusted));
+                }
+                let expired = context.error().as_raw() == openssl_sys::X509_V_ERR_CERT_HAS_EXPIRED;
+                Ok(Err(if expired { Gone::Expired } else { Gone::NotTrusted }))
+            })
+        });
+        // An error of OpenSSL's own is a want of memory; nobody is let in by that.
+        verified.unwrap_or(Err(Gone::NotTrusted))
+    }
+}
+
+/// What a listener judges its clients by.
+pub(super) struct Judge<'a> {
+    pub(super) trust: &'a Trust,
+    pub(super) revocation: Option<&'a Revocation>,
+}
+
+impl Judge<'_> {
+    /// Of a client whose handshake has just succeeded with this very trust.
+    pub(super) fn first(&self, ssl: &SslRef, now: i64) -> Option<(ClientChain, Standing)> {
+        let chain = ssl.verified_chain()?;
+        let verified = Verified::of(chain).ok()?;
+        // A root that is a client itself signed itself.
+        let issuer = chain.get(1).or(chain.get(0))?.to_owned();
+        let mut sent = Stack::new().ok()?;
+        for cert in ssl.peer_cert_chain().into_iter().flatten() {
+            sent.push(cert.to_owned()).ok()?;
+        }
+        let client = ClientChain { leaf: ssl.peer_certificate()?, sent, issuer };
+        let standing = self.weigh(self.generations(), Arc::new(verified), now);
+        Some((client, standing))
+    }
+
+    /// What has become of it; `None`: `before` still holds.
+    pub(super) fn again(&self, client: &ClientChain, before: &Standing, now: i64) -> Option<Standing> {
+        let generations = self.generations();
+        let same_trust = before.trust == generations.0;
+        if same_trust && before.revocation == generations.1 && (before.gone.is_some() || now <= before.until) {
+            return None;
+        }
+        let lost = |gone| {
+            let verified = before.verified.clone();
+            Standing { trust: generations.0, revocation: generations.1, verified, gone: Some(gone), until: i64::MAX }
+        };
+        if same_trust {
+            return Some(match before.gone {
+                Some(Gone::NotTrusted) => lost(Gone::NotTrusted),
+                _ => self.weigh(generations, before.verified.clone(), now),
+            });
+        }
+        Some(match self.trust.verify(client) {
+            Ok(verified) => self.weigh(generations, Arc::new(verified), now),
+            Err(gone) => lost(gone),
+        })
+    }
+
+    /// Read before the set is asked: if it is swapped meanwhile, the next request asks again.
+    fn generations(&self) -> (u64, u64) {
+        (self.trust.generation, self.revocation.map_or(0, Revocation::generation))
+    }
+
+    fn weigh(&self, (trust, revocation): (u64, u64), verified: Arc<Verified>, now: i64) -> Standing {
+        let verdict = self.revocation.map_or(Verdict::Good { until: i64::MAX }, |r| r.ask(&verified.links, now).1);
+        let (gone, until) = match verdict {
+            _ if verified.not_after < now => (Some(Gone::Expired), i64::MAX),
+            Verdict::Good { until } => (None, until.min(verified.not_after)),
+            Verdict::Revoked => (Some(Gone::Revoked), i64::MAX),
+            Verdict::NoCrl | Verdict::CrlExpired => (Some(Gone::StatusUnknown), i64::MAX),
+        };
+        Standing { trust, revocation, verified, gone, until }
+    }
+}

@@ -1,0 +1,133 @@
+//! Clients about whom an OCSP responder is asked before their first request.
+
+use std::time::{Duration, Instant};
+
+use crate::support::certs::Pki;
+use crate::support::gateway::{Gateway, Setup};
+use crate::support::h2_client::H2;
+use crate::support::node::Node;
+use crate::support::ocsp_server::{OcspServer, Says};
+use crate::support::wait_until;
+
+const CARD: &str = "/.well-known/agent-card.json";
+const ASK: &[u8] = b"GET /.well-known/agent-card.json HTTP/1.1\r\nHost: gateway.test\r\n\r\n";
+const ANSWERS: &str = "hive_gateway_ocsp_answers_total";
+
+fn gateway(node: &Node, more: &str, seconds: i64) -> (Gateway, OcspServer) {
+    let mut setup = Setup::new(&[node.address]);
+    let server = OcspServer::start(setup.pki.0.intermediate.clone(), seconds);
+    setup.client_auth = format!("ocsp: leaf, ocsp_url: \"{}\"{more}", server.url());
+    (setup.start(), server)
+}
+
+#[track_caller]
+fn assert_refused(gateway: &Gateway, name: &str, why: &str) {
+    let client = gateway.client(name);
+    let answer = client.get(gateway.address, CARD).unwrap();
+    assert_eq!((answer.status, answer.json()["error"].as_str()), (401, Some(why)));
+    let h2 = H2::connect(&client, gateway.address).unwrap();
+    assert_eq!(h2.get(CARD).unwrap().status, 401);
+    h2.wait_ended();
+}
+
+#[test]
+fn a_good_client_is_asked_about_once() {
+    let node = Node::start();
+    let (gateway, server) = gateway(&node, "", 3600);
+    let client = gateway.client("alice");
+    let mut connection = client.connect(gateway.address).unwrap();
+    for _ in 0..3 {
+        assert_eq!(connection.exchange(ASK).unwrap().status, 200);
+    }
+    let h2 = H2::connect(&client, gateway.address).unwrap();
+    assert_eq!(h2.get_all(CARD, 20).unwrap().len(), 20);
+    assert_eq!(server.asked(), 1);
+    assert_eq!(gateway.metric(ANSWERS, &[("listener", "front"), ("result", "good")]), 1.0);
+}
+
+#[test]
+fn a_revoked_client_is_told_so_and_sent_away() {
+    let node = Node::start();
+    let (gateway, server) = gateway(&node, ", ocsp_failure: accept", 3600);
+    server.say(Says::Revoked);
+    assert_refused(&gateway, "alice", "certificate_revoked");
+    assert_eq!((node.count(), server.asked()), (0, 1));
+    assert_eq!(gateway.metric(ANSWERS, &[("result", "revoked")]), 1.0);
+}
+
+#[test]
+fn an_answer_that_ends_is_asked_for_again_on_a_running_connection() {
+    let node = Node::start();
+    let (gateway, server) = gateway(&node, "", 2);
+    let mut connection = gateway.connect("alice");
+    assert_eq!(connection.exchange(ASK).unwrap().status, 200);
+    server.say(Says::Revoked);
+    wait_until("the client is found to be revoked", || connection.exchange(ASK).unwrap().status == 401);
+    connection.closed_after().unwrap();
+    assert_eq!(server.asked(), 2);
+}
+
+#[test]
+fn without_an_answer_the_configuration_decides() {
+    let node = Node::start();
+    for says in [Says::DoesNotKnow, Says::Silence, Says::Garbage] {
+        let (strict, server) = gateway(&node, ", ocsp_timeout: 300ms", 3600);
+        server.say(says.clone());
+        let begun = Instant::now();
+        assert_refused(&strict, "alice", "certificate_status_unknown");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        let (lenient, server) = gateway(&node, ", ocsp_timeout: 300ms, ocsp_failure: accept", 3600);
+        server.say(says);
+        assert_eq!(lenient.client("alice").get(lenient.address, CARD).unwrap().status, 200);
+    }
+}
+
+#[test]
+fn an_answer_signed_by_somebody_else_says_nothing() {
+    let node = Node::start();
+    let mut setup = Setup::new(&[node.address]);
+    // Of the same name and without the key; a client of the mesh may not speak for its CA either.
+    let twin = Pki::default().0.intermediate;
+    let server = OcspServer::start(twin, 3600);
+    setup.client_auth = format!("ocsp: leaf, ocsp_url: \"{}\"", server.url());
+    let gateway = setup.start();
+    assert_refused(&gateway, "alice", "certificate_status_unknown");
+    assert_eq!(node.count(), 0);
+}
+
+#[test]
+fn an_answer_that_is_over_says_nothing() {
+    let node = Node::start();
+    // Longer ago than clocks may differ.
+    let (gateway, _server) = gateway(&node, "", -400);
+    assert_refused(&gateway, "alice", "certificate_status_unknown");
+}
+
+#[test]
+fn a_running_stream_ends_when_the_next_answer_is_bad() {
+    let node = Node::start_with(|_, exchange| {
+        exchange.begin_stream()?;
+        while exchange.gone_within(Duration::from_millis(50)).is_none() {
+            exchange.event("tick")?;
+        }
+        Ok(())
+    });
+    let mut setup = Setup::new(&[node.address]);
+    let server = OcspServer::start(setup.pki.0.intermediate.clone(), 2);
+    setup.client_auth = format!("ocsp: leaf, ocsp_url: \"{}\"", server.url());
+    setup.timeouts = "revocation: 400ms".into();
+    let gateway = setup.start();
+    let mut connection = gateway.connect("alice");
+    connection.send(b"GET /echo/stream HTTP/1.1\r\nHost: gateway.test\r\n\r\n").unwrap();
+    assert_eq!(connection.head().unwrap().status, 200);
+    wait_until("a good answer is asked for again", || {
+        assert!(connection.chunk().unwrap().is_some());
+        server.asked() >= 2
+    });
+    server.say(Says::Revoked);
+    while let Ok(chunk) = connection.chunk() {
+        assert!(chunk.is_some(), "the stream pretends to be whole");
+    }
+    let line = gateway.wait_log(|l| l["refusal"] == "certificate_revoked");
+    assert_eq!(line["status"], 200, "{line}");
+}
