@@ -252,16 +252,18 @@ fn is_spoofable(name: &str) -> bool {
         return match bytes.first() {
             // Cloudflare's; RFC 9440.
             Some(b'c') => {
-                any_prefix(name, &["cf-", "client-cert"]) || matches!(name, "client-ip" | "cluster-client-ip")
+                any_prefix(name, &["cf-", "client-cert", "cloudfront-"])
+                    || matches!(name, "client-ip" | "cluster-client-ip")
             }
             // RFC 7239 and its forerunners; Fastly's, Fly's.
             Some(b'f') => any_prefix(name, &["forwarded", "fastly-", "fly-"]),
+            Some(b'a') => any_prefix(name, &["ali-cdn-"]),
             // DigitalOcean's.
             Some(b'd') => name == "do-connecting-ip",
             // Server actions of Next.js; the gateway publishes none.
             Some(b'n') => any_prefix(name, &["next-action", "next-resume"]),
             // CGI turns `Proxy` into HTTP_PROXY ("httpoxy").
-            Some(b'p') => name == "proxy",
+            Some(b'p') => name == "proxy" || name == "proxy-client-ip",
             Some(b'r') => any_prefix(name, &["real-ip", "remote-"]),
             Some(b's') => any_prefix(name, &["ssl-"]),
             Some(b't') => name == "true-client-ip",
@@ -280,7 +282,7 @@ fn is_spoofable(name: &str) -> bool {
         // (CVE-2025-29927).
         Some(b'i') => any_prefix(rest, &["invoke-"]),
         Some(b'm') => any_prefix(rest, &["middleware-", "matched-path", "method-override"]),
-        Some(b'n') => any_prefix(rest, &["next", "now-"]),
+        Some(b'n') => any_prefix(rest, &["next", "nf-", "now-"]),
         Some(b'o') => any_prefix(rest, &["original-", "originating-", "override-"]),
         Some(b'p') => any_prefix(rest, &["pilox-gateway-", "prerender-", "proxyuser-"]),
         Some(b'r') => any_prefix(rest, &["real-", "remote-", "rewrite-"]),

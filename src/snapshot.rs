@@ -61,8 +61,6 @@ pub struct ListenerSnapshot {
     pub handshake: Duration,
     /// Within what time a running answer finds out that its client may no longer have it.
     pub revocation: Duration,
-    /// Longest life that takes new requests.
-    pub connection_age: Duration,
     /// Limits of time and size while HTTP is spoken.
     pub deadlines: Deadlines,
     /// Requests after which a connection ends.
@@ -84,6 +82,8 @@ pub struct Deadlines {
     pub write: Duration,
     /// Longest header, in bytes.
     pub header_bytes: usize,
+    /// Longest life that takes new requests.
+    pub connection_age: Duration,
 }
 
 /// An upstream with its counters.
@@ -377,8 +377,8 @@ fn listener(
         trusted: TrustedProxies::new(config.trusted_proxies.clone()),
         handshake: timeouts.handshake.0,
         revocation: timeouts.revocation.0,
-        connection_age: timeouts.connection_age.0,
         deadlines: Deadlines {
+            connection_age: timeouts.connection_age.0,
             idle: timeouts.idle.0,
             request_header: timeouts.request_header.0,
             request_body: timeouts.request_body.0,

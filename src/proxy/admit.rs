@@ -17,6 +17,7 @@ use super::rate_limit::{Asking, Calls};
 use super::watch::refusal_of;
 use crate::headers;
 use crate::json_rpc::{self, EnvelopeError, RawId};
+use crate::observe::CloseReason;
 use crate::policy::federation::Fault;
 use crate::refusal::Refusal;
 use crate::request::{self, Form, FormFault, Head};
@@ -60,6 +61,7 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
         snapshot: snapshot.clone(),
         started,
         wall: shared.clock.wall(),
+        proxied_https: false,
         _in_flight: shared.metrics.request_started(),
     });
     let Some(listener) = snapshot.listener(connection.listener.index) else {
@@ -70,6 +72,9 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     };
     begin(shared, session, &connection, listener);
     ctx.request_id = Some(request_id(&session.req_header().headers));
+    if connection.takes_no_more() {
+        return Err(Refusal::ShuttingDown.into());
+    }
 
     let checked = check_header(session, ctx, &connection, listener);
     let mut checked = checked.and_then(|()| check_certificate(shared, &connection, &snapshot));
@@ -119,12 +124,18 @@ pub fn connection_of(session: &Session) -> Option<Arc<Connection>> {
 /// Sets what Pingora needs told on every request, and lets a connection end that has lived long enough.
 fn begin(shared: &Shared, session: &mut Session, connection: &Connection, listener: &ListenerSnapshot) {
     let served = connection.begin_request();
-    let old = shared.clock.now().saturating_duration_since(connection.accepted) >= listener.connection_age;
-    let ends = old || served >= listener.requests_per_connection || shared.draining();
+    let old = shared.clock.now().saturating_duration_since(connection.accepted) >= listener.deadlines.connection_age;
+    let ends = if old {
+        Some(CloseReason::Age)
+    } else if served >= listener.requests_per_connection {
+        Some(CloseReason::RequestLimit)
+    } else {
+        shared.draining().then_some(CloseReason::ShuttingDown)
+    };
     if connection.http2 {
         // HTTP/1.1's writes are limited in time below, in `Downstream`; here it is the client's window that may stay shut.
         session.set_write_timeout(Some(listener.deadlines.write));
-        if ends {
+        if ends.is_some() {
             connection.retire();
         }
         return;
@@ -132,7 +143,8 @@ fn begin(shared: &Shared, session: &mut Session, connection: &Connection, listen
     // Requests that come early wait their turn; without this they would break the one that is being served.
     session.as_downstream_mut().set_pipelining_enabled(true);
     session.as_downstream_mut().set_total_drain_timeout(Some(super::refuse::LINGER));
-    if ends {
+    if let Some(reason) = ends {
+        connection.ends_for(reason);
         session.set_keepalive(None);
     }
 }
@@ -187,6 +199,11 @@ fn check_header(
         fault => Refusal::AmbiguousRequest(fault.message()),
     })?;
     ctx.client = Some(request::client_address(connection.remote_ip(), &header.headers, &listener.trusted));
+    if let Some(begun) = &mut ctx.begun {
+        let mut said = header.headers.get_all(headers::X_FORWARDED_PROTO).iter();
+        let https = said.next().is_some_and(|p| p.as_bytes().eq_ignore_ascii_case(b"https")) && said.next().is_none();
+        begun.proxied_https = https && listener.trusted.contains(connection.remote_ip());
+    }
     check_host(&form, connection, listener)?;
     ctx.host = Some(form.host.into_owned());
     Ok(())

@@ -106,6 +106,10 @@ pub struct Connection {
     /// Why the last answer sends the client away, if it does.
     ocsp_gone: ArcSwapOption<Gone>,
     retire: watch::Sender<bool>,
+    /// No new request is taken.
+    full: AtomicBool,
+    /// Why the connection will have ended, as an index of [`CloseReason::ALL`] and one; 0: nothing special.
+    ends_for: AtomicU8,
 }
 
 /// What a handshake brought.
@@ -152,6 +156,8 @@ impl Connection {
             ocsp_turn: tokio::sync::Mutex::new(()),
             ocsp_gone: ArcSwapOption::empty(),
             retire,
+            full: AtomicBool::new(false),
+            ends_for: AtomicU8::new(0),
         }
     }
 
@@ -330,6 +336,30 @@ impl Connection {
     /// Whether it did, for the request that begins now; forgets it.
     pub fn take_odd_request_line(&self) -> bool {
         self.odd_request_line.load(Ordering::Relaxed) != 0 && self.odd_request_line.swap(0, Ordering::Relaxed) != 0
+    }
+
+    /// Refuses what is begun from here on.
+    pub fn take_no_more(&self) {
+        self.full.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether new requests are refused.
+    pub fn takes_no_more(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
+    /// The connection will end with the present request, for this reason. HTTP/2 connections outlive their requests.
+    pub fn ends_for(&self, reason: CloseReason) {
+        if !self.http2 {
+            let index = u8::try_from(reason.index() + 1).unwrap_or(0);
+            let _ = self.ends_for.compare_exchange(0, index, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// Why it will have ended, if anybody said.
+    pub fn end(&self) -> Option<CloseReason> {
+        let index = usize::from(self.ends_for.load(Ordering::Relaxed)).checked_sub(1)?;
+        CloseReason::ALL.get(index).copied()
     }
 
     /// Lets the connection end after its running requests: HTTP/2 sends GOAWAY.

@@ -69,6 +69,8 @@ pub struct Begun {
     pub started: Instant,
     /// The same by the wall.
     pub wall: SystemTime,
+    /// A trusted proxy says that the client came to it by HTTPS.
+    pub proxied_https: bool,
     /// Counts it while it lasts.
     pub _in_flight: RequestInFlight,
 }

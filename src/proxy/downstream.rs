@@ -196,7 +196,9 @@ impl Downstream {
         }
         match self.connection.phase() {
             Phase::Idle | Phase::Ending => {
-                Some((self.connection.idle_since() + self.deadlines.idle, CloseReason::Idle))
+                let idle = (self.connection.idle_since() + self.deadlines.idle, CloseReason::Idle);
+                let old = (self.connection.accepted + self.deadlines.connection_age, CloseReason::Age);
+                Some(if old.0 < idle.0 { old } else { idle })
             }
             Phase::Head => Some((self.head_since + self.deadlines.request_header, CloseReason::HeaderTimeout)),
             Phase::Busy => None,
@@ -387,6 +389,14 @@ impl AsyncWrite for Downstream {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.as_mut().poll_flush(cx))?;
         self.transport.poll_shutdown(cx)
+    }
+}
+
+impl Drop for Downstream {
+    fn drop(&mut self) {
+        if let Some(reason) = self.connection.end() {
+            self.admitted.ends_for(reason);
+        }
     }
 }
 

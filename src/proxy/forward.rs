@@ -135,6 +135,10 @@ pub fn refusal_for(error: &Error, ctx: &Context) -> Refusal {
     if ctx.upstream.wait.as_ref().and_then(|w| w.expired()).is_some() {
         return Refusal::UpstreamTimeout;
     }
+    if ctx.upstream.status.is_some() {
+        // The node did answer; that its answer can't be passed on is not the client's doing.
+        return Refusal::UpstreamFailed;
+    }
     if *error.esource() == ErrorSource::Downstream {
         return Refusal::AmbiguousRequest("the request's body is malformed or broke off");
     }
@@ -200,7 +204,7 @@ fn tell_hive(request: &mut RequestHeader, begun: &Begun, client: &ClientAddress)
     let snapshot = &begun.snapshot;
     request.insert_header(headers::X_REAL_IP, address_value(client.address)?)?;
     request.insert_header(headers::X_FORWARDED_FOR, client.forwarded_for())?;
-    let tls = begun.connection.tls.is_some();
+    let tls = begun.connection.tls.is_some() || begun.proxied_https;
     request.insert_header(headers::X_FORWARDED_PROTO, HeaderValue::from_static(if tls { "https" } else { "http" }))?;
     if let Some(host) = request.headers.get(headers::HOST).cloned() {
         request.insert_header(headers::X_FORWARDED_HOST, host)?;
@@ -253,6 +257,11 @@ pub fn rewrite_response(shared: &Shared, response: &mut ResponseHeader, ctx: &mu
         // No sign of life: a node could go on like that for ever.
         return Ok(());
     }
+    let coding = response.headers.get(headers::TRANSFER_ENCODING);
+    if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        let why = "a Transfer-Encoding other than chunked";
+        return Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
+    }
     let now = shared.clock.now();
     if let Some(wait) = &ctx.upstream.wait {
         wait.activity(now);
@@ -270,10 +279,19 @@ pub fn rewrite_response(shared: &Shared, response: &mut ResponseHeader, ctx: &mu
     for name in nominated {
         response.remove_header(&name);
     }
-    for name in
-        [headers::TRAILER, headers::KEEP_ALIVE, headers::PROXY_CONNECTION, headers::CONNECTION, headers::UPGRADE]
-    {
+    for name in [
+        headers::CONNECTION,
+        headers::KEEP_ALIVE,
+        headers::PROXY_AUTHENTICATE,
+        headers::PROXY_CONNECTION,
+        headers::TE,
+        headers::TRAILER,
+        headers::UPGRADE,
+    ] {
         response.remove_header(&name);
+    }
+    if let Some(begun) = &ctx.begun {
+        response.remove_header(&begun.snapshot.product.gateway_auth);
     }
     if let Some(id) = &ctx.request_id
         && !response.headers.contains_key(headers::X_REQUEST_ID)

@@ -40,6 +40,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Failed handshakes of a listener that are written down one by one, each second.
 const FAILURE_LINES_MAX: u32 = 50;
 
+/// How long an HTTP/2 client may take to act on GOAWAY.
+const GOAWAY_WAIT: Duration = Duration::from_secs(2);
+/// How often a connection that takes no more requests is looked at.
+const IDLE_POLL: Duration = Duration::from_millis(20);
 /// How long a client whose handshake failed may take to read the alert.
 const ALERT_WAIT: Duration = Duration::from_millis(500);
 
@@ -223,7 +227,7 @@ impl Listener {
         let _ = tcp.set_nodelay(true);
         let Some(settings) = snapshot.listener(self.listener.index) else { return };
         let deadlines = settings.deadlines;
-        let age = settings.connection_age;
+        let age = settings.deadlines.connection_age;
         let Some(transport) = self.handshake(tcp, remote, settings).await else { return };
         let admitted = Admitted::new(self.listener.clone(), permit);
         let handshaken = match (&transport, &settings.tls) {
@@ -338,13 +342,26 @@ impl Listener {
         tokio::pin!(http);
         let old = tokio::time::sleep(age);
         tokio::pin!(old);
-        let mut told = false;
+        let mut retiring = retired.clone();
+        tokio::select! {
+            biased;
+            _ = &mut http => return,
+            _ = &mut old => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+            _ = retiring.wait_for(|retired| *retired) => {}
+        }
+        connection.retire();
+        // A client in good order closes now, after its running streams. Another is not waited for: what it begins from
+        // here on is refused, and the connection ends as soon as nothing runs on it.
+        if timeout(GOAWAY_WAIT, &mut http).await.is_ok() {
+            return;
+        }
+        connection.take_no_more();
         loop {
             tokio::select! {
                 biased;
-                _ = &mut http => break,
-                _ = &mut old, if !told => { told = true; connection.retire(); }
-                _ = stop.wait_for(|stop| *stop), if !told => { told = true; connection.retire(); }
+                _ = &mut http => return,
+                () = tokio::time::sleep(IDLE_POLL) => if connection.is_idle() { return },
             }
         }
     }

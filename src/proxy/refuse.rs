@@ -14,6 +14,7 @@ use super::watch::refusal_of;
 use super::{body, forward, session};
 use crate::headers;
 use crate::json_rpc::{self, RawId};
+use crate::observe::CloseReason;
 use crate::refusal::Refusal;
 
 /// How long a refused client may go on sending what is not read, so that it comes to read the answer.
@@ -26,6 +27,9 @@ pub async fn refuse(session: &mut Session, ctx: &mut Context, refusal: Refusal) 
     let body_left = !session.as_downstream_mut().is_body_done();
     let much_left = body_left && body::announced(session).is_none_or(|n| n > LINGER_BYTES);
     if refusal.closes_connection() || much_left {
+        if let Some(begun) = &ctx.begun {
+            begun.connection.ends_for(CloseReason::Refused);
+        }
         session.set_keepalive(None);
     }
     // The client may be gone; then there is nobody to answer, and the log says so by the bytes sent.
@@ -114,6 +118,10 @@ pub async fn failed(session: &mut Session, ctx: &mut Context, error: &Error) -> 
     if let Some(gone) = ctx.upstream.wait.as_ref().and_then(|w| w.gone()) {
         // An answer that has begun can't be taken back; the log and the metric say why it was cut off.
         ctx.refusal = Some(refusal_of(gone));
+    }
+    if let Some(begun) = &ctx.begun {
+        let upstream = *error.esource() == ErrorSource::Upstream;
+        begun.connection.ends_for(if upstream { CloseReason::UpstreamAborted } else { CloseReason::Aborted });
     }
     if session.response_written().is_some() || (gone && ctx.upstream.status.is_none() && ctx.refusal.is_none()) {
         return FailToProxy { error_code: 0, can_reuse_downstream: false };

@@ -86,7 +86,7 @@ impl Node {
             weight: node.weight,
             peer: peer::template(node, settings),
             idle: settings.timeouts.idle.0,
-            proves_id: node.tls && settings.tls.as_ref().is_some_and(|tls| tls.spiffe_id.is_some()),
+            proves_id: node.tls,
             checked: settings.health_check.enabled,
             state,
         };

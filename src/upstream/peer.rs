@@ -34,10 +34,10 @@ pub(super) fn template(node: &NodeSettings, settings: &Settings) -> HttpPeer {
     }
     peer.options.verify_cert = true;
     peer.options.verify_hostname = true;
-    if let Some(id) = settings.tls.as_ref().filter(|_| node.tls).and_then(|tls| tls.spiffe_id.clone()) {
-        // The name is the SNI only; Node::check_proof refuses every connection that the hook did not find right.
-        peer.options.verify_hostname = false;
-        peer.options.upstream_tls_handshake_complete_hook = Some(prove_node(id));
+    if let Some(tls) = settings.tls.as_ref().filter(|_| node.tls) {
+        // With an ID the name is the SNI only; Node::check_proof refuses what the hook did not find right.
+        peer.options.verify_hostname = tls.spiffe_id.is_none();
+        peer.options.upstream_tls_handshake_complete_hook = Some(prove_node(tls.spiffe_id.clone()));
     }
     // TCP and TLS together. `connection_timeout` would count for each of them anew, so it stays unset.
     peer.options.total_connection_timeout = Some(settings.timeouts.connect.0);

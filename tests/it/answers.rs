@@ -154,3 +154,56 @@ fn a_get_with_a_body_is_400_however_it_is_framed() {
     assert_eq!(answer.status, 400);
     assert_eq!(node.count(), 0);
 }
+
+#[test]
+fn a_transfer_coding_that_nobody_asked_for_is_502() {
+    let node = Node::start();
+    let gateway = Setup::new(&[node.address]).start();
+    for coding in ["gzip", "identity", "gzip, chunked"] {
+        let head = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: {coding}\r\nContent-Length: 2\r\n\r\nok");
+        node.behave(move |_, exchange| {
+            exchange.send(head.as_bytes())?;
+            exchange.close();
+            Ok(())
+        });
+        assert_eq!(gateway.connect("alice").exchange(GET).unwrap().status, 502, "{coding}");
+    }
+}
+
+#[test]
+fn fields_that_http_2_forbids_do_not_spoil_an_answer() {
+    let node = Node::start_with(|_, exchange| {
+        exchange.answer(200, "TE: x\r\nProxy-Authenticate: Basic\r\nX-Hive-Gateway-Auth: Bearer s\r\n", b"ok")
+    });
+    let gateway = Setup::new(&[node.address]).start();
+    let answer = H2::connect(&gateway.client("alice"), gateway.address).unwrap().get("/echo").unwrap();
+    assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
+    let answer = gateway.connect("alice").exchange(GET).unwrap();
+    for name in ["te", "proxy-authenticate", "x-hive-gateway-auth"] {
+        assert_eq!(answer.header(name), None, "{name}");
+    }
+}
+
+#[test]
+fn the_metric_says_which_side_broke_a_connection_off() {
+    const CLOSED: &str = "hive_gateway_connections_closed_total";
+    let node = Node::start_with(|_, exchange| {
+        exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc")?;
+        exchange.close();
+        Ok(())
+    });
+    let gateway = Setup::new(&[node.address]).start();
+    assert!(gateway.connect("alice").exchange(GET).is_err(), "the answer is torn");
+    gateway.wait_metric(CLOSED, &[("reason", "upstream_aborted")], 1.0);
+    node.behave(|_, exchange| {
+        exchange.begin_stream()?;
+        exchange.gone_after();
+        exchange.close();
+        Ok(())
+    });
+    let mut connection = gateway.connect("alice");
+    connection.send(GET).unwrap();
+    assert_eq!(connection.head().unwrap().status, 200);
+    connection.vanish();
+    gateway.wait_metric(CLOSED, &[("reason", "aborted")], 1.0);
+}

@@ -102,6 +102,31 @@ fn a_client_that_stops_within_an_http_2_frame_is_cut() {
 }
 
 #[test]
+fn a_client_that_heeds_no_goaway_is_cut_when_nothing_runs() {
+    let (gateway, _node) = with_timeouts("connection_age: 500ms");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = h2_client::tls(&gateway.client("alice"), gateway.address).await.unwrap();
+        // Preface and empty SETTINGS; no answer to what the gateway sends, PING above all.
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        let start = Instant::now();
+        let mut rest = Vec::new();
+        let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("it stays open");
+        assert!(ms(2000..8000).contains(&start.elapsed()), "cut after {:?}", start.elapsed());
+    });
+}
+
+#[test]
+fn an_old_connection_is_closed_while_it_rests() {
+    let (gateway, _node) = with_timeouts("connection_age: 700ms");
+    let mut connection = gateway.connect("alice");
+    assert_eq!(connection.exchange(GET).unwrap().status, 200);
+    assert_closed(&mut connection, ms(300..4000));
+    gateway.wait_metric(CLOSED, &[("reason", "age")], 1.0);
+}
+
+#[test]
 fn an_idle_connection_is_closed() {
     let (gateway, _node) = with_timeouts("idle: 700ms");
     let mut connection = gateway.connect("alice");
