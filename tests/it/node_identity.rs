@@ -209,3 +209,16 @@ fn another_node_gets_what_the_wrong_one_did_not() {
     }
     assert_eq!((wrong.count(), right.count()), (0, 4));
 }
+
+#[test]
+fn a_common_name_is_no_name() {
+    let mesh = Pki::new("hives");
+    // OpenSSL would take the subject for a name where the certificate has none.
+    let node = Node::start_tls(&mesh.leaf(&Leaf::server("hive.internal", from_now(-3600, 86_400))), &mesh);
+    let gateway = setup(&mesh, node.address, "server_name: hive.internal", NO_PROBES).start();
+    assert_eq!(get(&gateway).status, 502);
+    assert_eq!(node.count(), 0);
+    let named = Node::start_tls(&mesh.leaf(&server_leaf(&["hive.internal"])), &mesh);
+    let gateway = setup(&mesh, named.address, "server_name: hive.internal", NO_PROBES).start();
+    assert_eq!(get(&gateway).status, 200);
+}
