@@ -19,6 +19,7 @@ pub mod names;
 pub mod units;
 pub mod clock;
 pub mod secret;
+pub mod files;
 pub mod headers;
 pub mod identity;
 pub mod request;

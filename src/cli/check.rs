@@ -124,7 +124,7 @@ fn listeners(text: &mut String, config: &Config, now_unix: i64) {
 /// What is known of revoked clients. Nothing is fetched here: what a URL holds is seen when the gateway runs.
 fn lists(text: &mut String, context: &tls::ServerContext, now_unix: i64) {
     let Some(revocation) = context.revocation() else {
-        line(text, format_args!("    revocation is not checked"));
+        line(text, format_args!("    no revocation lists"));
         return;
     };
     for crl in revocation.facts() {

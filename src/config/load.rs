@@ -1,6 +1,5 @@
 //! From a file's name to a [`Config`].
 
-use std::fs;
 use std::io::{self, Read};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -13,6 +12,7 @@ use super::place::Fault;
 use super::resolve::resolve;
 use super::{Config, ConfigError, Located};
 use crate::clock::Clock;
+use crate::files::open_regular;
 use crate::secret::Secret;
 
 /// Longest file: 100,000 peers take about 12 MiB.
@@ -85,7 +85,7 @@ pub fn load_in(file: &Path, around: &Surroundings<'_>) -> Result<Loaded, Vec<Con
 fn read(file: &Path) -> Result<String, String> {
     let cannot = |e: io::Error| format!("can't be read: {e}");
     let mut bytes = Vec::new();
-    let opened = fs::File::open(file).map_err(cannot)?;
+    let opened = open_regular(file).map_err(cannot)?;
     opened.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(cannot)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(format!("longer than {} MiB", FILE_BYTES_MAX >> 20));

@@ -49,6 +49,8 @@ pub struct Context {
     pub rpc: Option<Rpc>,
     /// The rate limit that the request is beyond, whether it is enforced or not.
     pub rate_limit: Option<Arc<Limit>>,
+    /// How long limits shared with other gateways have been waited for.
+    pub fleet_wait: Duration,
     /// When the gateway's own answer was written.
     pub answered: Option<Instant>,
     /// Why the gateway answered itself.

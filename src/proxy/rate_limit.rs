@@ -121,11 +121,15 @@ impl Asking<'_> {
             let key = self.shared.rates.key(limit, &facts);
             let fleet = if limit.shared { self.shared.fleet_rates.load_full() } else { None };
             let decided = match fleet {
-                None => self.shared.rates.decide(key, &limit.quota, calls, now),
-                Some(fleet) => {
+                // All of a request's waits for Redis together are as long as one may be: then it is as if Redis were gone.
+                Some(fleet) if ctx.fleet_wait < fleet.timeout() => {
                     let fleet_key = fleet.key(limit, &facts, self.shared.rates.ipv6_prefix());
-                    self.decide_together(&fleet, &fleet_key, key, limit, calls).await
+                    let asked = self.shared.clock.now();
+                    let decided = self.decide_together(&fleet, &fleet_key, key, limit, calls).await;
+                    ctx.fleet_wait += self.shared.clock.now().saturating_duration_since(asked);
+                    decided
                 }
+                _ => self.shared.rates.decide(key, &limit.quota, calls, now),
             };
             let Err(exceeded) = decided else {
                 limit.metrics.decided(RateLimitDecision::Admitted);

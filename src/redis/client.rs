@@ -70,6 +70,11 @@ struct Nodes {
 }
 
 impl Client {
+    /// Longest wait for an answer.
+    pub fn timeout(&self) -> Duration {
+        self.settings.timeout
+    }
+
     /// A client that is not connected yet: see [`Self::run`].
     ///
     /// # Errors

@@ -2,13 +2,15 @@
 //! and a write in place all count, and a mere touch does not.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File, Metadata};
+use std::fs::{self, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use openssl::sha::Sha256;
+
+use crate::files::open_regular;
 
 /// Times of files are only as fine as the kernel's clock tick, on some file systems as a second: a file that was changed
 /// so short a time before it was read may change again without its times showing it.
@@ -101,7 +103,7 @@ impl Reader {
 }
 
 fn read(file: &Path) -> io::Result<Digest> {
-    let mut file = File::open(file)?;
+    let mut file = open_regular(file)?;
     let mut hash = Sha256::new();
     let mut chunk = vec![0; 64 << 10];
     loop {
@@ -166,7 +168,7 @@ mod tests {
         symlink("v2", dir.0.join("..new")).unwrap();
         fs::rename(dir.0.join("..new"), dir.0.join("..data")).unwrap();
         assert_eq!(now(), two);
-        File::open(dir.0.join("v2/a.pem")).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        std::fs::File::open(dir.0.join("v2/a.pem")).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
         assert_eq!(now(), two);
     }
 

@@ -1,6 +1,6 @@
 //! PEM files, read and judged: everything that is wrong with one is said at once.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,7 @@ use openssl::x509::{X509, X509ExtendedKeyUsage, X509Ref, X509VerifyResult};
 
 use super::TlsFault;
 use super::certificate::{is_ca, name, unix_seconds};
+use crate::files::open_regular;
 
 /// Larger files are refused: certificates are small, and a wrong file name should not fill the memory.
 const FILE_SIZE_MAX: u64 = 1 << 20;
@@ -266,10 +267,7 @@ impl Role {
 }
 
 fn read_small(path: &Path) -> Result<Vec<u8>, String> {
-    let file = File::open(path).map_err(|e| e.to_string())?;
-    if file.metadata().is_ok_and(|meta| meta.is_dir()) {
-        return Err("is a directory".into());
-    }
+    let file = open_regular(path).map_err(|e| e.to_string())?;
     let mut bytes = Vec::new();
     file.take(FILE_SIZE_MAX + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
     if bytes.len() as u64 > FILE_SIZE_MAX { Err("larger than 1 MiB".into()) } else { Ok(bytes) }

@@ -360,3 +360,19 @@ fn under_a_rotation_ten_times_a_second_no_handshake_fails() {
     assert!(done > 100 && serials.len() >= 10, "{done} handshakes, {} certificates", serials.len());
     assert_eq!(gateway.metric("hive_gateway_tls_handshakes_total", OK), done as f64);
 }
+
+#[test]
+fn a_fifo_in_a_file_s_place_fails_the_reload_and_does_not_hold_it_up() {
+    let node = Node::start();
+    let gateway = Setup::new(&[node.address]).start();
+    let ca = gateway.dir().join("ca.pem");
+    let before = std::fs::read(&ca).unwrap();
+    std::fs::remove_file(&ca).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&ca).status().unwrap().success());
+    let answer = gateway.reload();
+    assert_eq!(answer.status, 422, "{}", answer.text());
+    assert!(answer.text().contains("is not a regular file"), "{}", answer.text());
+    std::fs::remove_file(&ca).unwrap();
+    std::fs::write(&ca, before).unwrap();
+    gateway.reload_ok();
+}

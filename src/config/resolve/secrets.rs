@@ -1,10 +1,11 @@
 //! Secrets, written in the file or read from one of their own.
 
-use std::fs::File;
 use std::io::Read;
+use std::path::Path;
 
 use super::Resolver;
 use crate::config::file::SecretText;
+use crate::files::open_regular;
 use crate::secret::Secret;
 
 /// A secret is a line; a longer file is another file.
@@ -47,7 +48,7 @@ pub(super) fn secret(
 
 fn read(name: &str) -> Result<String, String> {
     let mut bytes = Vec::new();
-    let opened = File::open(name).map_err(|e| format!("can't be read: {e}"))?;
+    let opened = open_regular(Path::new(name)).map_err(|e| format!("can't be read: {e}"))?;
     opened.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|e| format!("can't be read: {e}"))?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err("is too long for a secret".into());

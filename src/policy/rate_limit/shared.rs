@@ -50,6 +50,11 @@ impl SharedRates {
         Self { client, key_prefix: key_prefix.into() }
     }
 
+    /// Longest wait for an answer.
+    pub fn timeout(&self) -> std::time::Duration {
+        self.client.timeout()
+    }
+
     /// The key of a request, the same on every gateway. No text of the client is in it.
     pub fn key(&self, limit: &Limit, facts: &Facts<'_>, ipv6_prefix: u8) -> Vec<u8> {
         let mut hash = Sha256(openssl::sha::Sha256::new());

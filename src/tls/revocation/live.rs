@@ -197,6 +197,11 @@ impl Revocation {
                 return Err(format!("the CRL of {:?} is past its nextUpdate", crl.issuer_name));
             }
         }
+        // A list of another part of the same CA's certificates is no newer one: whose revocations it lacks would be let in.
+        let lacks = |old: &&Arc<Crl>| old.next_update >= now && !lists.iter().any(|new| new.is_about_the_same_as(old));
+        if let Some(old) = before.into_iter().flatten().find(lacks) {
+            return Err(format!("the CRL of {:?} that this URL gave before is not there any more", old.issuer_name));
+        }
         let same = before
             .is_some_and(|old| old.len() == lists.len() && old.iter().zip(&lists).all(|(a, b)| Arc::ptr_eq(a, b)));
         fetched.insert(url.as_str().to_owned(), FromUrl { lists, tag });

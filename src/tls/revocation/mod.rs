@@ -181,7 +181,7 @@ impl RevocationSet {
 
 fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     use std::io::Read;
-    let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
+    let file = crate::files::open_regular(path).map_err(|e| e.to_string())?;
     let mut bytes = Vec::new();
     file.take(CRL_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
     if bytes.len() as u64 > CRL_BYTES_MAX { Err("larger than 128 MiB".into()) } else { Ok(bytes) }

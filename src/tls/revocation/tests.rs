@@ -260,6 +260,11 @@ fn fetched_lists_never_go_back() {
     assert_eq!(live.install(&url, &new, None, now()), Ok(true));
     assert!(live.install(&url, &old, None, now()).unwrap_err().contains("older"));
     assert!(live.install(&url, b"<html>", None, now()).is_err());
+    // A sibling list of the same CA, about another part of its certificates, is no newer one.
+    let point = [0x30, 7, 0xa0, 5, 0xa0, 3, 0x86, 1, b'b'];
+    let part = CrlSpec { extensions: vec![extension(28, true, &point)], ..fresh() };
+    let sibling = part.issue(&PKI.intermediate).unwrap();
+    assert!(live.install(&url, &sibling, None, now()).unwrap_err().contains("not there any more"));
     assert_eq!(ask(&live), Verdict::Revoked);
     assert_eq!(live.next_update(&url), Some(now() + 60));
     // A new snapshot begins with them.
