@@ -149,24 +149,6 @@ pub struct PeerIdentity {
     pub client_cert: String,
 }
 
-impl PeerIdentity {
-    /// The fingerprint in lower-case hex, 64 digits.
-    pub fn fingerprint_hex(&self) -> String {
-        let mut out = String::with_capacity(64);
-        push_hex(&mut out, &self.fingerprint);
-        out
-    }
-
-    /// The shortest name that a log can show: the SPIFFE ID, else the first DNS name, else the subject.
-    pub fn display_name(&self) -> &str {
-        match (&self.spiffe_id, self.dns.first()) {
-            (Some(id), _) => id.as_str(),
-            (None, Some(dns)) => dns,
-            (None, None) => &self.subject,
-        }
-    }
-}
-
 fn push_hex(out: &mut String, bytes: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     for byte in bytes {

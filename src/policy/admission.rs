@@ -8,10 +8,11 @@ use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use crate::observe::ConnectionRefusal;
 use crate::units::Rate;
 
 const SHARDS: usize = 64;
@@ -27,28 +28,6 @@ pub struct Limits {
     pub per_address: u32,
     /// New connections from one address; as many as one period's may come at once.
     pub new_per_address: Rate,
-}
-
-/// Why a connection is turned away before a byte of it is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Denied {
-    /// The listener has as many connections as it may.
-    Total,
-    /// This address has.
-    PerAddress,
-    /// This address opens them too fast.
-    Rate,
-}
-
-impl Denied {
-    /// Metric label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Denied::Total => "total",
-            Denied::PerAddress => "per_address",
-            Denied::Rate => "rate",
-        }
-    }
 }
 
 /// The addresses of one listener. Shared; [`Admission::admit`] hands out permits.
@@ -92,12 +71,17 @@ impl Admission {
     ///
     /// # Errors
     /// The first limit that is reached.
-    pub fn admit(self: &Arc<Self>, address: IpAddr, limits: &Limits, now: Instant) -> Result<Permit, Denied> {
+    pub fn admit(
+        self: &Arc<Self>,
+        address: IpAddr,
+        limits: &Limits,
+        now: Instant,
+    ) -> Result<Permit, ConnectionRefusal> {
         let key = counted_address(address);
         // Count before checking, so that two at once can't both take the last place.
         if self.live.fetch_add(1, Ordering::Relaxed) >= limits.connections {
             self.live.fetch_sub(1, Ordering::Relaxed);
-            return Err(Denied::Total);
+            return Err(ConnectionRefusal::Total);
         }
         match self.admit_address(key, limits, now) {
             Ok(()) => Ok(Permit { admission: self.clone(), key }),
@@ -113,7 +97,7 @@ impl Admission {
         &self.shards[(hash % SHARDS as u64) as usize]
     }
 
-    fn admit_address(&self, key: IpAddr, limits: &Limits, now: Instant) -> Result<(), Denied> {
+    fn admit_address(&self, key: IpAddr, limits: &Limits, now: Instant) -> Result<(), ConnectionRefusal> {
         let mut shard = self.shard(&key).lock();
         shard.sweep(now);
         let address = match shard.by_address.entry(key) {
@@ -121,12 +105,12 @@ impl Admission {
             Entry::Vacant(entry) => entry.insert(Address { live: 0, drained_at: now }),
         };
         if address.live >= limits.per_address {
-            return Err(Denied::PerAddress);
+            return Err(ConnectionRefusal::PerAddress);
         }
         let each = limits.new_per_address.per / limits.new_per_address.count;
         let drained_at = address.drained_at.max(now) + each;
         if drained_at.saturating_duration_since(now) > limits.new_per_address.per.max(each) {
-            return Err(Denied::Rate);
+            return Err(ConnectionRefusal::Rate);
         }
         address.drained_at = drained_at;
         address.live += 1;
@@ -182,11 +166,10 @@ pub fn counted_address(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Shortest time that a refused client should stay away.
-pub const RETRY_AFTER: Duration = Duration::from_secs(1);
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -204,7 +187,7 @@ mod tests {
         let (admission, now) = (Admission::new(), Instant::now());
         let limits = Limits { new_per_address: Rate { count: 1000, per: SECOND }, ..limits() };
         let held: Vec<_> = (0..3).map(|_| admission.admit(address(1), &limits, now).unwrap()).collect();
-        assert_eq!(admission.admit(address(1), &limits, now).unwrap_err(), Denied::PerAddress);
+        assert_eq!(admission.admit(address(1), &limits, now).unwrap_err(), ConnectionRefusal::PerAddress);
         assert!(admission.admit(address(2), &limits, now).is_ok(), "another address has places of its own");
         drop(held);
         assert_eq!(admission.live(), 0);
@@ -215,7 +198,7 @@ mod tests {
     fn the_total_holds_over_all_addresses() {
         let (admission, now) = (Admission::new(), Instant::now());
         let held: Vec<_> = (0..10).map(|n| admission.admit(address(n), &limits(), now).unwrap()).collect();
-        assert_eq!(admission.admit(address(99), &limits(), now).unwrap_err(), Denied::Total);
+        assert_eq!(admission.admit(address(99), &limits(), now).unwrap_err(), ConnectionRefusal::Total);
         assert_eq!(admission.live(), 10, "a refusal takes no place");
         drop(held);
     }
@@ -226,9 +209,9 @@ mod tests {
         for _ in 0..5 {
             drop(admission.admit(address(1), &limits(), now).unwrap());
         }
-        assert_eq!(admission.admit(address(1), &limits(), now).unwrap_err(), Denied::Rate);
+        assert_eq!(admission.admit(address(1), &limits(), now).unwrap_err(), ConnectionRefusal::Rate);
         assert!(admission.admit(address(1), &limits(), now + SECOND / 5).is_ok());
-        assert_eq!(admission.admit(address(1), &limits(), now + SECOND / 5).unwrap_err(), Denied::Rate);
+        assert_eq!(admission.admit(address(1), &limits(), now + SECOND / 5).unwrap_err(), ConnectionRefusal::Rate);
     }
 
     #[test]

@@ -271,11 +271,6 @@ impl Connection {
         self.accepted + Duration::from_nanos(self.idle_since_ns.load(Ordering::Relaxed))
     }
 
-    /// Requests so far.
-    pub fn requests(&self) -> u32 {
-        self.requests.load(Ordering::Relaxed)
-    }
-
     /// The phase now.
     pub fn phase(&self) -> Phase {
         match self.phase.load(Ordering::Acquire) {

@@ -27,8 +27,8 @@ use tokio_openssl::SslStream;
 use super::connection::{Admitted, Connection, Handshaken, ListenerShared};
 use super::downstream::{Downstream, Transport};
 use super::{Gateway, Shared};
-use crate::observe::{ConnectionRefusal, HandshakeRecord, HandshakeResult, HandshakesOmitted, Line, LineLimit};
-use crate::policy::admission::{Admission, Denied, Permit};
+use crate::observe::{HandshakeRecord, HandshakeResult, HandshakesOmitted, Line, LineLimit};
+use crate::policy::admission::{Admission, Permit};
 use crate::snapshot::{ListenerSnapshot, Snapshot};
 use crate::tls;
 
@@ -205,11 +205,7 @@ impl Listener {
             Ok(permit) => {
                 tokio::spawn(self.clone().serve(tcp, remote, permit, snapshot.clone(), stop.clone()));
             }
-            Err(denied) => self.listener.metrics.refused(match denied {
-                Denied::Total => ConnectionRefusal::Total,
-                Denied::PerAddress => ConnectionRefusal::PerAddress,
-                Denied::Rate => ConnectionRefusal::Rate,
-            }),
+            Err(refusal) => self.listener.metrics.refused(refusal),
         }
     }
 
