@@ -173,9 +173,12 @@ fn an_expired_certificate_is_found() {
     assert!(said.contains(":7:30: listeners[0].tls.certificates[0].cert: ") && said.contains("expired"), "{said}");
 }
 
-/// Every key that `file.rs` knows, as `listeners[].tls.certificates[].cert`, read from its source.
+/// Every key that `config::file` knows, as `listeners[].tls.certificates[].cert`, read from its source.
 fn keys_of_source() -> BTreeSet<String> {
-    let source = fs::read_to_string(root().join("src/config/file.rs")).unwrap();
+    let mut source = fs::read_to_string(root().join("src/config/file.rs")).unwrap();
+    for block in fs::read_dir(root().join("src/config/file")).unwrap() {
+        source += &fs::read_to_string(block.unwrap().path()).unwrap();
+    }
     let mut keys = BTreeSet::new();
     collect(&source, "File", "", &mut keys);
     keys

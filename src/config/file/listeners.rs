@@ -1,0 +1,282 @@
+//! Block `listeners`: where clients connect, what they have to prove, what they may use up.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, Visitor};
+
+use super::{RateLimit, seconds};
+use crate::names::ListenerName;
+use crate::units::{Rate, Size, Span};
+
+/// `listeners[]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listener {
+    /// Appears in logs and metrics.
+    pub name: ListenerName,
+    /// Address and port to listen on.
+    pub address: SocketAddr,
+    /// `https` (default) or `http`: plain text, for loopback or behind a load balancer, never by accident.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// Needed with `https`, refused with `http`.
+    pub tls: Option<ListenerTls>,
+    /// Networks whose `X-Forwarded-For` is believed. Default: none.
+    #[serde(default)]
+    pub trusted_proxies: Vec<String>,
+    /// What a client may take up.
+    #[serde(default)]
+    pub limits: ListenerLimits,
+    /// How long a client may take.
+    #[serde(default)]
+    pub timeouts: ListenerTimeouts,
+    /// How often clients may ask, whatever the route. Default: as often as they like.
+    #[serde(default)]
+    pub rate_limits: Vec<RateLimit>,
+}
+
+/// What a listener speaks.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1 and HTTP/2 over mutual TLS.
+    #[default]
+    Https,
+    /// HTTP/1.1 in plain text.
+    Http,
+}
+
+/// `listeners[].tls`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListenerTls {
+    /// The gateway's own certificates, chosen by SNI among their SANs; the first is the default.
+    pub certificates: Vec<CertificateFiles>,
+    /// `"1.2"` (default) or `"1.3"`.
+    #[serde(default)]
+    pub min_version: TlsVersion,
+    /// Which clients come in.
+    pub client_auth: ClientAuth,
+}
+
+/// A certificate chain (leaf first) and its key, PEM.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CertificateFiles {
+    /// File of the chain.
+    pub cert: String,
+    /// File of the key.
+    pub key: String,
+}
+
+/// Least TLS version.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum TlsVersion {
+    /// TLS 1.2 (RFC 5246), ECDHE and AEAD only.
+    #[default]
+    #[serde(rename = "1.2")]
+    Tls12,
+    /// TLS 1.3 (RFC 8446).
+    #[serde(rename = "1.3")]
+    Tls13,
+}
+
+/// `listeners[].tls.client_auth`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientAuth {
+    /// Only `required` exists.
+    #[serde(default)]
+    pub mode: ClientAuthMode,
+    /// PEM bundle of the internal CA: roots, and intermediates that clients don't send or whose CRLs are given.
+    pub ca: String,
+    /// Files of certificate revocation lists, PEM or DER, up to 128 MiB each. Default: none; then, unless
+    /// [`Self::crl_url`] has some, nothing is checked.
+    #[serde(default)]
+    pub crl: Vec<String>,
+    /// `http://` URLs of such lists. Default: none.
+    #[serde(default)]
+    pub crl_url: Vec<String>,
+    /// How often the URLs are asked at least, 1s to 1d; a list that ends earlier is asked for earlier. Default 10m.
+    pub crl_refresh: Option<Span>,
+    /// `leaf` (default) or `chain`.
+    pub crl_check: Option<CrlCheck>,
+    /// `reject` (default) or `accept`.
+    pub expired_crl: Option<ExpiredCrl>,
+    /// `off` (default) or `leaf`: the client's certificate is asked about before a connection's first request.
+    #[serde(default)]
+    pub ocsp: OcspCheck,
+    /// The `http://` responder. Default: what the certificate names.
+    pub ocsp_url: Option<String>,
+    /// Longest wait for the responder, 100ms to 30s. Default 2s.
+    pub ocsp_timeout: Option<Span>,
+    /// `reject` (default) or `accept`.
+    pub ocsp_failure: Option<OcspFailure>,
+}
+
+impl ClientAuth {
+    /// Default of [`Self::crl_refresh`].
+    pub const CRL_REFRESH_DEFAULT: Duration = Duration::from_secs(600);
+
+    /// Clients of this CA, and no lists.
+    pub fn of(ca: &str) -> Self {
+        Self {
+            mode: ClientAuthMode::Required,
+            ca: ca.into(),
+            crl: Vec::new(),
+            crl_url: Vec::new(),
+            crl_refresh: None,
+            crl_check: None,
+            expired_crl: None,
+            ocsp: OcspCheck::Off,
+            ocsp_url: None,
+            ocsp_timeout: None,
+            ocsp_failure: None,
+        }
+    }
+
+    /// Default of [`Self::ocsp_timeout`].
+    pub const OCSP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
+}
+
+/// `listeners[].tls.client_auth.ocsp`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum OcspCheck {
+    /// Nobody is asked.
+    #[default]
+    Off,
+    /// The client's own certificate.
+    Leaf,
+}
+
+impl<'de> Deserialize<'de> for OcspCheck {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct V;
+        impl Visitor<'_> for V {
+            type Value = OcspCheck;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("off or leaf")
+            }
+            fn visit_bool<E: de::Error>(self, v: bool) -> Result<OcspCheck, E> {
+                // YAML 1.1 reads a bare off as false.
+                if v { Err(E::invalid_value(de::Unexpected::Bool(v), &self)) } else { Ok(OcspCheck::Off) }
+            }
+            fn visit_str<E: de::Error>(self, v: &str) -> Result<OcspCheck, E> {
+                match v {
+                    "off" => Ok(OcspCheck::Off),
+                    "leaf" => Ok(OcspCheck::Leaf),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(v), &self)),
+                }
+            }
+        }
+        d.deserialize_any(V)
+    }
+}
+
+/// `listeners[].tls.client_auth.ocsp_failure`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OcspFailure {
+    /// A client of whom the responder says nothing is refused: who silences the responder must not win.
+    #[default]
+    Reject,
+    /// It comes in.
+    Accept,
+}
+
+/// `listeners[].tls.client_auth.crl_check`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CrlCheck {
+    /// The client's own certificate. The default: intermediates are the operator's own and in the bundle.
+    #[default]
+    Leaf,
+    /// Every certificate of the chain but its root; each issuer must then have a list.
+    Chain,
+}
+
+/// `listeners[].tls.client_auth.expired_crl`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExpiredCrl {
+    /// A list past its nextUpdate lets nobody in: who keeps it from being renewed must not win.
+    #[default]
+    Reject,
+    /// It still counts for what it revokes.
+    Accept,
+}
+
+/// Whether a client certificate is asked for.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientAuthMode {
+    /// No certificate, no connection.
+    #[default]
+    Required,
+}
+
+/// `listeners[].limits`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ListenerLimits {
+    /// Connections at once. Default 20000.
+    pub connections: u32,
+    /// Connections at once from one address (IPv6: from one /64). Default 200.
+    pub connections_per_address: u32,
+    /// New connections from one address. Default 50/s.
+    pub new_connections_per_address: Rate,
+    /// Request line and header fields together, 1 KiB to 256 KiB. Default 32 KiB.
+    pub request_header: Size,
+    /// After so many requests a connection is closed. Default 10000.
+    pub requests_per_connection: u32,
+}
+
+impl Default for ListenerLimits {
+    fn default() -> Self {
+        Self {
+            connections: 20_000,
+            connections_per_address: 200,
+            new_connections_per_address: Rate { count: 50, per: Duration::from_secs(1) },
+            request_header: Size(32 << 10),
+            requests_per_connection: 10_000,
+        }
+    }
+}
+
+/// `listeners[].timeouts`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ListenerTimeouts {
+    /// From accept to the end of the TLS handshake. Default 5s.
+    pub handshake: Span,
+    /// From a request's first byte to the end of its header; on HTTP/2 also preface and any one frame. Default 10s.
+    pub request_header: Span,
+    /// The whole request body. Default 30s.
+    pub request_body: Span,
+    /// Between two requests. Default 75s.
+    pub idle: Span,
+    /// How long a client may leave an answer unread. Default 30s.
+    pub write: Span,
+    /// After this a connection takes no new request. Default 1h.
+    pub connection_age: Span,
+    /// How long a running answer may go on once its client's certificate has expired, been revoked or lost its CA.
+    /// Default 30s.
+    pub revocation: Span,
+}
+
+impl Default for ListenerTimeouts {
+    fn default() -> Self {
+        Self {
+            handshake: seconds(5),
+            request_header: seconds(10),
+            request_body: seconds(30),
+            idle: seconds(75),
+            write: seconds(30),
+            connection_age: seconds(3600),
+            revocation: seconds(30),
+        }
+    }
+}

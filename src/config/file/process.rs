@@ -1,0 +1,155 @@
+//! Blocks of the gateway as a whole: `redis`, `admin`, `access_log`, `identity_headers`, `server`.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
+
+use super::{SecretText, seconds};
+use crate::units::{Size, Span};
+
+/// `redis`: where limits with `shared: true` are counted. While it can't be reached, each gateway counts by itself.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Redis {
+    /// `redis://[user[:password]@]host[:port][/database]`; `rediss://` with TLS; `redis-cluster://` and `rediss-cluster://` with
+    /// one or more hosts of a cluster.
+    pub url: SecretText,
+    /// File that holds the password, if the URL does not.
+    pub password_file: Option<String>,
+    /// PEM bundle that Redis' certificate chains to. Needed with TLS, refused without.
+    pub ca: Option<String>,
+    /// Every key begins with it. Default `hive:gw:rl:`.
+    #[serde(default = "redis_key_prefix")]
+    pub key_prefix: String,
+    /// Longest wait for an answer, 1ms to 1s. Default 20ms: a request waits no longer for Redis.
+    #[serde(default = "redis_timeout")]
+    pub timeout: Span,
+}
+
+fn redis_key_prefix() -> String {
+    "hive:gw:rl:".into()
+}
+
+fn redis_timeout() -> Span {
+    Span(Duration::from_millis(20))
+}
+
+/// `admin`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// Default `127.0.0.1:9901`. Another than a loopback address needs a secret.
+    pub address: SocketAddr,
+    /// `Authorization: Bearer …` asked of every admin request but health and readiness. Default: none.
+    pub bearer_secret: Option<SecretText>,
+    /// File that holds [`Self::bearer_secret`]; one of the two.
+    pub bearer_secret_file: Option<String>,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { address: SocketAddr::from(([127, 0, 0, 1], 9901)), bearer_secret: None, bearer_secret_file: None }
+    }
+}
+
+/// `access_log`: `stdout`, `off` or `{ path }`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum AccessLog {
+    /// To standard output.
+    #[default]
+    Stdout,
+    /// Nowhere.
+    Off,
+    /// To the end of this file.
+    File(String),
+}
+
+impl<'de> Deserialize<'de> for AccessLog {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Fields {
+            path: String,
+        }
+        struct V;
+        impl<'de> Visitor<'de> for V {
+            type Value = AccessLog;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("stdout, off, or { path }")
+            }
+            fn visit_bool<E: de::Error>(self, v: bool) -> Result<AccessLog, E> {
+                // YAML 1.1 reads a bare off as false.
+                if v { Err(E::invalid_value(de::Unexpected::Bool(v), &self)) } else { Ok(AccessLog::Off) }
+            }
+            fn visit_str<E: de::Error>(self, v: &str) -> Result<AccessLog, E> {
+                match v {
+                    "stdout" => Ok(AccessLog::Stdout),
+                    "off" => Ok(AccessLog::Off),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(v), &self)),
+                }
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<AccessLog, A::Error> {
+                let Fields { path } = Fields::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(AccessLog::File(path))
+            }
+        }
+        d.deserialize_any(V)
+    }
+}
+
+/// `identity_headers`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IdentityHeaders {
+    /// `X-Forwarded-Client-Cert` in Envoy's format. Default true.
+    pub xfcc: bool,
+    /// `Client-Cert` (RFC 9440). Default false: it is long.
+    pub client_cert: bool,
+}
+
+impl Default for IdentityHeaders {
+    fn default() -> Self {
+        Self { xfcc: true, client_cert: false }
+    }
+}
+
+/// `server`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Threads that serve requests, 1 to 256. Default: one per processor.
+    pub threads: Option<u16>,
+    /// How long running requests may go on after SIGTERM. Default 30s.
+    pub drain: Span,
+    /// Memory that waiting request bodies may take together. Default 256 MiB. Beyond it: 503.
+    pub body_memory: Size,
+    /// Keys (addresses, peers …) that all rate limits together count well at once, 1000 to 10000000; at least 64 bytes of
+    /// memory each, taken at the start. Default 100000. A change needs a restart.
+    pub rate_limit_keys: u32,
+    /// Bits of an IPv6 address that rate limits count by, 16 to 128. Default 64: one host owns at least that. A change
+    /// needs a restart.
+    pub rate_limit_ipv6_prefix: u8,
+    /// How often the files that the configuration names (certificates, keys, CA bundles, secrets) are looked at; changed
+    /// ones are taken into use by themselves. 100ms to 1h, or 0s: never. Default 1s.
+    pub watch: Span,
+    /// Whether the configuration's own file is watched too. Default false: a change of it waits for SIGHUP or
+    /// `POST /v1/reload`, so that an editor's half-done work is never taken into use.
+    pub watch_config: bool,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            threads: None,
+            drain: seconds(30),
+            body_memory: Size(256 << 20),
+            rate_limit_keys: 100_000,
+            rate_limit_ipv6_prefix: 64,
+            watch: seconds(1),
+            watch_config: false,
+        }
+    }
+}

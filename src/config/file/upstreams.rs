@@ -1,0 +1,163 @@
+//! Block `upstreams`: Hive nodes, in groups.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
+
+use super::seconds;
+use crate::names::UpstreamName;
+use crate::units::Span;
+
+/// `upstreams[]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Upstream {
+    /// Routes speak of this name.
+    pub name: UpstreamName,
+    /// The nodes, `http://` or `https://`, all of one kind.
+    pub endpoints: Vec<Endpoint>,
+    /// How a node is picked.
+    #[serde(default)]
+    pub balance: Balance,
+    /// What is spoken to the nodes. Default `http1`.
+    #[serde(default)]
+    pub protocol: UpstreamProtocol,
+    /// How a node is known to be alive. Default: on, with Hive's `/api/health`.
+    #[serde(default)]
+    pub health_check: HealthCheck,
+    /// Waiting for nodes.
+    #[serde(default)]
+    pub timeouts: UpstreamTimeouts,
+    /// Needed with `https://` endpoints.
+    pub tls: Option<UpstreamTls>,
+    /// Whether the nodes are our own Hive's (default true). False, for a partner's gateway: they are told neither the
+    /// gateway's secret nor who the client is, and federation JWTs, which are the partner's to check, only pass.
+    #[serde(default = "super::yes")]
+    pub trusted: bool,
+}
+
+/// `upstreams[].endpoints[]`: a URL, or `{ url, weight }`.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// `http://host:port` or `https://host:port`.
+    pub url: String,
+    /// Share of the requests, 1 to 100. Default 1.
+    pub weight: u16,
+}
+
+impl<'de> Deserialize<'de> for Endpoint {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Fields {
+            url: String,
+            #[serde(default = "one")]
+            weight: u16,
+        }
+        fn one() -> u16 {
+            1
+        }
+        struct V;
+        impl<'de> Visitor<'de> for V {
+            type Value = Endpoint;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a URL, or { url, weight }")
+            }
+            fn visit_str<E: de::Error>(self, v: &str) -> Result<Endpoint, E> {
+                Ok(Endpoint { url: v.into(), weight: 1 })
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Endpoint, A::Error> {
+                let Fields { url, weight } = Fields::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(Endpoint { url, weight })
+            }
+        }
+        d.deserialize_any(V)
+    }
+}
+
+/// `upstreams[].balance`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Balance {
+    /// In turn, by weight.
+    RoundRobin,
+    /// The less busy of two nodes taken at random, by weight. The default: a slow node gets less.
+    #[default]
+    LeastRequests,
+}
+
+/// `upstreams[].protocol`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UpstreamProtocol {
+    /// HTTP/1.1, what Hive's Node.js speaks.
+    #[default]
+    Http1,
+    /// HTTP/2: by ALPN on `https://`, by prior knowledge on `http://`.
+    Http2,
+}
+
+/// `upstreams[].health_check`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HealthCheck {
+    /// Off: every node counts as healthy. Default on.
+    pub enabled: bool,
+    /// Default `/api/health`.
+    pub path: String,
+    /// Between two probes of a node, at least 2s: Hive allows 60 a minute. Default 10s. A tenth of it is jitter.
+    pub interval: Span,
+    /// A probe's whole time. Default 2s.
+    pub timeout: Span,
+    /// Good probes in a row that bring a node back. Default 2.
+    pub healthy_after: u32,
+    /// Bad probes in a row that take a node out. Default 3.
+    pub unhealthy_after: u32,
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            path: "/api/health".into(),
+            interval: seconds(10),
+            timeout: seconds(2),
+            healthy_after: 2,
+            unhealthy_after: 3,
+        }
+    }
+}
+
+/// `upstreams[].timeouts`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpstreamTimeouts {
+    /// TCP and TLS handshake together. Default 2s. Exceeded on every node: 504.
+    pub connect: Span,
+    /// How long an idle connection is kept for reuse. Default 4s: Node.js closes after 5.
+    pub idle: Span,
+}
+
+impl Default for UpstreamTimeouts {
+    fn default() -> Self {
+        Self { connect: seconds(2), idle: seconds(4) }
+    }
+}
+
+/// `upstreams[].tls`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamTls {
+    /// PEM bundle that the nodes' certificates chain to.
+    pub ca: String,
+    /// The name that every node's certificate must carry; sent as SNI. Never empty. Needed without `spiffe_id`; with it
+    /// only the SNI, by default the ID's trust domain.
+    pub server_name: Option<String>,
+    /// The SPIFFE ID that every node's certificate must carry, as in `peers[].uri`, in place of the name.
+    pub spiffe_id: Option<String>,
+    /// The gateway's client certificate (chain, leaf first), with `key`.
+    pub cert: Option<String>,
+    /// Its key.
+    pub key: Option<String>,
+}
