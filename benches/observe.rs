@@ -78,7 +78,7 @@ fn access_log(c: &mut Criterion) {
     println!("one line: {} bytes", line.len());
     let metrics = Metrics::new();
     let target = AccessLogTarget::File(PathBuf::from("/dev/null"));
-    let log = AccessLog::open(&target, Clock::System, &metrics).unwrap();
+    let log = AccessLog::open(&target.into(), Clock::System, &metrics).unwrap();
     c.bench_function("access_log/record", |b| b.iter(|| log.record(black_box(&record))));
     // All threads at once, each its own lines: what the lock between them costs.
     c.bench_function("access_log/record_2_threads", |b| {

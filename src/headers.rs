@@ -309,6 +309,17 @@ pub fn sane_request_id(value: &HeaderValue) -> bool {
             .all(|b| matches!(b, 0x21..=0x7e) && !matches!(b, b'"' | b'\'' | b'`' | b'\\' | b',' | b'<' | b'>'))
 }
 
+/// Whether a header's value is a secret by its name, so that no log may show it: credentials under any product's prefix, and
+/// what is called as if it were one.
+pub fn is_secret(name: &HeaderName) -> bool {
+    const PARTS: [&str; 14] = [
+        "auth", "cookie", "token", "secret", "passw", "passphrase", "credential", "jwt", "session", "signature", "apikey",
+        "api-key", "access-key", "private-key",
+    ];
+    let name = name.as_str();
+    PARTS.iter().any(|part| name.contains(part)) || name.ends_with("-key")
+}
+
 /// Length of a `traceparent` of version 00.
 const TRACEPARENT_LENGTH: usize = 55;
 
@@ -507,6 +518,28 @@ mod tests {
         assert!(sane(&"x".repeat(256)));
         for bad in ["", "a b", "a,b", "a\"", "a'", "a\\", "<a>", "é", "a\tb", &"x".repeat(257)] {
             assert!(!sane(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn credentials_are_secret_under_any_prefix() {
+        for name in [
+            "authorization",
+            "proxy-authorization",
+            "cookie",
+            "x-hive-federation-jwt",
+            "x-pilox-federation-secret",
+            "x-hive-gateway-auth",
+            "x-hive-federation-proxy-operator-token",
+            "x-hive-public-a2a-key",
+            "x-a2a-notification-token",
+            "x-api-key",
+            "idempotency-key",
+        ] {
+            assert!(is_secret(&HeaderName::from_static(name)), "{name}");
+        }
+        for name in ["a2a-version", "referer", "x-correlation-id", "accept-language", "origin", "x-keyboard"] {
+            assert!(!is_secret(&HeaderName::from_static(name)), "{name}");
         }
     }
 

@@ -11,7 +11,7 @@ use crate::config::{self, Config};
 use crate::headers::{ProductHeaders, Spoofable};
 use crate::json_rpc::{self, MethodPolicy};
 use crate::names::{ListenerName, RouteName};
-use crate::observe::{CrlShown, Expiring, Expiry, Metrics, NodeMetrics, RouteMetrics, UpstreamMetrics};
+use crate::observe::{CrlShown, Expiring, Expiry, Metrics, NodeMetrics, PeerHandles, RouteMetrics, UpstreamMetrics};
 use crate::policy::admission;
 use crate::policy::federation::Federation;
 use crate::policy::peers::{Peer, PeerMatcher, Peers};
@@ -29,6 +29,8 @@ pub struct Snapshot {
     pub config: Arc<Config>,
     /// Certificate to peer.
     pub peers: Peers,
+    /// Counters of each peer.
+    pub peer_metrics: PeerHandles,
     /// Listeners, in the order of the configuration.
     pub listeners: Vec<ListenerSnapshot>,
     /// The listeners that this process has sockets for, in their order at its start.
@@ -194,6 +196,7 @@ impl Snapshot {
             slots,
             by_slot,
             peers: peers(&config)?,
+            peer_metrics: metrics.peers(config.peers.iter().map(|p| p.name.clone()), config.metrics.peers_max),
             federation: federation(&config)?,
             listeners: listeners(&config, &upstreams, metrics, now_unix)?,
             upstreams,

@@ -1,13 +1,13 @@
 //! The admin API as a function: a request's head in, an answer out.
 
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS};
+use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderName, Method};
 use serde_json::json;
 
 use super::AdminState;
 use super::bearer::Bearer;
 use super::origin;
-use crate::observe::metrics;
+use crate::observe::Exposition;
 
 const JSON: &str = "application/json";
 const GET_AND_HEAD: &str = "GET, HEAD";
@@ -123,14 +123,17 @@ pub(super) fn answer(state: &AdminState, method: &Method, path: &str, headers: &
     match endpoint {
         Endpoint::Health => health(),
         Endpoint::Ready => ready(state),
-        Endpoint::Metrics => Answer {
-            status: 200,
-            content_type: metrics::CONTENT_TYPE,
-            body: state.metrics.encode().into_bytes(),
-            special: None,
-        },
+        Endpoint::Metrics => metrics(state, headers),
         Endpoint::Status | Endpoint::Reload => Answer::json(200, &(state.status)()),
     }
+}
+
+/// In the format that the reader prefers.
+fn metrics(state: &AdminState, headers: &HeaderMap) -> Answer {
+    let accept: Vec<_> = headers.get_all(ACCEPT).iter().map(|value| value.as_bytes()).collect();
+    let format = Exposition::preferred(&accept.join(&b','));
+    let body = state.metrics.encode_as(format).into_bytes();
+    Answer { status: 200, content_type: format.content_type(), body, special: None }
 }
 
 fn method_not_allowed(allow: &'static str) -> Answer {

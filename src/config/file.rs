@@ -5,6 +5,7 @@
 
 mod hive;
 mod listeners;
+mod observe;
 mod process;
 mod routes;
 mod upstreams;
@@ -15,6 +16,7 @@ use serde::Deserialize;
 
 pub use hive::*;
 pub use listeners::*;
+pub use observe::*;
 pub use process::*;
 pub use routes::*;
 pub use upstreams::*;
@@ -53,6 +55,11 @@ pub struct File {
     /// Default: standard output.
     #[serde(default)]
     pub access_log: AccessLog,
+    /// What is counted.
+    #[serde(default)]
+    pub metrics: Metrics,
+    /// Spans for a collector. Default: none are made.
+    pub tracing: Option<Tracing>,
     /// How the client's identity is told to Hive.
     #[serde(default)]
     pub identity_headers: IdentityHeaders,

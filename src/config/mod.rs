@@ -7,6 +7,7 @@
 //! Every step collects all of its errors, each with the line and column that it is about.
 
 pub mod file;
+mod collector;
 mod decode;
 mod error;
 mod expand;
@@ -27,10 +28,13 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::names::{ListenerName, PeerName, RouteName, UpstreamName};
+use crate::observe::LogSettings;
 use crate::policy::federation;
 use crate::policy::peers::PeerRule;
 use crate::secret::Secret;
+use crate::units::Percent;
 
+pub use collector::Collector;
 pub use error::{ConfigError, Located};
 pub use load::{Loaded, Surroundings, load, load_in, load_text, system_addresses};
 pub use place::Place;
@@ -59,8 +63,12 @@ pub struct Config {
     pub redis: Option<Redis>,
     /// The operator's own listener.
     pub admin: Admin,
-    /// Where the access log goes; a file's path is absolute.
-    pub access_log: file::AccessLog,
+    /// The access log; a file's path is absolute.
+    pub access_log: LogSettings,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Spans for a collector; `None`: none are made.
+    pub tracing: Option<Tracing>,
     /// How the client's identity is told to Hive.
     pub identity_headers: file::IdentityHeaders,
     /// The process itself.
@@ -231,6 +239,32 @@ pub struct Admin {
     pub address: SocketAddr,
     /// Asked of every admin request but health and readiness. Some if the address is not a loopback one.
     pub bearer: Option<Secret>,
+}
+
+/// What is counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metrics {
+    /// Peers that have series of their own.
+    pub peers_max: usize,
+}
+
+/// Spans for a collector.
+#[derive(Debug)]
+pub struct Tracing {
+    /// Where they go.
+    pub collector: Collector,
+    /// Share of the requests that are traced where the client does not decide.
+    pub sample: Percent,
+    /// Whether a client that knows a trace decides.
+    pub parent_based: bool,
+    /// `service.name`.
+    pub service_name: String,
+    /// Longest time of one export.
+    pub timeout: Duration,
+    /// `Authorization: Bearer …` for the collector.
+    pub bearer: Option<Secret>,
+    /// PEM bundle; its name is absolute. Some if and only if the collector is `tls`.
+    pub ca: Option<String>,
 }
 
 /// The process itself.

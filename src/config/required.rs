@@ -65,7 +65,9 @@ const REQUIRED: &[Required] = &[
     text("listeners[].rate_limits[]", "per", PER_EXAMPLE, "address"),
     text("listeners[].rate_limits[]", "rate", RATE_EXAMPLE, "1/s"),
     text("redis", "url", "url: redis://127.0.0.1:6379", "redis://127.0.0.1"),
-    text("access_log", "path", "path: access.log", "stand-in"),
+    text("access_log.rotate", "size", "size: 100MiB", "1MiB"),
+    text("access_log.format", "template", "template: \"{time} {client} {status}\"", "-"),
+    text("tracing", "otlp", "otlp: \"http://127.0.0.1:4318\"", "http://127.0.0.1:4318"),
 ];
 
 /// The entry of `key` in `block`, a path whose indexes are left out.

@@ -1,4 +1,4 @@
-//! The access log: one JSON line per request and per failed handshake, written by a thread of its own.
+//! The access log: one line per request and per failed handshake, written by a thread of its own.
 //!
 //! A request formats its line into its thread's buffer and copies it into the queue; that takes less than a microsecond and
 //! never waits. A full queue, a full disk and a reader that does not read cost lines, which are counted
@@ -12,15 +12,19 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use prometheus::IntCounter;
 
+use super::log_format::{Extras, LogFormat};
 use super::log_queue::LogQueue;
 use super::metrics::Metrics;
 use super::record::{AccessRecord, HandshakeRecord, HandshakesOmitted};
+use super::rotate::Rotation;
 use crate::clock::Clock;
+use crate::units::Percent;
 
 /// Mode of a log file that is made: it names clients, so others don't read it.
 const FILE_MODE: u32 = 0o640;
@@ -56,11 +60,57 @@ impl fmt::Display for AccessLogTarget {
     }
 }
 
+/// What is logged, how, and where to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogSettings {
+    /// Where lines go.
+    pub target: AccessLogTarget,
+    /// How a request's line looks. Those of failed handshakes are JSON; in the other formats the process' own log has them.
+    pub format: LogFormat,
+    /// What an operator adds and hides.
+    pub extras: Extras,
+    /// Share of good requests that get a line; the others always do.
+    pub sample: Percent,
+    /// When a file is moved away by the gateway itself.
+    pub rotation: Option<Rotation>,
+}
+
+impl From<AccessLogTarget> for LogSettings {
+    fn from(target: AccessLogTarget) -> Self {
+        let (format, extras) = (LogFormat::default(), Extras::default());
+        Self { target, format, extras, sample: Percent(1000), rotation: None }
+    }
+}
+
 /// Takes records from all threads.
 pub struct AccessLog {
     /// `None`: switched off.
     queue: Option<Arc<LogQueue>>,
+    format: LogFormat,
+    extras: Extras,
+    sample: Sample,
     dropped: IntCounter,
+}
+
+/// Picks a share of what it is asked about, evenly: a sequence of golden steps falls into every part of the circle as often
+/// as that part is long, whatever the rhythm of the requests.
+struct Sample {
+    /// Of 2³² steps.
+    taken: u64,
+    asked: AtomicU64,
+}
+
+impl Sample {
+    fn new(share: Percent) -> Self {
+        Self { taken: (u64::from(share.0) << 32) / 1000, asked: AtomicU64::new(0) }
+    }
+
+    fn takes(&self) -> bool {
+        if self.taken == 1 << 32 {
+            return true;
+        }
+        self.asked.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32 < self.taken
+    }
 }
 
 impl AccessLog {
@@ -68,26 +118,35 @@ impl AccessLog {
     ///
     /// # Errors
     /// The file can't be opened (the error names it), or no thread can be started.
-    pub fn open(target: &AccessLogTarget, clock: Clock, metrics: &Metrics) -> io::Result<Arc<Self>> {
-        let dropped = metrics.access_log_dropped.clone();
+    pub fn open(settings: &LogSettings, clock: Clock, metrics: &Metrics) -> io::Result<Arc<Self>> {
+        let LogSettings { target, format, extras, sample, rotation } = settings;
+        let mut log = Self {
+            queue: None,
+            format: format.clone(),
+            extras: extras.clone(),
+            sample: Sample::new(*sample),
+            dropped: metrics.access_log_dropped.clone(),
+        };
         if *target == AccessLogTarget::Off {
-            return Ok(Arc::new(Self { queue: None, dropped }));
+            return Ok(Arc::new(log));
         }
         let file = open(target).map_err(|e| io::Error::new(e.kind(), format!("access log {target}: {e}")))?;
         let writer = Writer {
             target: target.clone(),
+            rotation: rotation.filter(|_| file.is_regular),
             file: Some(file),
             torn: false,
             clock,
             complained_at: None,
             lines: metrics.access_log_lines.clone(),
-            dropped: dropped.clone(),
+            dropped: log.dropped.clone(),
             errors: metrics.access_log_write_errors.clone(),
         };
         let queue = Arc::new(LogQueue::default());
         let for_writer = queue.clone();
         thread::Builder::new().name("access-log".into()).spawn(move || writer.run(&for_writer))?;
-        Ok(Arc::new(Self { queue: Some(queue), dropped }))
+        log.queue = Some(queue);
+        Ok(Arc::new(log))
     }
 
     /// Whether records go anywhere: if not, none need be put together.
@@ -95,19 +154,32 @@ impl AccessLog {
         self.queue.is_some()
     }
 
-    /// Writes a request down, some time later. Never waits.
+    /// Writes a request down, some time later, unless it is a good one that is not sampled. Never waits.
     pub fn record(&self, record: &AccessRecord<'_>) {
-        self.push(|line| record.write_json(line));
+        if !record.went_well() || self.sample.takes() {
+            self.push(|line| self.format.write(record, &self.extras, line));
+        }
     }
 
     /// Writes a failed handshake down, some time later. Never waits.
     pub fn record_handshake(&self, record: &HandshakeRecord<'_>) {
-        self.push(|line| record.write_json(line));
+        self.push_event(|line| record.write_json(line));
     }
 
     /// Says how many failed handshakes were not written down. Never waits.
     pub fn record_handshakes_omitted(&self, record: &HandshakesOmitted<'_>) {
-        self.push(|line| record.write_json(line));
+        self.push_event(|line| record.write_json(line));
+    }
+
+    /// What is no request has no place in the lines of the other formats.
+    fn push_event(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        if self.format == LogFormat::Json {
+            self.push(write);
+        } else if self.is_on() {
+            let mut line = Vec::new();
+            write(&mut line);
+            log::info!("{}", String::from_utf8_lossy(&line));
+        }
     }
 
     fn push(&self, write: impl FnOnce(&mut Vec<u8>)) {
@@ -152,13 +224,23 @@ impl Drop for AccessLog {
     }
 }
 
-fn open(target: &AccessLogTarget) -> io::Result<File> {
-    match target {
+/// What is written to, and how much of it there is.
+struct Output {
+    file: File,
+    is_regular: bool,
+    /// Bytes, as far as this process knows.
+    size: u64,
+}
+
+fn open(target: &AccessLogTarget) -> io::Result<Output> {
+    let file = match target {
         // Past Rust's own buffer: the writer makes whole batches.
-        AccessLogTarget::Stdout => Ok(File::from(io::stdout().as_fd().try_clone_to_owned()?)),
-        AccessLogTarget::File(path) => open_file(path),
-        AccessLogTarget::Off => Err(io::ErrorKind::Unsupported.into()),
-    }
+        AccessLogTarget::Stdout => File::from(io::stdout().as_fd().try_clone_to_owned()?),
+        AccessLogTarget::File(path) => open_file(path)?,
+        AccessLogTarget::Off => return Err(io::ErrorKind::Unsupported.into()),
+    };
+    let metadata = file.metadata()?;
+    Ok(Output { file, is_regular: metadata.is_file(), size: metadata.len() })
 }
 
 fn open_file(path: &Path) -> io::Result<File> {
@@ -177,7 +259,8 @@ fn open_file(path: &Path) -> io::Result<File> {
 struct Writer {
     target: AccessLogTarget,
     /// `None`: it could not be opened again; each batch tries.
-    file: Option<File>,
+    file: Option<Output>,
+    rotation: Option<Rotation>,
     /// The last write stopped within a line.
     torn: bool,
     clock: Clock,
@@ -213,18 +296,50 @@ impl Writer {
         self.lines.inc_by(written as u64);
     }
 
-    fn try_write(&mut self, bytes: &[u8], lines_written: &mut usize) -> io::Result<()> {
-        let mut file = match self.file.take() {
-            Some(file) => file,
-            None => {
-                let file = open(&self.target)?;
-                self.torn = false;
-                file
+    fn try_write(&mut self, mut bytes: &[u8], lines_written: &mut usize) -> io::Result<()> {
+        loop {
+            let mut output = match self.file.take() {
+                Some(output) => output,
+                None => {
+                    self.torn = false;
+                    open(&self.target)?
+                }
+            };
+            let now = match self.rotation {
+                Some(rotation) => rotation.room(output.size, bytes),
+                None => bytes.len(),
+            };
+            if now == 0 && !bytes.is_empty() {
+                // The file stays closed: the next round opens a new one, or the old one again if it could not be moved.
+                if !self.rotate() {
+                    output.size = 0;
+                    self.file = Some(output);
+                }
+                continue;
             }
-        };
-        let result = write_lines(&mut file, bytes, &mut self.torn, lines_written);
-        self.file = Some(file);
-        result
+            let (part, rest) = bytes.split_at(now);
+            let result = write_lines(&mut output.file, part, &mut self.torn, lines_written);
+            output.size += now as u64;
+            self.file = Some(output);
+            result?;
+            bytes = rest;
+            if bytes.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Moves the file away; says whether it could. If not, it grows by as much again before the next attempt.
+    fn rotate(&mut self) -> bool {
+        let (Some(rotation), AccessLogTarget::File(path)) = (self.rotation, &self.target) else { return false };
+        match rotation.shift(path) {
+            Ok(()) => true,
+            Err(e) => {
+                self.errors.inc();
+                self.complain(&io::Error::new(e.kind(), format!("it can't be rotated: {e}")));
+                false
+            }
+        }
     }
 
     fn complain(&mut self, error: &io::Error) {

@@ -28,7 +28,7 @@ impl Drop for Dir {
 }
 
 fn open_log(path: &Path, metrics: &Metrics) -> Arc<AccessLog> {
-    AccessLog::open(&AccessLogTarget::File(path.to_owned()), Clock::System, metrics).unwrap()
+    AccessLog::open(&AccessLogTarget::File(path.to_owned()).into(), Clock::System, metrics).unwrap()
 }
 
 fn record<'a>(listener: &'a str, path: &'a [u8]) -> AccessRecord<'a> {
@@ -163,14 +163,14 @@ fn after_a_reopen_lines_go_to_the_new_file() {
 #[test]
 fn a_file_that_can_not_be_opened_is_named() {
     let target = AccessLogTarget::File("/nowhere/at/all.log".into());
-    let error = AccessLog::open(&target, Clock::System, &Metrics::new()).err().unwrap();
+    let error = AccessLog::open(&target.into(), Clock::System, &Metrics::new()).err().unwrap();
     assert!(error.to_string().contains("/nowhere/at/all.log"), "{error}");
 }
 
 #[test]
 fn a_log_that_is_off_takes_records_and_counts_nothing() {
     let metrics = Metrics::new();
-    let log = AccessLog::open(&AccessLogTarget::Off, Clock::System, &metrics).unwrap();
+    let log = AccessLog::open(&AccessLogTarget::Off.into(), Clock::System, &metrics).unwrap();
     log.record(&record("l", b"/"));
     assert!(!log.is_on() && log.close(Duration::ZERO));
     assert_eq!((metrics.access_log_lines.get(), metrics.access_log_dropped.get()), (0, 0));
@@ -209,4 +209,66 @@ fn a_line_cut_by_a_full_disk_does_not_swallow_the_next() {
     write_lines(&mut disk, b"five\n", &mut torn, &mut count).unwrap();
     assert_eq!((torn, count), (false, 2));
     assert_eq!(disk.written, b"one\ntw\nfive\n");
+}
+
+#[test]
+fn good_requests_are_sampled_evenly_and_others_are_always_there() {
+    let (dir, metrics) = (Dir::new(), Metrics::new());
+    let target = AccessLogTarget::File(dir.file("log"));
+    let settings = LogSettings { sample: Percent(100), ..target.into() };
+    let log = AccessLog::open(&settings, Clock::System, &metrics).unwrap();
+    for _ in 0..1000 {
+        log.record(&record("good", b"/"));
+        log.record(&AccessRecord { status: 404, ..record("bad", b"/") });
+        log.record(&AccessRecord { error: Some("cut"), ..record("cut", b"/") });
+        log.record(&AccessRecord { rate_limit: Some("a"), ..record("beyond", b"/") });
+    }
+    assert!(log.close(LONG));
+    let written = lines(&dir.file("log"));
+    let count = |listener: &str| written.iter().filter(|l| l["listener"] == listener).count();
+    assert!((95..=105).contains(&count("good")), "{} of 1000", count("good"));
+    assert_eq!(["bad", "cut", "beyond"].map(count), [1000; 3]);
+    assert_eq!(metrics.access_log_dropped.get(), 0, "what is not sampled is not lost");
+}
+
+#[test]
+fn a_file_that_has_grown_is_moved_away_and_the_oldest_goes() {
+    let (dir, metrics) = (Dir::new(), Metrics::new());
+    let rotation = Some(Rotation { bytes: 20_000, keep: 2 });
+    let settings = LogSettings { rotation, ..AccessLogTarget::File(dir.file("log")).into() };
+    // What is there already counts.
+    fs::write(dir.file("log"), vec![b'\n'; 19_990]).unwrap();
+    let log = AccessLog::open(&settings, Clock::System, &metrics).unwrap();
+    for i in 0..500 {
+        log.record(&record("l", format!("/{i}").as_bytes()));
+    }
+    assert!(log.close(LONG));
+    let mut files: Vec<_> = fs::read_dir(&dir.0).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    files.sort();
+    assert_eq!(files, ["log", "log.1", "log.2"]);
+    let mut paths = Vec::new();
+    for file in ["log.2", "log.1", "log"] {
+        assert!(fs::metadata(dir.file(file)).unwrap().len() <= 20_000);
+        paths.extend(lines(&dir.file(file)).iter().map(|l| l["path"].as_str().unwrap().to_owned()));
+    }
+    let expected: Vec<_> = (500 - paths.len()..500).map(|i| format!("/{i}")).collect();
+    assert_eq!(paths, expected, "no line is lost or twice but those of the oldest files");
+    assert_eq!((metrics.access_log_lines.get(), metrics.access_log_dropped.get()), (500, 0));
+}
+
+#[test]
+fn a_file_that_can_not_be_moved_away_is_written_on() {
+    let (dir, metrics) = (Dir::new(), Metrics::new());
+    let rotation = Some(Rotation { bytes: 1000, keep: 1 });
+    let settings = LogSettings { rotation, ..AccessLogTarget::File(dir.file("log")).into() };
+    // A directory that is not empty: nothing can be renamed to it.
+    fs::create_dir_all(dir.file("log.1").join("x")).unwrap();
+    let log = AccessLog::open(&settings, Clock::System, &metrics).unwrap();
+    for _ in 0..100 {
+        log.record(&record("l", b"/"));
+    }
+    assert!(log.close(LONG));
+    assert_eq!(lines(&dir.file("log")).len(), 100);
+    assert!(metrics.access_log_write_errors.get() >= 1);
+    assert_eq!((metrics.access_log_lines.get(), metrics.access_log_dropped.get()), (100, 0));
 }

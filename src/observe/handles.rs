@@ -6,7 +6,8 @@ use std::time::Duration;
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::handshake::HandshakeResult;
-use super::labels::{CloseReason, ConnectionRefusal, MethodLabel, RateLimitDecision, RedisFallback, UpstreamResult};
+use super::labels::{
+    CloseReason, ConnectionRefusal, ConnectionState, MethodLabel, RateLimitDecision, RedisFallback, UpstreamResult};
 use super::metrics::{ListenerFamilies, NodeFamilies, RouteFamilies};
 
 /// Statuses in one block of [`Codes`].
@@ -85,9 +86,21 @@ impl Drop for RequestInFlight {
     }
 }
 
+/// Counts a connection as in its handshake until dropped.
+#[must_use = "dropping it ends the handshake"]
+pub struct Handshaking(IntGauge);
+
+impl Drop for Handshaking {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// Counters of one listener.
 pub struct ListenerMetrics {
-    connections: IntGauge,
+    handshaking: IntGauge,
+    active: IntGauge,
+    idle: IntGauge,
     accepted: IntCounter,
     refused: Vec<IntCounter>,
     closed: Vec<IntCounter>,
@@ -103,7 +116,9 @@ impl ListenerMetrics {
         let handshakes = HandshakeResult::ALL.iter();
         let handshakes = handshakes.map(|r| families.handshakes.with_label_values(&[name, r.as_str()]));
         Self {
-            connections: families.connections.with_label_values(&[name]),
+            handshaking: families.connections.with_label_values(&[name, ConnectionState::Handshake.as_str()]),
+            active: families.connections.with_label_values(&[name, ConnectionState::Active.as_str()]),
+            idle: families.connections.with_label_values(&[name, ConnectionState::Idle.as_str()]),
             accepted: families.accepted.with_label_values(&[name]),
             refused: refused.collect(),
             closed: closed.collect(),
@@ -128,20 +143,38 @@ impl ListenerMetrics {
         self.handshake_duration.observe(duration.as_secs_f64());
     }
 
+    /// A TLS handshake begins; it ends when the value returned is dropped.
+    pub fn handshaking(&self) -> Handshaking {
+        self.handshaking.inc();
+        Handshaking(self.handshaking.clone())
+    }
+
     /// A connection is ready for requests; [`Self::closed`] follows once.
     pub fn opened(&self) {
-        self.connections.inc();
+        self.idle.inc();
+    }
+
+    /// An open connection has something to do; [`Self::rests`] follows once.
+    pub fn works(&self) {
+        self.idle.dec();
+        self.active.inc();
+    }
+
+    /// It has nothing to do any more.
+    pub fn rests(&self) {
+        self.active.dec();
+        self.idle.inc();
     }
 
     /// A connection that was [`Self::opened`] ended.
     pub fn closed(&self, reason: CloseReason) {
-        self.connections.dec();
+        self.idle.dec();
         self.closed[reason.index()].inc();
     }
 
-    /// Connections that are open now.
+    /// Connections that are open now, those in their handshake left out.
     pub fn open_connections(&self) -> i64 {
-        self.connections.get()
+        self.active.get() + self.idle.get()
     }
 }
 

@@ -5,6 +5,8 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::fields::Value;
+
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// What follows a text that was cut.
@@ -43,15 +45,43 @@ fn is_plain_word(word: [u8; 8]) -> bool {
 pub(super) struct JsonLine<'o>(&'o mut Vec<u8>);
 
 impl<'o> JsonLine<'o> {
-    /// Opens the object with what every line has: `time` and `event`.
-    pub(super) fn begin(out: &'o mut Vec<u8>, time: SystemTime, event: &'static str) -> Self {
+    /// Opens the object.
+    pub(super) fn begin(out: &'o mut Vec<u8>) -> Self {
         out.reserve(1024);
-        out.extend_from_slice(b"{\"time\":\"");
-        push_time(out, time);
-        out.push(b'"');
-        let mut line = Self(out);
-        line.text("event", event.as_bytes(), usize::MAX);
-        line
+        out.push(b'{');
+        Self(out)
+    }
+
+    /// A field of the table.
+    #[inline(always)]
+    pub(super) fn value(&mut self, key: &'static str, value: Value<'_>) {
+        match value {
+            Value::Absent => {}
+            Value::Text(text, bytes_max) => self.text(key, text, bytes_max),
+            Value::Number(number) => self.number(key, number),
+            Value::Micros(duration) => self.micros(key, Some(duration)),
+            Value::Address(address) => self.address(key, address),
+            Value::Time(time) => self.time(key, time),
+        }
+    }
+
+    /// A moment: the first field of every line, so that no comma stands before it.
+    pub(super) fn time(&mut self, key: &'static str, value: SystemTime) {
+        self.0.push(b'"');
+        self.0.extend_from_slice(key.as_bytes());
+        self.0.extend_from_slice(b"\":\"");
+        push_time(self.0, value);
+        self.0.push(b'"');
+    }
+
+    /// A text under a key that is made at run time; it is escaped too.
+    pub(super) fn text_of(&mut self, group: &'static str, key: &str, value: &[u8], bytes_max: usize) {
+        self.0.extend_from_slice(b",\"");
+        self.0.extend_from_slice(group.as_bytes());
+        push_escaped(self.0, key.as_bytes());
+        self.0.extend_from_slice(b"\":\"");
+        push_cut(self.0, value, bytes_max);
+        self.0.push(b'"');
     }
 
     // Inlined with its callers, so that a key is a few constant stores and not a copy: an eighth of the whole line.
@@ -67,12 +97,7 @@ impl<'o> JsonLine<'o> {
     pub(super) fn text(&mut self, key: &'static str, value: &[u8], bytes_max: usize) {
         self.key(key);
         self.0.push(b'"');
-        if value.len() <= bytes_max {
-            push_escaped(self.0, value);
-        } else {
-            push_escaped(self.0, cut(value, bytes_max));
-            self.0.extend_from_slice(CUT);
-        }
+        push_cut(self.0, value, bytes_max);
         self.0.push(b'"');
     }
 
@@ -100,24 +125,39 @@ impl<'o> JsonLine<'o> {
     pub(super) fn address(&mut self, key: &'static str, value: IpAddr) {
         self.key(key);
         self.0.push(b'"');
-        match value {
-            IpAddr::V4(v4) => {
-                let [a, b, c, d] = v4.octets();
-                push_number(self.0, u64::from(a));
-                for octet in [b, c, d] {
-                    self.0.push(b'.');
-                    push_number(self.0, u64::from(octet));
-                }
-            }
-            // Writing to a `Vec` can't fail.
-            IpAddr::V6(v6) => drop(write!(self.0, "{v6}")),
-        }
+        push_address(self.0, value);
         self.0.push(b'"');
     }
 
     /// Closes the object; no line end.
     pub(super) fn end(self) {
         self.0.push(b'}');
+    }
+}
+
+/// A text, escaped, of which at most `bytes_max` bytes are kept; what is cut ends in `...`.
+#[inline(always)]
+pub(super) fn push_cut(out: &mut Vec<u8>, value: &[u8], bytes_max: usize) {
+    if value.len() <= bytes_max {
+        push_escaped(out, value);
+    } else {
+        push_escaped(out, cut(value, bytes_max));
+        out.extend_from_slice(CUT);
+    }
+}
+
+pub(super) fn push_address(out: &mut Vec<u8>, address: IpAddr) {
+    match address {
+        IpAddr::V4(v4) => {
+            let [a, b, c, d] = v4.octets();
+            push_number(out, u64::from(a));
+            for octet in [b, c, d] {
+                out.push(b'.');
+                push_number(out, u64::from(octet));
+            }
+        }
+        // Writing to a `Vec` can't fail.
+        IpAddr::V6(v6) => drop(write!(out, "{v6}")),
     }
 }
 
@@ -193,7 +233,7 @@ fn push_non_ascii(out: &mut Vec<u8>, bytes: &[u8]) {
     }
 }
 
-fn push_number(out: &mut Vec<u8>, mut value: u64) {
+pub(super) fn push_number(out: &mut Vec<u8>, mut value: u64) {
     let mut digits = [0u8; 20];
     let mut at = digits.len();
     loop {
@@ -208,7 +248,7 @@ fn push_number(out: &mut Vec<u8>, mut value: u64) {
 }
 
 /// RFC 3339 in UTC with microseconds: `2026-11-21T22:30:05.000123Z`. Before 1970 is 1970.
-fn push_time(out: &mut Vec<u8>, time: SystemTime) {
+pub(super) fn push_time(out: &mut Vec<u8>, time: SystemTime) {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (year, month, day) = civil(since.as_secs() / 86_400);
     let second = since.as_secs() % 86_400;
@@ -235,7 +275,7 @@ fn push_time(out: &mut Vec<u8>, time: SystemTime) {
 ///
 /// Years are counted from March, so that the leap day is the last of its year, and days from 0000-03-01; 400 years always
 /// have 146,097 days, a century 36,524 and four years 1,461, each with one more or less at its end.
-fn civil(days_since_1970: u64) -> (u64, u64, u64) {
+pub(super) fn civil(days_since_1970: u64) -> (u64, u64, u64) {
     let days = days_since_1970 + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let century = (day_of_era / 36_524).min(3);

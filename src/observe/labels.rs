@@ -122,6 +122,18 @@ impl From<&Method> for MethodLabel {
 }
 
 label!(
+    /// What an open connection is doing.
+    ConnectionState {
+        /// In its TLS handshake.
+        Handshake => "handshake",
+        /// At least one request is being served.
+        Active => "active",
+        /// Between two requests.
+        Idle => "idle",
+    }
+);
+
+label!(
     /// Why a connection was turned away before a byte of it was read.
     ConnectionRefusal {
         /// `limits.connections` is reached.

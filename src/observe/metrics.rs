@@ -5,21 +5,20 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use prometheus::core::Collector;
-use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-};
+use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use super::crl::CrlFamilies;
 use super::expiry::{Expiring, Expiry, ExpiryGauges};
+use super::exposition::{self, Exposition};
 use super::handles::{
     ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics,
 };
+use super::peers::{PeerFamilies, PeerHandles};
+use super::process::{self, ProcessMetrics};
+use crate::names::PeerName;
 
 /// The `path` and `route` of a request that no route took.
 pub const UNMATCHED: &str = "unmatched";
-
-/// `Content-Type` of [`Metrics::encode`].
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What a metric measures.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -78,6 +77,10 @@ definitions! {
         "Requests by method, the route's configured path, and status.";
     HTTP_REQUEST_DURATION: Kind::Histogram(DURATION_BUCKETS), "http_request_duration_seconds", ["route"],
         "From a request's header to the end of its answer.";
+    PEER_REQUESTS: Kind::Counter, "peer_requests_total", ["peer", "code"],
+        "Requests by peer (at most metrics.peers_max of them, then other; none without one) and class of status.";
+    PEER_REQUEST_DURATION: Kind::Histogram(DURATION_BUCKETS), "peer_request_duration_seconds", ["peer"],
+        "From a request's header to the end of its answer, by peer.";
     REQUESTS_IN_FLIGHT: Kind::Gauge, "requests_in_flight", [],
         "Requests being served.";
     REFUSALS: Kind::Counter, "refusals_total", ["reason"],
@@ -90,8 +93,8 @@ definitions! {
         "Time until Redis answered a rate limit.";
     REDIS_FALLBACKS: Kind::Counter, "redis_fallbacks_total", ["reason"],
         "Shared rate limits that the gateway decided by itself, by reason.";
-    CONNECTIONS: Kind::Gauge, "connections", ["listener"],
-        "Open client connections, handshake done.";
+    CONNECTIONS: Kind::Gauge, "connections", ["listener", "state"],
+        "Open client connections: in their handshake, active (a request is being served) or idle.";
     CONNECTIONS_ACCEPTED: Kind::Counter, "connections_accepted_total", ["listener"],
         "Client connections that were let in.";
     CONNECTIONS_REFUSED: Kind::Counter, "connections_refused_total", ["listener", "reason"],
@@ -148,17 +151,22 @@ definitions! {
         "Always 1; its label says what runs.";
 }
 
+/// Every metric of the documentation: the gateway's own, then those that every process has.
+pub fn all_definitions() -> impl Iterator<Item = &'static Definition> {
+    DEFINITIONS.iter().chain(process::DEFINITIONS)
+}
+
 /// Turns what `prometheus` says of a name or label into the value.
 #[expect(clippy::expect_used, reason = "the names are constants, and the tests below register all of them")]
-fn sound<T>(made: prometheus::Result<T>) -> T {
+pub(super) fn sound<T>(made: prometheus::Result<T>) -> T {
     made.expect("metric names and labels are well-formed and distinct")
 }
 
-fn opts(d: &Definition) -> Opts {
+pub(super) fn opts(d: &Definition) -> Opts {
     Opts::new(d.name, d.help)
 }
 
-fn register<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+pub(super) fn register<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
     let family = sound(made);
     sound(registry.register(Box::new(family.clone())));
     family
@@ -232,6 +240,8 @@ pub struct Metrics {
     registry: Registry,
     routes: Arc<RouteFamilies>,
     unmatched: RouteMetrics,
+    peers: Arc<PeerFamilies>,
+    process: ProcessMetrics,
     requests_in_flight: IntGauge,
     refusals: IntCounterVec,
     refusals_by_code: RefusalTable,
@@ -266,6 +276,8 @@ impl Metrics {
         Arc::new(Self {
             unmatched: RouteMetrics::new(&routes, UNMATCHED, UNMATCHED),
             routes,
+            peers: Arc::new(PeerFamilies::new(counters(&r, &PEER_REQUESTS), histograms(&r, &PEER_REQUEST_DURATION))),
+            process: ProcessMetrics::new(&r),
             requests_in_flight: gauge(&r, &REQUESTS_IN_FLIGHT),
             refusals: counters(&r, &REFUSALS),
             refusals_by_code: RefusalTable::new(),
@@ -314,18 +326,25 @@ impl Metrics {
         })
     }
 
-    /// The Prometheus text format, version 0.0.4: see [`CONTENT_TYPE`].
+    /// The Prometheus text format.
     pub fn encode(&self) -> String {
-        let mut text = String::with_capacity(16 << 10);
-        if let Err(e) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
-            log::error!("metrics can't be written: {e}");
-        }
-        text
+        self.encode_as(Exposition::Text)
+    }
+
+    /// All metrics in this format.
+    pub fn encode_as(&self, format: Exposition) -> String {
+        self.process.update();
+        exposition::encode(&self.registry.gather(), format)
     }
 
     /// Handles of a route for one of its configured paths.
     pub fn route(&self, route: &str, path: &str) -> Arc<RouteMetrics> {
         Arc::new(RouteMetrics::new(&self.routes, route, path))
+    }
+
+    /// Handles of these peers, in the order of their [`crate::policy::peers::Peer::index`]; at most `max` have their own.
+    pub fn peers(&self, names: impl Iterator<Item = PeerName>, max: usize) -> PeerHandles {
+        PeerHandles::new(&self.peers, names, max)
     }
 
     /// For requests that no route took.
@@ -438,8 +457,10 @@ mod tests {
         metrics.rate_limit("route/a2a/peer").decided(RateLimitDecision::Admitted);
         metrics.redis().set_up(true);
         let listener = metrics.listener("federation");
+        drop(listener.handshaking());
         listener.opened();
         listener.closed(CloseReason::Idle);
+        metrics.peers(std::iter::empty(), 1).of(None).record(200, Duration::from_millis(3));
         listener.handshake(HandshakeResult::Ok, Duration::from_millis(1));
         let crl = crate::observe::CrlShown { issuer: "CN=mesh", this_update: 1, next_update: 2, entries: 3 };
         metrics.set_crls("federation", &[crl]);
@@ -458,7 +479,7 @@ mod tests {
     fn every_definition_is_written_out_once_with_its_kind() {
         let (metrics, _nodes) = full();
         let text = metrics.encode();
-        for d in DEFINITIONS {
+        for d in all_definitions() {
             let kind = match d.kind {
                 Kind::Counter => "counter",
                 Kind::Gauge => "gauge",
@@ -466,13 +487,13 @@ mod tests {
             };
             assert_eq!(text.matches(&format!("# TYPE {} {kind}\n", d.name)).count(), 1, "{}", d.name);
         }
-        assert_eq!(text.matches("# TYPE ").count(), DEFINITIONS.len());
+        assert_eq!(text.matches("# TYPE ").count(), all_definitions().count());
     }
 
     /// The rules of `promtool check metrics`, as far as names, kinds and helps go.
     #[test]
     fn names_keep_the_rules_of_promtool() {
-        for d in DEFINITIONS {
+        for d in all_definitions() {
             assert!(!d.help.is_empty() && d.help.ends_with('.'), "{}", d.name);
             assert_eq!(d.name.ends_with("_total"), d.kind == Kind::Counter, "{}", d.name);
             assert!(d.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{}", d.name);

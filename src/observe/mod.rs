@@ -2,21 +2,27 @@
 //!
 //! [`metrics`] holds every metric's name, help and labels; [`handles`] the counters that a route, a listener or a node keeps,
 //! resolved once when the configuration is built, so that the request path never looks a label up. [`access_log`] takes one
-//! record per request ([`record`] lists the fields) and writes it off the request path.
+//! record per request ([`fields`] lists the fields) and writes it off the request path.
 
 pub mod handshake;
 pub mod labels;
 pub mod metrics;
 pub mod handles;
+pub mod exposition;
+mod peers;
+mod process;
 mod expiry;
 mod json_line;
+pub mod fields;
+mod log_format;
+mod rotate;
 pub mod record;
 mod crl;
 mod line_limit;
 pub mod access_log;
 mod log_queue;
 
-pub use access_log::{AccessLog, AccessLogTarget};
+pub use access_log::{AccessLog, AccessLogTarget, LogSettings};
 pub use crl::CrlShown;
 pub use expiry::{Expiring, Expiry};
 pub use handles::{
@@ -28,5 +34,9 @@ pub use labels::{
     UpstreamResult,
 };
 pub use line_limit::{Line, LineLimit};
+pub use exposition::Exposition;
+pub use log_format::{Extras, LogFormat, Template};
 pub use metrics::Metrics;
+pub use peers::{PeerHandles, PeerMetrics};
 pub use record::{AccessRecord, HandshakeRecord, HandshakesOmitted};
+pub use rotate::Rotation;

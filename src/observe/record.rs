@@ -3,24 +3,16 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use super::handshake::HandshakeResult;
-use super::json_line::JsonLine;
+use http::HeaderMap;
 
-/// Longest host, SNI, request id and name of a certificate in the log, bytes.
-const NAME_BYTES_MAX: usize = 256;
-/// Longest path in the log, bytes; every path that a route names is shorter.
-const PATH_BYTES_MAX: usize = 2048;
-/// Longest `User-Agent` in the log, bytes.
-const USER_AGENT_BYTES_MAX: usize = 256;
-/// Longest JSON-RPC id in the log, bytes.
-const RPC_ID_BYTES_MAX: usize = 128;
-/// Longest explanation in the log, bytes.
-const DETAIL_BYTES_MAX: usize = 512;
+use super::handshake::HandshakeResult;
+use super::fields::{DETAIL_BYTES_MAX, NAME_BYTES_MAX};
+use super::json_line::JsonLine;
 
 /// One request, at its end. Borrowed, so that it costs nothing to put together; what is `None` is left out of the line.
 ///
 /// Texts that came from the client are bytes: they are escaped and cut when written, whatever they hold. Never put a
-/// header's value, a query, a token or a body here.
+/// query, a token or a body here. [`super::fields`] says how each is written.
 #[derive(Debug, Clone)]
 pub struct AccessRecord<'a> {
     /// When the request's header was there.
@@ -93,6 +85,8 @@ pub struct AccessRecord<'a> {
     pub user_agent: Option<&'a [u8]>,
     /// What broke, for an operator.
     pub error: Option<&'a str>,
+    /// Where the headers are taken from that `access_log.headers` names.
+    pub headers: Option<&'a HeaderMap>,
 }
 
 impl<'a> AccessRecord<'a> {
@@ -134,71 +128,13 @@ impl<'a> AccessRecord<'a> {
             tries: 0,
             user_agent: None,
             error: None,
+            headers: None,
         }
     }
 
-    /// Appends the record as one JSON object, without a line end.
-    pub fn write_json(&self, out: &mut Vec<u8>) {
-        let mut line = JsonLine::begin(out, self.time, "request");
-        self.write_caller(&mut line);
-        self.write_request(&mut line);
-        self.write_answer(&mut line);
-        line.end();
-    }
-
-    fn write_caller(&self, line: &mut JsonLine<'_>) {
-        line.optional("request_id", self.request_id, NAME_BYTES_MAX);
-        line.optional("trace_id", self.trace_id, NAME_BYTES_MAX);
-        line.text("listener", self.listener.as_bytes(), NAME_BYTES_MAX);
-        line.address("client", self.client);
-        line.optional("peer", self.peer, NAME_BYTES_MAX);
-        // The specification lets a SPIFFE ID have 2048 bytes.
-        line.optional("spiffe_id", self.spiffe_id, 2048);
-        // Longer ones match nothing that is configured.
-        line.optional("federation_issuer", self.federation_issuer, DETAIL_BYTES_MAX);
-        line.optional("tls_version", self.tls_version, NAME_BYTES_MAX);
-        line.optional("tls_cipher", self.tls_cipher, NAME_BYTES_MAX);
-        line.optional("tls_group", self.tls_group, NAME_BYTES_MAX);
-        line.optional("sni", self.sni, NAME_BYTES_MAX);
-    }
-
-    fn write_request(&self, line: &mut JsonLine<'_>) {
-        line.text("http_version", self.http_version.as_bytes(), NAME_BYTES_MAX);
-        line.text("method", self.method.as_bytes(), NAME_BYTES_MAX);
-        line.optional("host", self.host, NAME_BYTES_MAX);
-        line.text("path", self.path, PATH_BYTES_MAX);
-        line.optional("route", self.route, NAME_BYTES_MAX);
-        line.optional("rpc_method", self.rpc_method, NAME_BYTES_MAX);
-        line.optional("rpc_id", self.rpc_id.map(without_quotes), RPC_ID_BYTES_MAX);
-        if let Some(calls) = self.rpc_calls {
-            line.number("rpc_calls", u64::from(calls));
-        }
-    }
-
-    fn write_answer(&self, line: &mut JsonLine<'_>) {
-        line.number("status", u64::from(self.status));
-        line.optional("refusal", self.refusal, NAME_BYTES_MAX);
-        line.optional("refusal_detail", self.refusal_detail, DETAIL_BYTES_MAX);
-        line.optional("rate_limit", self.rate_limit, NAME_BYTES_MAX);
-        line.number("bytes_in", self.bytes_in);
-        line.number("bytes_out", self.bytes_out);
-        line.micros("duration_us", Some(self.duration));
-        line.micros("body_us", self.body);
-        line.micros("upstream_connect_us", self.upstream_connect);
-        line.micros("upstream_first_byte_us", self.upstream_first_byte);
-        line.optional("upstream", self.upstream, NAME_BYTES_MAX);
-        line.optional("node", self.node, NAME_BYTES_MAX);
-        line.number("tries", u64::from(self.tries));
-        line.optional("user_agent", self.user_agent, USER_AGENT_BYTES_MAX);
-        line.optional("error", self.error, DETAIL_BYTES_MAX);
-    }
-}
-
-/// Always a string in the log, whatever JSON type the id has: a field of two types breaks what reads the log.
-fn without_quotes(id: &[u8]) -> &[u8] {
-    match id {
-        [b'"', inner @ .., b'"'] => inner,
-        _ => id,
+    /// A success of which nothing needs to be told.
+    pub(super) fn went_well(&self) -> bool {
+        self.status < 400 && self.refusal.is_none() && self.error.is_none() && self.rate_limit.is_none()
     }
 }
 
@@ -230,7 +166,9 @@ pub struct HandshakeRecord<'a> {
 impl HandshakeRecord<'_> {
     /// Appends the record as one JSON object, without a line end.
     pub fn write_json(&self, out: &mut Vec<u8>) {
-        let mut line = JsonLine::begin(out, self.time, "handshake_failed");
+        let mut line = JsonLine::begin(out);
+        line.time("time", self.time);
+        line.text("event", b"handshake_failed", NAME_BYTES_MAX);
         line.text("listener", self.listener.as_bytes(), NAME_BYTES_MAX);
         line.address("client", self.client);
         line.text("result", self.result.as_str().as_bytes(), NAME_BYTES_MAX);
@@ -258,7 +196,9 @@ pub struct HandshakesOmitted<'a> {
 impl HandshakesOmitted<'_> {
     /// Appends the record as one JSON object, without a line end.
     pub fn write_json(&self, out: &mut Vec<u8>) {
-        let mut line = JsonLine::begin(out, self.time, "handshakes_omitted");
+        let mut line = JsonLine::begin(out);
+        line.time("time", self.time);
+        line.text("event", b"handshakes_omitted", NAME_BYTES_MAX);
         line.text("listener", self.listener.as_bytes(), NAME_BYTES_MAX);
         line.number("count", self.count);
         line.end();
@@ -269,6 +209,7 @@ impl HandshakesOmitted<'_> {
 mod tests {
     use std::time::UNIX_EPOCH;
 
+    use super::super::fields::USER_AGENT_BYTES_MAX;
     use super::*;
 
     fn parsed(record: &AccessRecord<'_>) -> serde_json::Value {

@@ -249,13 +249,17 @@ impl Connection {
     /// A request's header is whole. Returns how many there have been, this one included.
     pub fn begin_request(&self) -> u32 {
         self.set_phase(Phase::Busy);
-        self.streams.fetch_add(1, Ordering::Relaxed);
+        if self.streams.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.listener.metrics.works();
+        }
         self.requests.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// The request is answered; the next one may come.
     pub fn end_request(&self, now: Instant) {
-        self.streams.fetch_sub(1, Ordering::Relaxed);
+        if self.streams.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.listener.metrics.rests();
+        }
         let ns = now.saturating_duration_since(self.accepted).as_nanos();
         self.idle_since_ns.store(u64::try_from(ns).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.set_phase(Phase::Ending);

@@ -260,6 +260,7 @@ impl Listener {
         settings: &ListenerSnapshot,
     ) -> Option<Transport> {
         let Some(context) = &settings.tls else { return Some(Transport::Plain(tcp)) };
+        let _handshaking = self.listener.metrics.handshaking();
         let started = self.shared.clock.now();
         let stream = context.ssl(self.shared.clock.unix_seconds()).and_then(|ssl| SslStream::new(ssl, tcp));
         let mut stream = match stream {

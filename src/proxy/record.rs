@@ -26,6 +26,7 @@ pub fn record(shared: &Shared, session: &mut Session, ctx: &mut Context) {
         Some(metrics) => metrics.record(method, status, duration),
         None => shared.metrics.unmatched().record(method, status, duration),
     }
+    begun.snapshot.peer_metrics.of(ctx.peer.as_ref().map(|p| p.index)).record(status, duration);
     if let Some(refusal) = &ctx.refusal {
         shared.metrics.refusal(refusal.code());
     }
@@ -88,6 +89,7 @@ fn log(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, status:
         tries: way.tries,
         user_agent: header.headers.get(headers::USER_AGENT).map(|u| u.as_bytes()),
         error: ctx.error.as_deref(),
+        headers: Some(&header.headers),
         ..AccessRecord::new(begun.wall, connection.listener.name.as_str(), client)
     });
 }

@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 
 use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError, Loaded, Surroundings};
-use crate::observe::{AccessLog, AccessLogTarget, Metrics};
+use crate::observe::{AccessLog, Metrics};
 use crate::secret::Secret;
 use crate::snapshot::Snapshot;
 
@@ -106,12 +106,7 @@ pub trait Running: Send + Sync {
 /// # Errors
 /// See [`AccessLog::open`].
 pub fn open_log(config: &Config, clock: &Clock, metrics: &Metrics) -> io::Result<Arc<AccessLog>> {
-    let target = match &config.access_log {
-        config::file::AccessLog::Stdout => AccessLogTarget::Stdout,
-        config::file::AccessLog::Off => AccessLogTarget::Off,
-        config::file::AccessLog::File(path) => AccessLogTarget::File(path.into()),
-    };
-    AccessLog::open(&target, clock.clone(), metrics)
+    AccessLog::open(&config.access_log, clock.clone(), metrics)
 }
 
 /// A configuration's text, the addresses that it named, and what stood in its files.

@@ -1,11 +1,9 @@
-//! Blocks of the gateway as a whole: `redis`, `admin`, `access_log`, `identity_headers`, `server`.
+//! Blocks of the gateway as a whole: `redis`, `admin`, `identity_headers`, `server`.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::{self, Deserializer, MapAccess, Visitor};
 
 use super::{SecretText, seconds};
 use crate::units::{Size, Span};
@@ -52,51 +50,6 @@ pub struct Admin {
 impl Default for Admin {
     fn default() -> Self {
         Self { address: SocketAddr::from(([127, 0, 0, 1], 9901)), bearer_secret: None, bearer_secret_file: None }
-    }
-}
-
-/// `access_log`: `stdout`, `off` or `{ path }`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum AccessLog {
-    /// To standard output.
-    #[default]
-    Stdout,
-    /// Nowhere.
-    Off,
-    /// To the end of this file.
-    File(String),
-}
-
-impl<'de> Deserialize<'de> for AccessLog {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Fields {
-            path: String,
-        }
-        struct V;
-        impl<'de> Visitor<'de> for V {
-            type Value = AccessLog;
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("stdout, off, or { path }")
-            }
-            fn visit_bool<E: de::Error>(self, v: bool) -> Result<AccessLog, E> {
-                // YAML 1.1 reads a bare off as false.
-                if v { Err(E::invalid_value(de::Unexpected::Bool(v), &self)) } else { Ok(AccessLog::Off) }
-            }
-            fn visit_str<E: de::Error>(self, v: &str) -> Result<AccessLog, E> {
-                match v {
-                    "stdout" => Ok(AccessLog::Stdout),
-                    "off" => Ok(AccessLog::Off),
-                    _ => Err(E::invalid_value(de::Unexpected::Str(v), &self)),
-                }
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<AccessLog, A::Error> {
-                let Fields { path } = Fields::deserialize(de::value::MapAccessDeserializer::new(map))?;
-                Ok(AccessLog::File(path))
-            }
-        }
-        d.deserialize_any(V)
     }
 }
 

@@ -4,6 +4,7 @@ mod certificates;
 mod endpoint;
 mod federation;
 mod listeners;
+mod observe;
 mod patterns;
 mod peers;
 mod process;
@@ -55,7 +56,9 @@ pub(super) fn resolve(
     let redis = redis::resolve(&mut r, file.redis);
     redis::check_shared(&mut r, redis.is_some(), &listeners, &routes);
     let admin = process::admin(&mut r, file.admin);
-    let access_log = process::access_log(&mut r, file.access_log);
+    let access_log = observe::access_log(&mut r, file.access_log);
+    let metrics = observe::metrics(&mut r, &file.metrics);
+    let tracing = observe::tracing(&mut r, file.tracing);
     let server = process::server(&mut r, &file.server, &routes);
     listeners::check_peers_can_be_known(&mut r, &listeners, &routes);
     certificates::check_hosts(&mut r, &routes, &listeners);
@@ -74,6 +77,8 @@ pub(super) fn resolve(
         redis,
         admin,
         access_log,
+        metrics,
+        tracing,
         identity_headers: file.identity_headers,
         server,
     };

@@ -1,7 +1,6 @@
-//! The blocks of which there is one: `hive`, `admin`, `access_log`, `server`; and who listens where.
+//! The blocks of which there is one: `hive`, `admin`, `server`; and who listens where.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::time::Duration;
 
 use super::Resolver;
@@ -9,7 +8,7 @@ use super::federation;
 use super::ranges::HOUR;
 use super::routes::BODY_MAX;
 use super::secrets::secret;
-use crate::config::file::{self, AccessLog, File};
+use crate::config::file::{self, File};
 use crate::config::{Admin, Hive, Peer, Route, Server};
 use crate::headers::ProductHeaders;
 
@@ -79,22 +78,6 @@ pub(super) fn admin(r: &mut Resolver<'_>, admin: file::Admin) -> Admin {
     }
     let bearer = secret(r, "admin", "bearer_secret", admin.bearer_secret, admin.bearer_secret_file, ADMIN_SECRET_LEAST);
     Admin { address: admin.address, bearer }
-}
-
-/// `access_log`
-pub(super) fn access_log(r: &mut Resolver<'_>, log: AccessLog) -> AccessLog {
-    let AccessLog::File(name) = log else { return log };
-    let name = r.absolute(&name);
-    if r.around.read_files {
-        let path = Path::new(&name);
-        let directory = path.parent().unwrap_or(path);
-        if !directory.is_dir() {
-            r.error("access_log.path", format!("the directory {} does not exist", directory.display()));
-        } else if path.is_dir() {
-            r.error("access_log.path", format!("{name} is a directory; write a file's name"));
-        }
-    }
-    AccessLog::File(name)
 }
 
 /// `server`
