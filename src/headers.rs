@@ -313,8 +313,20 @@ pub fn sane_request_id(value: &HeaderValue) -> bool {
 /// what is called as if it were one.
 pub fn is_secret(name: &HeaderName) -> bool {
     const PARTS: [&str; 14] = [
-        "auth", "cookie", "token", "secret", "passw", "passphrase", "credential", "jwt", "session", "signature", "apikey",
-        "api-key", "access-key", "private-key",
+        "auth",
+        "cookie",
+        "token",
+        "secret",
+        "passw",
+        "passphrase",
+        "credential",
+        "jwt",
+        "session",
+        "signature",
+        "apikey",
+        "api-key",
+        "access-key",
+        "private-key",
     ];
     let name = name.as_str();
     PARTS.iter().any(|part| name.contains(part)) || name.ends_with("-key")
@@ -335,25 +347,85 @@ pub fn valid_traceparent(value: &[u8]) -> bool {
     dashes && end && hex(version) && version != b"ff" && id(trace_id) && id(parent_id) && hex(flags)
 }
 
-/// A new `traceparent` of version 00 out of 24 random bytes (16 for the trace, 8 for the span). `sampled` is the
-/// lowest flag: false tells the nodes that nobody records this trace, and most of them then don't either.
-pub fn new_traceparent(mut random: [u8; 24], sampled: bool) -> HeaderValue {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    // An id of zeros is invalid.
-    random[15] |= u8::from(random[..16].iter().all(|b| *b == 0));
-    random[23] |= u8::from(random[16..].iter().all(|b| *b == 0));
-    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-    let mut write = |at: usize, bytes: &[u8]| {
-        for (pair, byte) in text[at..].chunks_exact_mut(2).zip(bytes) {
-            pair[0] = DIGITS[usize::from(byte >> 4)];
-            pair[1] = DIGITS[usize::from(byte & 15)];
+/// The request's `traceparent`, if there is one and it is valid: of two nobody knows which is meant.
+pub fn traceparent(headers: &HeaderMap) -> Option<&HeaderValue> {
+    let mut all = headers.get_all(TRACEPARENT).iter();
+    let first = all.next().filter(|value| valid_traceparent(value.as_bytes()))?;
+    all.next().is_none().then_some(first)
+}
+
+/// What a `traceparent` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TraceContext {
+    /// Of the whole trace; not all zero.
+    pub trace_id: [u8; 16],
+    /// Of the caller's span; not all zero.
+    pub span_id: [u8; 8],
+    /// [`TraceContext::SAMPLED`], and what later versions define.
+    pub flags: u8,
+}
+
+impl TraceContext {
+    /// Somebody records this trace.
+    pub const SAMPLED: u8 = 1;
+
+    /// A new one out of 24 random bytes: 16 for the trace, 8 for the span. Nobody records it.
+    pub fn new(mut random: [u8; 24]) -> Self {
+        // An id of zeros is invalid.
+        random[15] |= u8::from(random[..16].iter().all(|b| *b == 0));
+        random[23] |= u8::from(random[16..].iter().all(|b| *b == 0));
+        let (mut trace_id, mut span_id) = ([0; 16], [0; 8]);
+        trace_id.copy_from_slice(&random[..16]);
+        span_id.copy_from_slice(&random[16..]);
+        Self { trace_id, span_id, flags: 0 }
+    }
+
+    /// Reads a valid one.
+    pub fn parse(value: &[u8]) -> Option<Self> {
+        fn bytes<const N: usize>(hex: &[u8]) -> [u8; N] {
+            let digit = |b: u8| if b.is_ascii_digit() { b - b'0' } else { b - b'a' + 10 };
+            std::array::from_fn(|i| digit(hex[2 * i]) << 4 | digit(hex[2 * i + 1]))
         }
-    };
-    write(3, &random[..16]);
-    write(36, &random[16..]);
-    write(53, &[u8::from(sampled)]);
-    // Digits and dashes are always a header value.
-    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
+        // What is valid has lower-case hex digits in all of these places.
+        valid_traceparent(value).then(|| Self {
+            trace_id: bytes(&value[3..35]),
+            span_id: bytes(&value[36..52]),
+            flags: bytes::<1>(&value[53..55])[0],
+        })
+    }
+
+    /// Whether somebody records it.
+    pub fn sampled(&self) -> bool {
+        self.flags & Self::SAMPLED != 0
+    }
+
+    /// The same, recorded or not.
+    pub fn with_sampled(self, sampled: bool) -> Self {
+        Self { flags: self.flags & !Self::SAMPLED | u8::from(sampled), ..self }
+    }
+
+    /// The last eight bytes of the trace id, as a number.
+    pub fn tail(&self) -> u64 {
+        let [.., a, b, c, d, e, f, g, h] = self.trace_id;
+        u64::from_be_bytes([a, b, c, d, e, f, g, h])
+    }
+
+    /// As a `traceparent` of version 00.
+    pub fn to_header(self) -> HeaderValue {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+        let mut write = |at: usize, bytes: &[u8]| {
+            for (pair, byte) in text[at..].chunks_exact_mut(2).zip(bytes) {
+                pair[0] = DIGITS[usize::from(byte >> 4)];
+                pair[1] = DIGITS[usize::from(byte & 15)];
+            }
+        };
+        write(3, &self.trace_id);
+        write(36, &self.span_id);
+        write(53, &[self.flags]);
+        // Digits and dashes are always a header value.
+        HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
+    }
 }
 
 #[cfg(test)]
@@ -566,10 +638,20 @@ mod tests {
     }
 
     #[test]
+    fn a_traceparent_is_read_and_written_back() {
+        let text = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-03";
+        let context = TraceContext::parse(text.as_bytes()).unwrap();
+        assert!(context.sampled() && context.tail() == 0xa3ce_929d_0e0e_4736);
+        assert_eq!(context.to_header(), text);
+        assert_eq!(context.with_sampled(false).flags, 2);
+        assert_eq!(TraceContext::parse(&text.as_bytes()[1..]), None);
+    }
+
+    #[test]
     fn a_new_traceparent_is_valid_even_without_randomness() {
         for random in [[0; 24], [0xff; 24], [0xa5; 24]] {
             for sampled in [false, true] {
-                let value = new_traceparent(random, sampled);
+                let value = TraceContext::new(random).with_sampled(sampled).to_header();
                 assert!(valid_traceparent(value.as_bytes()), "{value:?}");
                 assert_eq!(value.as_bytes().ends_with(b"01"), sampled);
             }

@@ -4,6 +4,8 @@ mod crl_refresh;
 mod fleet;
 mod reload_service;
 mod status;
+#[cfg(feature = "otlp")]
+mod trace_export;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -132,6 +134,12 @@ fn serve(shared: &Arc<Shared>, reloader: &Arc<Reloader>, fleet: Fleet) {
     server.add_service(background_service("health", reload_service::HealthChecks(shared.clone())));
     // On a thread of its own: commands of all requests meet there and go out together.
     server.add_service(background_service("redis", fleet));
+    #[cfg(feature = "otlp")]
+    {
+        let mut export = background_service("trace export", trace_export::TraceExport(shared.clone()));
+        export.threads = Some(1);
+        server.add_service(export);
+    }
     let mut reloads =
         background_service("reload", reload_service::Reloads { reloader: reloader.clone(), shared: shared.clone() });
     reloads.threads = Some(1);

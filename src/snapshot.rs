@@ -11,6 +11,7 @@ use crate::config::{self, Config};
 use crate::headers::{ProductHeaders, Spoofable};
 use crate::json_rpc::{self, MethodPolicy};
 use crate::names::{ListenerName, RouteName};
+use crate::observe::trace::Sampler;
 use crate::observe::{CrlShown, Expiring, Expiry, Metrics, NodeMetrics, PeerHandles, RouteMetrics, UpstreamMetrics};
 use crate::policy::admission;
 use crate::policy::federation::Federation;
@@ -45,6 +46,8 @@ pub struct Snapshot {
     pub spoofable: Spoofable,
     /// What is done with federation JWTs, on routes to trusted upstreams.
     pub federation: Federation,
+    /// Which requests are traced; none without `tracing`.
+    pub sampler: Option<Sampler>,
     /// `Bearer …`, the proof that a request came through the gateway.
     pub gateway_auth: Option<HeaderValue>,
 }
@@ -202,6 +205,7 @@ impl Snapshot {
             upstreams,
             spoofable: Spoofable::new(&product),
             product,
+            sampler: config.tracing.as_ref().map(|t| Sampler::new(t.sample, t.parent_based)),
             gateway_auth: gateway_auth.transpose()?,
             config: Arc::new(config),
         };

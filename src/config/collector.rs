@@ -32,7 +32,8 @@ impl Collector {
             Some("https") => true,
             _ => return Err(wrong()),
         };
-        let authority = uri.authority().filter(|a| !a.as_str().contains('@') && !a.host().is_empty()).ok_or_else(wrong)?;
+        let authority =
+            uri.authority().filter(|a| !a.as_str().contains('@') && !a.host().is_empty()).ok_or_else(wrong)?;
         if uri.query().is_some() {
             return Err(wrong());
         }
@@ -64,9 +65,15 @@ mod tests {
             ("http://otel/otlp/", "otel", 80, "/otlp/v1/traces"),
         ] {
             let collector = Collector::parse(text).unwrap();
-            assert_eq!((collector.host.as_str(), collector.port, collector.path.as_str()), (host, port, path), "{text}");
+            assert_eq!(
+                (collector.host.as_str(), collector.port, collector.path.as_str()),
+                (host, port, path),
+                "{text}"
+            );
         }
-        for text in ["127.0.0.1:4318", "grpc://x", "http://", "http://a@b", "http://a/?x", "http://a:4317", "http:///v1"] {
+        for text in
+            ["127.0.0.1:4318", "grpc://x", "http://", "http://a@b", "http://a/?x", "http://a:4317", "http:///v1"]
+        {
             assert!(Collector::parse(text).is_err(), "{text}");
         }
     }

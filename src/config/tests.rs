@@ -437,7 +437,9 @@ fn the_process_s_blocks() {
     assert_eq!(with("access_log: { format: combined }"), Vec::<String>::new());
     assert!(with("access_log: { path: a.log, rotatr: 1 }")[0].contains("access_log.rotatr: unknown key"));
     assert!(with("access_log: { format: xml }")[0].contains("write json, combined, or { template }"));
-    assert!(with("access_log: { format: { template: \"{statsu}\" } }")[0].contains("access_log.format.template: {statsu}"));
+    assert!(
+        with("access_log: { format: { template: \"{statsu}\" } }")[0].contains("access_log.format.template: {statsu}")
+    );
     assert!(with("identity_headers: { xfcc: 1 }")[0].contains("1 is a number; write true or false"));
 }
 

@@ -243,7 +243,8 @@ fn a_file_that_has_grown_is_moved_away_and_the_oldest_goes() {
         log.record(&record("l", format!("/{i}").as_bytes()));
     }
     assert!(log.close(LONG));
-    let mut files: Vec<_> = fs::read_dir(&dir.0).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut files: Vec<_> =
+        fs::read_dir(&dir.0).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     files.sort();
     assert_eq!(files, ["log", "log.1", "log.2"]);
     let mut paths = Vec::new();

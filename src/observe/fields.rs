@@ -18,7 +18,6 @@ pub(super) const RPC_ID_BYTES_MAX: usize = 128;
 /// Longest explanation in the log, bytes.
 pub(super) const DETAIL_BYTES_MAX: usize = 512;
 
-
 /// What a field holds.
 #[derive(Debug, Clone, Copy)]
 pub enum Value<'a> {

@@ -7,7 +7,9 @@ use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::handshake::HandshakeResult;
 use super::labels::{
-    CloseReason, ConnectionRefusal, ConnectionState, MethodLabel, RateLimitDecision, RedisFallback, UpstreamResult};
+    CloseReason, ConnectionRefusal, ConnectionState, MethodLabel, RateLimitDecision, RedisFallback, SpanResult,
+    UpstreamResult,
+};
 use super::metrics::{ListenerFamilies, NodeFamilies, RouteFamilies};
 
 /// Statuses in one block of [`Codes`].
@@ -62,6 +64,11 @@ impl RouteMetrics {
             None => self.resolve(method, "other").inc(),
         }
         self.duration.observe(duration.as_secs_f64());
+    }
+
+    /// The configured path: never a request's.
+    pub fn path(&self) -> &str {
+        &self.path
     }
 
     fn resolve(&self, method: MethodLabel, code: &str) -> IntCounter {
@@ -192,6 +199,23 @@ impl RateLimitMetrics {
     /// The limit was asked.
     pub fn decided(&self, decision: RateLimitDecision) {
         self.decisions[decision.index()].inc();
+    }
+}
+
+/// Counters of spans.
+#[derive(Clone)]
+pub struct SpanMetrics {
+    results: Vec<IntCounter>,
+}
+
+impl SpanMetrics {
+    pub(super) fn new(spans: &IntCounterVec) -> Self {
+        Self { results: SpanResult::ALL.iter().map(|r| spans.with_label_values(&[r.as_str()])).collect() }
+    }
+
+    /// This became of so many.
+    pub fn count(&self, result: SpanResult, spans: usize) {
+        self.results[result.index()].inc_by(spans as u64);
     }
 }
 

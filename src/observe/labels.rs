@@ -122,6 +122,20 @@ impl From<&Method> for MethodLabel {
 }
 
 label!(
+    /// What became of a span.
+    SpanResult {
+        /// The collector has it.
+        Exported => "exported",
+        /// Lost: the collector is slower than the requests, or down.
+        QueueFull => "queue_full",
+        /// Lost: the collector could not be reached, or had no time for it.
+        ExportFailed => "export_failed",
+        /// Lost: the collector would not have it.
+        Rejected => "rejected",
+    }
+);
+
+label!(
     /// What an open connection is doing.
     ConnectionState {
         /// In its TLS handshake.

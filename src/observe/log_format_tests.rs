@@ -113,7 +113,8 @@ fn what_is_redacted_is_only_seen_to_be_there() {
     let extras = Extras::new(&known, &redact).unwrap();
     let map = headers(&[("x-user", b"mallory")]);
     let record = record(&map);
-    for format in [LogFormat::Json, LogFormat::Combined, template("{client} \"{user_agent}\" {header.x-user}", &known)] {
+    for format in [LogFormat::Json, LogFormat::Combined, template("{client} \"{user_agent}\" {header.x-user}", &known)]
+    {
         let line = written(&format, &record, &extras);
         assert!(line.contains("[redacted]"), "{line}");
         assert!(!["203.0", "mallory", "a2a-python"].iter().any(|text| line.contains(text)), "{line}");

@@ -11,7 +11,8 @@ use super::crl::CrlFamilies;
 use super::expiry::{Expiring, Expiry, ExpiryGauges};
 use super::exposition::{self, Exposition};
 use super::handles::{
-    ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics,
+    ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics, SpanMetrics,
+    UpstreamMetrics,
 };
 use super::peers::{PeerFamilies, PeerHandles};
 use super::process::{self, ProcessMetrics};
@@ -141,6 +142,8 @@ definitions! {
         "Access log lines lost: the queue was full, or writing failed.";
     ACCESS_LOG_WRITE_ERRORS: Kind::Counter, "access_log_write_errors_total", [],
         "Failed writes of the access log, such as to a full disk.";
+    TRACE_SPANS: Kind::Counter, "trace_spans_total", ["result"],
+        "Spans of traced requests, by what became of them.";
     CONFIG_GENERATION: Kind::Gauge, "config_generation", [],
         "Grows with every configuration taken into use.";
     CONFIG_RELOADS: Kind::Counter, "config_reload_total", ["result"],
@@ -259,6 +262,7 @@ pub struct Metrics {
     pub(super) access_log_lines: IntCounter,
     pub(super) access_log_dropped: IntCounter,
     pub(super) access_log_write_errors: IntCounter,
+    trace_spans: IntCounterVec,
     config_generation: IntGauge,
     config_reloads: IntCounterVec,
     tls_reloads: IntCounterVec,
@@ -319,6 +323,7 @@ impl Metrics {
             access_log_lines: counter(&r, &ACCESS_LOG_LINES),
             access_log_dropped: counter(&r, &ACCESS_LOG_DROPPED),
             access_log_write_errors: counter(&r, &ACCESS_LOG_WRITE_ERRORS),
+            trace_spans: counters(&r, &TRACE_SPANS),
             config_generation: gauge(&r, &CONFIG_GENERATION),
             config_reloads: by_result(counters(&r, &CONFIG_RELOADS)),
             tls_reloads: by_result(counters(&r, &TLS_RELOADS)),
@@ -401,6 +406,11 @@ impl Metrics {
         &self.body_memory
     }
 
+    /// Handles of what becomes of spans.
+    pub fn spans(&self) -> SpanMetrics {
+        SpanMetrics::new(&self.trace_spans)
+    }
+
     /// Which configuration is in use.
     pub fn set_config_generation(&self, generation: u64) {
         self.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
@@ -456,6 +466,7 @@ mod tests {
         metrics.refusal("not_found");
         metrics.rate_limit("route/a2a/peer").decided(RateLimitDecision::Admitted);
         metrics.redis().set_up(true);
+        metrics.spans().count(crate::observe::SpanResult::Exported, 1);
         let listener = metrics.listener("federation");
         drop(listener.handshaking());
         listener.opened();

@@ -2,7 +2,8 @@
 //!
 //! [`metrics`] holds every metric's name, help and labels; [`handles`] the counters that a route, a listener or a node keeps,
 //! resolved once when the configuration is built, so that the request path never looks a label up. [`access_log`] takes one
-//! record per request ([`fields`] lists the fields) and writes it off the request path.
+//! record per request ([`fields`] lists the fields) and writes it off the request path. [`trace`] keeps
+//! what is told of a share of the requests to a collector.
 
 pub mod handshake;
 pub mod labels;
@@ -21,20 +22,24 @@ mod crl;
 mod line_limit;
 pub mod access_log;
 mod log_queue;
+pub mod trace;
+#[cfg(feature = "otlp")]
+pub mod otlp;
 
 pub use access_log::{AccessLog, AccessLogTarget, LogSettings};
 pub use crl::CrlShown;
 pub use expiry::{Expiring, Expiry};
+pub use exposition::Exposition;
 pub use handles::{
-    ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics,
+    ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics, SpanMetrics,
+    UpstreamMetrics,
 };
 pub use handshake::HandshakeResult;
 pub use labels::{
     CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, OcspResult, RateLimitDecision, RedisFallback,
-    UpstreamResult,
+    SpanResult, UpstreamResult,
 };
 pub use line_limit::{Line, LineLimit};
-pub use exposition::Exposition;
 pub use log_format::{Extras, LogFormat, Template};
 pub use metrics::Metrics;
 pub use peers::{PeerHandles, PeerMetrics};

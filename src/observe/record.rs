@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
 
-use super::handshake::HandshakeResult;
 use super::fields::{DETAIL_BYTES_MAX, NAME_BYTES_MAX};
+use super::handshake::HandshakeResult;
 use super::json_line::JsonLine;
 
 /// One request, at its end. Borrowed, so that it costs nothing to put together; what is `None` is left out of the line.

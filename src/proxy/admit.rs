@@ -14,6 +14,7 @@ use super::body::{self, NoBody};
 use super::connection::Connection;
 use super::context::{Begun, Context, Rpc};
 use super::rate_limit::{Asking, Calls};
+use super::trace;
 use super::watch::refusal_of;
 use crate::headers;
 use crate::json_rpc::{self, EnvelopeError, RawId};
@@ -72,6 +73,7 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     };
     begin(shared, session, &connection, listener);
     ctx.request_id = Some(request_id(&session.req_header().headers));
+    trace::begin(session, ctx, &snapshot);
     if connection.takes_no_more() {
         return Err(Refusal::ShuttingDown.into());
     }
@@ -105,6 +107,9 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
         check_federation(shared, session, ctx, &snapshot)?;
     }
     limits.issuer(session, ctx).await?;
+    if let Some(trace) = &mut ctx.trace {
+        trace.admitted(shared.clock.now());
+    }
     let within = listener.deadlines.request_body;
     let body = body::read(shared, session, ctx, route.body_limit, within, started).await?;
     if let Some(json_rpc) = &route.json_rpc {

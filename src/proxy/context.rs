@@ -8,6 +8,7 @@ use http::HeaderValue;
 
 use super::connection::Connection;
 use super::session::Wait;
+use crate::observe::trace::Trace;
 use crate::observe::{RequestInFlight, RouteMetrics};
 use crate::policy::body_memory::Share;
 use crate::policy::peers::Peer;
@@ -39,8 +40,10 @@ pub struct Context {
     pub route_metrics: Option<Arc<RouteMetrics>>,
     /// The name of the request in every log.
     pub request_id: Option<HeaderValue>,
-    /// `traceparent` as sent to Hive.
-    pub trace: Option<HeaderValue>,
+    /// `traceparent`: the client's or a new one. A traced request's differs for each node in the span.
+    pub traceparent: Option<HeaderValue>,
+    /// What is told to a collector, if anything is.
+    pub trace: Option<Box<Trace>>,
     /// Host as compared: lower case, without port.
     pub host: Option<String>,
     /// The body, read whole.

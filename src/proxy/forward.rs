@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -14,7 +15,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use super::context::{Begun, Context, TRIES_MAX};
 use super::session::{self, DEADLINE, Expired, GONE, Wait};
 use super::watch::{CertificateWatch, refusal_of};
-use super::{Shared, admit};
+use super::{Shared, admit, trace};
 use crate::headers;
 use crate::observe::UpstreamResult;
 use crate::refusal::Refusal;
@@ -54,7 +55,11 @@ pub fn pick(shared: &Shared, ctx: &mut Context) -> Result<Box<HttpPeer>> {
     if !way.tried.is_empty() {
         route.upstream.metrics.retried();
     }
-    way.try_started = Some(shared.clock.now());
+    let now = shared.clock.now();
+    way.try_started = Some(now);
+    if let Some(trace) = &mut ctx.trace {
+        trace.try_started(picked.node().url(), now);
+    }
     way.picked = Some(picked);
     Ok(peer)
 }
@@ -65,6 +70,9 @@ pub fn connected(shared: &Shared, ctx: &mut Context, reused: bool, digest: Optio
     let picked = way.picked.as_ref().ok_or_else(|| Error::new(ErrorType::InternalError))?;
     picked.node().check_proof(digest)?;
     way.connected = true;
+    if let Some(trace) = &mut ctx.trace {
+        trace.connected(reused, shared.clock.now());
+    }
     way.connect = match way.try_started {
         Some(started) if !reused => Some(shared.clock.now().saturating_duration_since(started)),
         _ => None,
@@ -83,7 +91,7 @@ pub fn connect_failed(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
         }
         _ => (UpstreamResult::ConnectFailed, Refusal::UpstreamConnectFailed),
     };
-    record_result(ctx, result);
+    record_failure(ctx, result);
     ctx.error = Some(describe(&error));
     ctx.upstream.unreachable = Some(refusal);
     if let Some(picked) = &ctx.upstream.picked {
@@ -108,7 +116,7 @@ pub fn broke(session: &Session, ctx: &mut Context, mut error: Box<Error>, reused
         None if *error.esource() == ErrorSource::Downstream => UpstreamResult::ClientGone,
         None => UpstreamResult::Broken,
     };
-    record_result(ctx, result);
+    record_failure(ctx, result);
     ctx.error = Some(describe(&error));
     let harmless = matches!(session.req_header().method, http::Method::GET | http::Method::HEAD);
     if harmless && reused && ctx.upstream.status.is_none() {
@@ -117,6 +125,13 @@ pub fn broke(session: &Session, ctx: &mut Context, mut error: Box<Error>, reused
         error.set_retry(false);
     }
     error
+}
+
+fn record_failure(ctx: &mut Context, result: UpstreamResult) {
+    record_result(ctx, result);
+    if let Some(trace) = &mut ctx.trace {
+        trace.try_failed(result.as_str(), Instant::now());
+    }
 }
 
 fn record_result(ctx: &Context, result: UpstreamResult) {
@@ -186,16 +201,7 @@ pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result
     if let Some(id) = &ctx.request_id {
         request.insert_header(headers::X_REQUEST_ID, id.clone())?;
     }
-    let theirs = request.headers.get(headers::TRACEPARENT).filter(|t| headers::valid_traceparent(t.as_bytes()));
-    ctx.trace = theirs.cloned();
-    if ctx.trace.is_none() {
-        // `tracestate` belongs to the context that was not valid.
-        request.remove_header(&headers::TRACESTATE);
-        let ours = headers::new_traceparent(random(), false);
-        request.insert_header(headers::TRACEPARENT, ours.clone())?;
-        ctx.trace = Some(ours);
-    }
-    Ok(())
+    trace::tell_node(request, ctx)
 }
 
 /// What is between the gateway and our own Hive: who the client is, and the proof that the gateway says so. Nobody else
@@ -237,13 +243,6 @@ fn frame_body(request: &mut RequestHeader, length: u64) -> Result<()> {
 fn address_value(address: IpAddr) -> Result<HeaderValue> {
     HeaderValue::try_from(address.to_string())
         .map_err(|_| Error::explain(ErrorType::InternalError, "an address that no header can carry"))
-}
-
-fn random() -> [u8; 24] {
-    let mut bytes = [0; 24];
-    bytes[..16].copy_from_slice(uuid::Uuid::new_v4().as_bytes());
-    bytes[16..].copy_from_slice(&uuid::Uuid::new_v4().as_bytes()[8..]);
-    bytes
 }
 
 /// Takes note of the node's answer and of what is between node and gateway only.
@@ -301,9 +300,12 @@ pub fn rewrite_response(shared: &Shared, response: &mut ResponseHeader, ctx: &mu
     Ok(())
 }
 
-fn answered(ctx: &mut Context, status: u16, now: std::time::Instant) {
+fn answered(ctx: &mut Context, status: u16, now: Instant) {
     ctx.upstream.status = Some(status);
     ctx.error = None;
+    if let Some(trace) = &mut ctx.trace {
+        trace.answered(status, now);
+    }
     let first_byte = ctx.upstream.try_started.map(|started| now.saturating_duration_since(started));
     ctx.upstream.first_byte = first_byte;
     record_result(ctx, if status >= 500 { UpstreamResult::ServerError } else { UpstreamResult::Ok });

@@ -18,6 +18,7 @@ mod refuse;
 mod session;
 mod shared;
 pub mod sketch;
+mod trace;
 mod watch;
 
 pub use gateway::Gateway;

@@ -4,7 +4,7 @@ use http::Version;
 use pingora::proxy::Session;
 
 use super::context::{Begun, Context};
-use super::{Shared, admit, body, session};
+use super::{Shared, admit, body, session, trace};
 use crate::headers;
 use crate::observe::{AccessRecord, MethodLabel};
 
@@ -31,6 +31,9 @@ pub fn record(shared: &Shared, session: &mut Session, ctx: &mut Context) {
         shared.metrics.refusal(refusal.code());
     }
     log(shared, session, ctx, &begun, status, duration);
+    if let Some(trace) = ctx.trace.take() {
+        shared.traces.push(trace::finish(*trace, session, ctx, &begun, status, begun.started + duration));
+    }
     if let Some(h1) = session.as_downstream().as_http1() {
         let chunked = session.req_header().headers.contains_key(headers::TRANSFER_ENCODING);
         let body = (!chunked).then(|| body::announced(session).unwrap_or(0));
@@ -48,13 +51,12 @@ fn log(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, status:
     let header = session.req_header();
     let connection = &begun.connection;
     let tls = connection.tls.as_ref();
-    let trace = ctx.trace.as_ref().or_else(|| header.headers.get(headers::TRACEPARENT)).map(|t| t.as_bytes());
-    let trace = trace.filter(|t| headers::valid_traceparent(t));
+    let trace = ctx.traceparent.as_ref().or_else(|| headers::traceparent(&header.headers)).map(|t| t.as_bytes());
     let way = &ctx.upstream;
     let client = ctx.client.as_ref().map_or_else(|| begun.remote_ip(), |c| c.address);
     shared.log().record(&AccessRecord {
         request_id: ctx.request_id.as_ref().and_then(|id| id.to_str().ok()),
-        trace_id: trace.and_then(|t| std::str::from_utf8(&t[3..35]).ok()),
+        trace_id: trace.and_then(|t| std::str::from_utf8(t.get(3..35)?).ok()),
         peer: ctx.peer.as_ref().map(|p| p.name.as_str()),
         spiffe_id: connection.identity.as_ref().and_then(|i| i.spiffe_id.as_ref()).map(|id| id.as_str()),
         federation_issuer: ctx.federation_issuer.as_deref(),

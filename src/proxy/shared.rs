@@ -12,6 +12,7 @@ use super::connection::Connection;
 use super::downstream::Unparsed;
 use super::sketch::CountMin;
 use crate::clock::Clock;
+use crate::observe::trace::TraceQueue;
 use crate::observe::{AccessLog, AccessRecord, Metrics};
 use crate::policy::body_memory::BodyMemory;
 use crate::policy::rate_limit::{RateLimiter, SharedRates};
@@ -29,6 +30,8 @@ pub struct Shared {
     /// The counters.
     pub metrics: Arc<Metrics>,
     log: ArcSwap<AccessLog>,
+    /// Traced requests that are done.
+    pub traces: TraceQueue,
     /// Tells the generation of each new snapshot.
     swapped: watch::Sender<u64>,
     /// What waiting bodies may take.
@@ -54,6 +57,7 @@ impl Shared {
         Arc::new(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
             clock,
+            traces: TraceQueue::new(metrics.spans()),
             metrics,
             log: ArcSwap::new(log),
             swapped: watch::Sender::new(0),

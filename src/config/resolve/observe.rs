@@ -116,7 +116,10 @@ pub(super) fn tracing(r: &mut Resolver<'_>, raw: Option<file::Tracing>) -> Optio
     };
     match &ca {
         None if collector.tls => {
-            r.error("tracing.ca", "https:// needs what the collector's certificate chains to; write ca: collector-ca.pem");
+            r.error(
+                "tracing.ca",
+                "https:// needs what the collector's certificate chains to; write ca: collector-ca.pem",
+            );
         }
         Some(_) if !collector.tls => r.error("tracing.ca", "not used without TLS; write https://, or leave it out"),
         _ => {}
