@@ -404,10 +404,10 @@ impl TraceContext {
         Self { flags: self.flags & !Self::SAMPLED | u8::from(sampled), ..self }
     }
 
-    /// The last eight bytes of the trace id, as a number.
+    /// The last seven bytes of the trace id, as a number: those that are random (W3C Trace Context 2, section 3.2.2.5).
     pub fn tail(&self) -> u64 {
-        let [.., a, b, c, d, e, f, g, h] = self.trace_id;
-        u64::from_be_bytes([a, b, c, d, e, f, g, h])
+        let [.., a, b, c, d, e, f, g] = self.trace_id;
+        u64::from_be_bytes([0, a, b, c, d, e, f, g])
     }
 
     /// As a `traceparent` of version 00.
@@ -641,7 +641,7 @@ mod tests {
     fn a_traceparent_is_read_and_written_back() {
         let text = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-03";
         let context = TraceContext::parse(text.as_bytes()).unwrap();
-        assert!(context.sampled() && context.tail() == 0xa3ce_929d_0e0e_4736);
+        assert!(context.sampled() && context.tail() == 0xce_929d_0e0e_4736);
         assert_eq!(context.to_header(), text);
         assert_eq!(context.with_sampled(false).flags, 2);
         assert_eq!(TraceContext::parse(&text.as_bytes()[1..]), None);

@@ -133,7 +133,9 @@ fn an_unknown_key_names_the_nearest() {
     assert!(
         wrong("{ ca: ca.pem }", "{ ca: ca.pem, crls: [x] }")[0].starts_with("6:34: listeners[0].tls.client_auth.crls")
     );
-    assert!(wrong("listeners:", "tracing: {}\nlisteners:")[0].starts_with("1:1: tracing: unknown key \"tracing\""));
+    assert!(
+        wrong("listeners:", "profiling: {}\nlisteners:")[0].starts_with("1:1: profiling: unknown key \"profiling\"")
+    );
 }
 
 #[test]

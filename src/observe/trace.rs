@@ -24,7 +24,7 @@ const KNOWN_FLAGS: u8 = 3;
 /// Decides which requests are traced.
 #[derive(Debug, Clone, Copy)]
 pub struct Sampler {
-    /// Of 2⁶⁴ trace ids, how many; `None`: all.
+    /// Of 2⁵⁶ trace ids, how many; `None`: all.
     below: Option<u64>,
     parent_based: bool,
 }
@@ -32,7 +32,7 @@ pub struct Sampler {
 impl Sampler {
     /// See `tracing` in the configuration.
     pub fn new(share: Percent, parent_based: bool) -> Self {
-        let below = (share.0 < 1000).then(|| u64::MAX / 1000 * u64::from(share.0));
+        let below = (share.0 < 1000).then(|| (1 << 56) / 1000 * u64::from(share.0));
         Self { below, parent_based }
     }
 
@@ -47,7 +47,7 @@ impl Sampler {
         let context = parent.unwrap_or_else(|| TraceContext::new(random()));
         let sampled = match &parent {
             Some(parent) if self.parent_based => parent.sampled(),
-            // The last bytes are the random ones, and the same for all who know the trace (W3C Trace Context 2, 3.2.2.3).
+            // By the id, so that all who know the trace and have the same share decide alike.
             _ => self.below.is_none_or(|below| context.tail() < below),
         };
         let trace = sampled.then(|| {

@@ -1,6 +1,7 @@
 //! Sends the spans of traced requests to a collector: OTLP over HTTP, in batches, on a thread of its own. What it can't keep
 //! up with is lost in the queue before it and counted; no request ever waits for it.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -173,9 +174,7 @@ impl Exporter {
                 self.target.insert(Target { connector, generation, tls: trust(tracing)? })
             }
         };
-        let broken = |e: Box<pingora::Error>| Failure::Passing(e.to_string().trim().replace(['\n', '\r'], " "));
-        let peer = peer(tracing, target.tls.as_ref()).await?;
-        let (mut session, _) = target.connector.get_http_session(&peer).await.map_err(broken)?;
+        let (mut session, peer) = connect(&target.connector, tracing, target.tls.as_ref()).await?;
         let request = request(tracing, body.len()).map_err(broken)?;
         session.write_request_header(Box::new(request)).await.map_err(broken)?;
         session.write_request_body(body, true).await.map_err(broken)?;
@@ -191,6 +190,30 @@ impl Exporter {
             _ => Err(Failure::Final(format!("status {status}"))),
         }
     }
+}
+
+fn broken(error: Box<pingora::Error>) -> Failure {
+    Failure::Passing(error.to_string().trim().replace(['\n', '\r'], " "))
+}
+
+/// A connection to the first of the collector's addresses that takes one.
+async fn connect(
+    connector: &Connector,
+    tracing: &Tracing,
+    tls: Option<&tls::UpstreamTlsMaterial>,
+) -> Result<(HttpSession, HttpPeer), Failure> {
+    let collector = &tracing.collector;
+    let found = tokio::net::lookup_host((collector.host.as_str(), collector.port)).await;
+    let found = found.map_err(|e| Failure::Passing(format!("{} has no address: {e}", collector.host)))?;
+    let mut failure = Failure::Passing(format!("{} has no address", collector.host));
+    for address in found {
+        let peer = peer(tracing, address, tls)?;
+        match connector.get_http_session(&peer).await {
+            Ok((session, _)) => return Ok((session, peer)),
+            Err(e) => failure = broken(e),
+        }
+    }
+    Err(failure)
 }
 
 async fn read(session: &mut HttpSession) -> pingora::Result<Vec<u8>> {
@@ -233,11 +256,8 @@ fn trust(tracing: &Tracing) -> Result<Option<tls::UpstreamTlsMaterial>, Failure>
     })
 }
 
-async fn peer(tracing: &Tracing, tls: Option<&tls::UpstreamTlsMaterial>) -> Result<HttpPeer, Failure> {
+fn peer(tracing: &Tracing, address: SocketAddr, tls: Option<&tls::UpstreamTlsMaterial>) -> Result<HttpPeer, Failure> {
     let collector = &tracing.collector;
-    let unknown = |why: String| Failure::Passing(format!("{} has no address: {why}", collector.host));
-    let found = tokio::net::lookup_host((collector.host.as_str(), collector.port)).await;
-    let address = found.map_err(|e| unknown(e.to_string()))?.next().ok_or_else(|| unknown("none".into()))?;
     let mut peer = HttpPeer::new(address, collector.tls, tls.map_or_else(String::new, |tls| tls.server_name.clone()));
     if let Some(tls) = tls {
         peer.options.ca = Some(tls.ca.clone());

@@ -114,6 +114,9 @@ pub(super) fn tracing(r: &mut Resolver<'_>, raw: Option<file::Tracing>) -> Optio
             return None;
         }
     };
+    if collector.tls && collector.host.parse::<std::net::IpAddr>().is_ok() {
+        r.error("tracing.otlp", "https:// needs the name in the collector's certificate, not an address");
+    }
     match &ca {
         None if collector.tls => {
             r.error(
@@ -122,6 +125,11 @@ pub(super) fn tracing(r: &mut Resolver<'_>, raw: Option<file::Tracing>) -> Optio
             );
         }
         Some(_) if !collector.tls => r.error("tracing.ca", "not used without TLS; write https://, or leave it out"),
+        Some(name) if r.around.read_files => {
+            if let Err(e) = std::fs::File::open(name) {
+                r.error("tracing.ca", format!("the file {name:?} can't be read: {e}"));
+            }
+        }
         _ => {}
     }
     if bearer.is_some() && !collector.tls && !is_local(&collector.host) {

@@ -2,6 +2,8 @@
 
 pub mod certs;
 pub mod client;
+#[cfg(feature = "otlp")]
+pub mod collector;
 pub mod crl_server;
 pub mod gateway;
 pub mod h2_client;

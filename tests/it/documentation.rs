@@ -1,0 +1,84 @@
+//! `conf/observability.md` says what the code does: its tables are made of the code's own.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, UNIX_EPOCH};
+
+use hive_gateway::observe::fields::Field;
+use hive_gateway::observe::metrics::{Kind, all_definitions};
+use hive_gateway::observe::{HandshakeRecord, HandshakeResult, HandshakesOmitted};
+
+fn file() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("conf/observability.md")
+}
+
+/// First cells of the rows of the table whose head begins so, without their backquotes.
+pub fn first_column(head: &str) -> BTreeSet<String> {
+    let text = fs::read_to_string(file()).unwrap();
+    let rows = text.lines().skip_while(|l| !l.starts_with(head)).skip(2).take_while(|l| l.starts_with('|'));
+    rows.map(|row| row.split('|').nth(1).unwrap().trim().trim_matches('`').to_owned()).collect()
+}
+
+/// Compares what stands between the marks of `name` with `table`, or with UPDATE_DOCS writes it there.
+fn compare(name: &str, table: &str) {
+    let text = fs::read_to_string(file()).unwrap();
+    let (before, rest) = text.split_once(&format!("<!-- begin: {name} -->\n")).unwrap();
+    let (now, after) = rest.split_once("<!-- end -->").unwrap();
+    if now == table {
+        return;
+    }
+    assert!(
+        std::env::var_os("UPDATE_DOCS").is_some(),
+        "the table of {name} is not that of the code; run UPDATE_DOCS=1 cargo test --test it -- documentation:: --test-threads 1"
+    );
+    fs::write(file(), format!("{before}<!-- begin: {name} -->\n{table}<!-- end -->{after}")).unwrap();
+}
+
+#[test]
+fn the_table_of_log_fields_is_that_of_the_code() {
+    let rows = Field::ALL.iter().map(|field| format!("| `{}` | {} |\n", field.name(), field.help()));
+    compare("fields", &format!("| field | says |\n|---|---|\n{}", rows.collect::<String>()));
+}
+
+#[test]
+fn the_table_of_metrics_is_that_of_the_code() {
+    let rows = all_definitions().map(|d| {
+        let kind = match d.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram(_) => "histogram",
+        };
+        let labels: Vec<_> = d.labels.iter().map(|label| format!("`{label}`")).collect();
+        format!("| `{}` | {kind} | {} | {} |\n", d.name, labels.join(", "), d.help)
+    });
+    compare("metrics", &format!("| metric | kind | labels | says |\n|---|---|---|---|\n{}", rows.collect::<String>()));
+}
+
+#[test]
+fn the_table_of_handshakes_has_the_fields_that_are_written() {
+    let (mut failed, mut omitted) = (Vec::new(), Vec::new());
+    HandshakeRecord {
+        time: UNIX_EPOCH,
+        listener: "l",
+        client: [127, 0, 0, 1].into(),
+        result: HandshakeResult::Expired,
+        detail: Some("d"),
+        sni: Some("s"),
+        tls_version: Some("v"),
+        subject: Some("s"),
+        issuer: Some("i"),
+        duration: Duration::ZERO,
+    }
+    .write_json(&mut failed);
+    HandshakesOmitted { time: UNIX_EPOCH, listener: "l", count: 1 }.write_json(&mut omitted);
+    let keys = |line: &[u8]| {
+        let line: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(line).unwrap();
+        line.keys().cloned().collect::<BTreeSet<_>>()
+    };
+    let text = fs::read_to_string(file()).unwrap();
+    let table = text.split_once("A failed TLS handshake").unwrap().1;
+    let rows = table.lines().skip_while(|l| !l.starts_with("| field")).skip(2).take_while(|l| l.starts_with('|'));
+    let documented: BTreeSet<_> = rows.map(|r| r.split('`').nth(1).unwrap().to_owned()).collect();
+    assert_eq!(documented, &keys(&failed) | &keys(&omitted));
+}
