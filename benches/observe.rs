@@ -8,7 +8,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use hive_gateway::clock::Clock;
+use hive_gateway::observe::trace::{Moments, RequestSpan, Sampler};
 use hive_gateway::observe::{AccessLog, AccessLogTarget, AccessRecord, MethodLabel, Metrics, UpstreamResult};
+use hive_gateway::units::Percent;
 
 fn record() -> AccessRecord<'static> {
     AccessRecord {
@@ -47,20 +49,60 @@ fn metrics(c: &mut Criterion) {
     let upstream = metrics.upstream("hive");
     let node = metrics.upstream_node("hive", "http://10.0.1.10:3000");
     let took = Duration::from_micros(8312);
+    let names: Vec<_> = (0..1000).map(|n| hive_gateway::names::PeerName::new(&format!("peer-{n}")).unwrap()).collect();
+    let peers = metrics.peers(names.into_iter(), 100);
+    let listener = metrics.listener("federation");
+    listener.opened();
     c.bench_function("metrics/route_record", |b| {
         b.iter(|| route.record(black_box(MethodLabel::Post), black_box(200), black_box(took)));
     });
+    c.bench_function("metrics/peer_record", |b| b.iter(|| peers.of(black_box(Some(7))).record(black_box(200), took)));
     c.bench_function("metrics/refusal", |b| b.iter(|| metrics.refusal(black_box("not_found"))));
     // All that one proxied request counts.
     c.bench_function("metrics/whole_request", |b| {
         b.iter(|| {
             let in_flight = metrics.request_started();
+            listener.works();
             node.request_started();
             upstream.first_byte(black_box(took));
             node.record(black_box(UpstreamResult::Ok));
             node.request_ended();
             route.record(MethodLabel::from(black_box(&http::Method::POST)), black_box(200), black_box(took));
+            peers.of(black_box(Some(7))).record(black_box(200), black_box(took));
+            listener.rests();
             drop(in_flight);
+        });
+    });
+}
+
+/// What deciding costs a request when tracing is on, and what a traced one costs beside.
+fn tracing(c: &mut Criterion) {
+    let theirs = http::HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00");
+    let random = || {
+        let mut bytes = [0; 24];
+        bytes[..16].copy_from_slice(uuid::Uuid::new_v4().as_bytes());
+        bytes[16..].copy_from_slice(&uuid::Uuid::new_v4().as_bytes()[8..]);
+        bytes
+    };
+    let sampler = Sampler::new(Percent(0), true);
+    c.bench_function("tracing/not_sampled_with_parent", |b| b.iter(|| sampler.begin(black_box(Some(&theirs)), random)));
+    c.bench_function("tracing/not_sampled_without_parent", |b| b.iter(|| sampler.begin(black_box(None), random)));
+    let sampler = Sampler::new(Percent(1000), true);
+    let node: std::sync::Arc<str> = "http://10.0.1.10:3000".into();
+    c.bench_function("tracing/sampled", |b| {
+        b.iter(|| {
+            let (trace, _) = sampler.begin(None, random);
+            let (mut trace, now) = (trace.unwrap(), Instant::now());
+            trace.admitted(now);
+            trace.try_started(&node, now);
+            trace.connected(true, now);
+            let told = trace.traceparent();
+            trace.answered(200, now);
+            let (body_read, forwarded) = (Some(now), Some(now));
+            let moments = Moments { started: now, wall: SystemTime::now(), body_read, forwarded, ended: now };
+            let (name, method) = ("POST /a".into(), "POST".into());
+            let span = RequestSpan { name, method, state: None, attributes: Vec::new(), error: None };
+            (told, trace.finish(span, &moments))
         });
     });
 }
@@ -98,5 +140,5 @@ fn access_log(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, metrics, access_log);
+criterion_group!(benches, metrics, access_log, tracing);
 criterion_main!(benches);

@@ -40,6 +40,8 @@ pub const LOG_FILTER: &str = "info,pingora_proxy=off,pingora_core=off";
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// Idle connections to nodes that are kept, for all threads together.
 const POOL_SIZE: usize = 1024;
+/// How long the spans of the last requests may take to a collector.
+const LAST_SPANS_WAIT: Duration = Duration::from_secs(1);
 /// How long the last log lines may take.
 const LOG_WAIT: Duration = Duration::from_secs(2);
 /// HTTP/2 streams of one client connection at once.
@@ -187,11 +189,21 @@ impl ShutdownSignalWatch for Signals {
             (0, 0) => log::info!("all requests are done"),
             (requests, connections) => log::warn!("{requests} requests and {connections} connections are cut off"),
         }
+        self.send_last_spans().await;
         ShutdownSignal::FastShutdown
     }
 }
 
 impl Signals {
+    /// Pingora leaves no service the time for it.
+    async fn send_last_spans(&self) {
+        self.shared.traces.end();
+        let deadline = Instant::now() + LAST_SPANS_WAIT;
+        while !self.shared.traces.is_empty() && Instant::now() < deadline {
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+    }
+
     async fn failed(&self) {
         while self.shared.failure().is_none() {
             tokio::time::sleep(DRAIN_POLL * 10).await;

@@ -5,10 +5,11 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use http::HeaderValue;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::handles::SpanMetrics;
 use super::labels::SpanResult;
@@ -345,20 +346,27 @@ pub struct TraceQueue {
     /// The end of whoever sends them; taken once.
     receiver: parking_lot::Mutex<Option<mpsc::Receiver<Finished>>>,
     metrics: SpanMetrics,
+    /// Taken in, and neither sent nor given up.
+    pending: AtomicUsize,
+    /// The process ends: nothing is gathered any more.
+    ending: watch::Sender<bool>,
 }
 
 impl TraceQueue {
     /// An empty one of [`QUEUE_MAX`] places.
     pub fn new(metrics: SpanMetrics) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE_MAX);
-        Self { sender, receiver: Some(receiver).into(), metrics }
+        let (pending, ending) = (AtomicUsize::new(0), watch::Sender::new(false));
+        Self { sender, receiver: Some(receiver).into(), metrics, pending, ending }
     }
 
     /// Puts a trace in, or counts its spans as lost. Never waits.
     pub fn push(&self, trace: Finished) {
+        self.pending.fetch_add(1, Ordering::Relaxed);
         if let Err(mpsc::error::TrySendError::Full(lost) | mpsc::error::TrySendError::Closed(lost)) =
             self.sender.try_send(trace)
         {
+            self.done(1);
             self.metrics.count(SpanResult::QueueFull, lost.spans.len());
         }
     }
@@ -366,6 +374,26 @@ impl TraceQueue {
     /// What comes in, for the one that sends it.
     pub fn take_receiver(&self) -> Option<mpsc::Receiver<Finished>> {
         self.receiver.lock().take()
+    }
+
+    /// So many traces were sent, or given up.
+    pub fn done(&self, traces: usize) {
+        self.pending.fetch_sub(traces, Ordering::Relaxed);
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.pending.load(Ordering::Relaxed) == 0
+    }
+
+    /// The process ends: what waits is to be sent at once.
+    pub fn end(&self) {
+        let _ = self.ending.send_replace(true);
+    }
+
+    /// Turns true when the process ends.
+    pub fn ending(&self) -> watch::Receiver<bool> {
+        self.ending.subscribe()
     }
 
     /// What became of spans.

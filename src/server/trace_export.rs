@@ -16,7 +16,8 @@ use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use pingora::upstreams::peer::HttpPeer;
 use tokio::sync::mpsc::Receiver;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::config::{Tracing, file};
 use crate::observe::SpanResult;
@@ -32,8 +33,6 @@ const GATHER: Duration = Duration::from_secs(1);
 /// A batch that the collector could not take is sent again so often, after pauses that begin so and double.
 const TRIES_MAX: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(1);
-/// The last batch at the end of the process.
-const LAST: Duration = Duration::from_millis(700);
 /// An idle connection to the collector is kept so long.
 const IDLE: Duration = Duration::from_secs(30);
 /// Longest answer that is read, bytes.
@@ -47,41 +46,38 @@ impl BackgroundService for TraceExport {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let Some(mut queue) = self.0.traces.take_receiver() else { return };
         let mut exporter = Exporter { shared: self.0.clone(), target: None, failing: false };
+        let mut ending = self.0.traces.ending();
         let mut batch = Vec::new();
-        loop {
-            tokio::select! {
-                _ = shutdown.changed() => break,
-                () = gather(&mut queue, &mut batch) => {}
+        let work = async {
+            loop {
+                gather(&mut queue, &mut ending, &mut batch).await;
+                exporter.export(&batch).await;
+                self.0.traces.done(batch.len());
+                batch.clear();
             }
-            tokio::select! {
-                _ = shutdown.changed() => break,
-                () = exporter.export(&batch) => batch.clear(),
-            }
-        }
-        while batch.len() < BATCH_MAX * 4 {
-            match queue.try_recv() {
-                Ok(trace) => batch.push(trace),
-                Err(_) => break,
-            }
-        }
-        if !batch.is_empty() && timeout(LAST, exporter.export(&batch)).await.is_err() {
-            self.0.traces.metrics().count(SpanResult::ExportFailed, spans(&batch));
+        };
+        tokio::select! {
+            _ = shutdown.changed() => {}
+            () = work => {}
         }
     }
 }
 
-/// Waits for a trace, and a moment for more. What has come is in `batch` even if this is broken off.
-async fn gather(queue: &mut Receiver<Finished>, batch: &mut Vec<Finished>) {
+/// Waits for a trace, and a moment for more unless the process ends.
+async fn gather(queue: &mut Receiver<Finished>, ending: &mut watch::Receiver<bool>, batch: &mut Vec<Finished>) {
     match queue.recv().await {
         Some(first) => batch.push(first),
         // The other end lives as long as the process.
         None => std::future::pending().await,
     }
     let until = Instant::now() + GATHER;
-    while batch.len() < BATCH_MAX
-        && let Ok(Some(trace)) = timeout_at(until, queue.recv()).await
-    {
-        batch.push(trace);
+    while batch.len() < BATCH_MAX {
+        tokio::select! {
+            biased;
+            more = queue.recv() => batch.extend(more),
+            _ = ending.wait_for(|ending| *ending) => return,
+            () = sleep_until(until) => return,
+        }
     }
 }
 
