@@ -100,7 +100,7 @@ fn tracing(c: &mut Criterion) {
             trace.answered(200, now);
             let (body_read, forwarded) = (Some(now), Some(now));
             let moments = Moments { started: now, wall: SystemTime::now(), body_read, forwarded, ended: now };
-            let (name, method) = ("POST /a".into(), "POST".into());
+            let (name, method) = ("POST /a".into(), "POST");
             let span = RequestSpan { name, method, state: None, attributes: Vec::new(), error: None };
             (told, trace.finish(span, &moments))
         });

@@ -8,7 +8,7 @@
 //!   └ request: strict form ─ client address ─ route ─ peer ─ federation headers
 //!        ─ body (limit, deadline, memory) ─ JSON-RPC envelope    proxy::admit, route, policy, json_rpc
 //!          └ pick a node ─ rewrite headers ─ forward             upstream, proxy::forward
-//!              └ record: log, metrics                            proxy::record, observe
+//!              └ record: log, metrics, traces                    proxy::record, observe
 //! ```
 //!
 //! Beside it, [`reload`] takes changed certificates and configurations into use while requests run.

@@ -25,19 +25,19 @@ impl Exposition {
             let kind = parts.next().unwrap_or_default().to_ascii_lowercase();
             let parameters: Vec<_> = parts.filter_map(|p| p.split_once('=')).collect();
             let parameter = |name: &str| parameters.iter().find(|(n, _)| n.trim().eq_ignore_ascii_case(name));
-            let quality = parameter("q").map_or(1.0, |(_, q)| q.trim().parse::<f32>().unwrap_or(0.0));
+            let quality = parameter("q").map_or(1000, |(_, q)| thousandths(q));
             let version = parameter("version").map(|(_, v)| v.trim().trim_matches('"'));
             match kind.as_str() {
                 "application/openmetrics-text" if matches!(version, None | Some("1.0.0" | "0.0.1")) => {
-                    open = open.max(Some(Quality(quality)));
+                    open = open.max(Some(quality));
                 }
-                "text/plain" | "text/*" | "*/*" => text = text.max(Some(Quality(quality))),
+                "text/plain" | "text/*" | "*/*" => text = text.max(Some(quality)),
                 // Media types are an open set.
                 _ => {}
             }
         }
         match open {
-            Some(open) if open.0 > 0.0 && text.is_none_or(|text| open > text) => Self::OpenMetrics,
+            Some(open) if open > text.unwrap_or(0) => Self::OpenMetrics,
             _ => Self::Text,
         }
     }
@@ -51,16 +51,10 @@ impl Exposition {
     }
 }
 
-/// A `q` of `Accept`, as a number that can be compared.
-#[derive(Clone, Copy, PartialEq, PartialOrd)]
-struct Quality(f32);
-
-impl Eq for Quality {}
-
-impl Ord for Quality {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.total_cmp(&other.0)
-    }
+/// A `q` of `Accept` in thousandths (RFC 9110, section 12.4.2); what is none counts for nothing.
+fn thousandths(q: &str) -> u16 {
+    let q = q.trim().parse::<f32>().unwrap_or(0.0);
+    (q.clamp(0.0, 1.0) * 1000.0) as u16
 }
 
 /// Writes the families down.

@@ -240,8 +240,7 @@ fn write_combined(record: &AccessRecord<'_>, extras: &Extras, out: &mut Vec<u8>)
 /// `-` for what is absent, as in every log of this kind.
 fn push_value(out: &mut Vec<u8>, value: Value<'_>, quoted: bool) {
     match value {
-        Value::Absent => out.push(b'-'),
-        Value::Text(text, _) if text.is_empty() => out.push(b'-'),
+        Value::Absent | Value::Text([], _) => out.push(b'-'),
         Value::Text(text, bytes_max) if quoted => push_cut(out, text, bytes_max),
         Value::Text(text, bytes_max) => {
             let start = out.len();

@@ -184,15 +184,15 @@ impl Trace {
             spans.push(Span::internal(id, self.span_id, name, after(from), after(to)));
         }
         for (n, one) in std::mem::take(&mut self.tries).into_iter().enumerate() {
-            self.add_try(&mut spans, n, one, &request.method, moments);
+            self.add_try(&mut spans, n, one, request.method, moments);
         }
         Finished { trace_id: self.trace_id, flags: self.flags, state: request.state, start: moments.wall, spans }
     }
 
-    fn add_try(&mut self, spans: &mut Vec<Span>, n: usize, one: Try, method: &Cow<'static, str>, moments: &Moments) {
+    fn add_try(&mut self, spans: &mut Vec<Span>, n: usize, one: Try, method: &'static str, moments: &Moments) {
         let after = |at: Instant| at.saturating_duration_since(moments.started);
         let end = one.ended.map_or(moments.ended, |(at, _)| at);
-        let mut attributes = vec![("http.request.method", Attribute::Text(method.clone()))];
+        let mut attributes = vec![("http.request.method", method.into())];
         let authority = one.node.split_once("://").map_or(&*one.node, |(_, rest)| rest);
         let (host, port) = authority.rsplit_once(':').unwrap_or((authority, ""));
         attributes.push(("server.address", host.trim_matches(['[', ']']).to_owned().into()));
@@ -211,7 +211,7 @@ impl Trace {
         spans.push(Span {
             id: one.span_id,
             parent: Some(self.span_id),
-            name: method.clone(),
+            name: method.into(),
             kind: Kind::Client,
             start: after(one.started),
             end: after(end),
@@ -248,7 +248,7 @@ pub struct RequestSpan {
     /// Method and route.
     pub name: Cow<'static, str>,
     /// The method, as an attribute has it.
-    pub method: Cow<'static, str>,
+    pub method: &'static str,
     /// `tracestate` as it came.
     pub state: Option<String>,
     /// After the conventions of OpenTelemetry for HTTP and RPC, and Hive's names.
@@ -408,10 +408,10 @@ pub fn client_text(bytes: &[u8]) -> Attribute {
 }
 
 /// The method for an attribute: those that the conventions know, else `_OTHER`.
-pub fn method_attribute(method: super::MethodLabel) -> Cow<'static, str> {
+pub fn method_attribute(method: super::MethodLabel) -> &'static str {
     match method {
-        super::MethodLabel::Other => "_OTHER".into(),
-        known => known.as_str().into(),
+        super::MethodLabel::Other => "_OTHER",
+        known => known.as_str(),
     }
 }
 

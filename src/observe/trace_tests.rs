@@ -60,7 +60,7 @@ fn the_stages_of_a_request_lie_in_its_span() {
     trace.answered(200, at(20));
     let request = RequestSpan {
         name: "POST /a".into(),
-        method: "POST".into(),
+        method: "POST",
         state: Some("a=b".into()),
         attributes: Vec::new(),
         error: None,
@@ -112,7 +112,7 @@ fn a_full_queue_loses_spans_and_counts_them() {
         let trace = begin(Sampler::new(Percent(1000), true), None).0.unwrap();
         let (now, wall) = (Instant::now(), SystemTime::now());
         let moments = Moments { started: now, wall, body_read: None, forwarded: None, ended: now };
-        let (name, method) = ("GET".into(), "GET".into());
+        let (name, method) = ("GET".into(), "GET");
         trace.finish(RequestSpan { name, method, state: None, attributes: Vec::new(), error: None }, &moments)
     };
     (0..QUEUE_MAX + 3).for_each(|_| queue.push(finished()));

@@ -1,6 +1,5 @@
 //! A request's trace: begun with its header, told to the nodes, put together at its end.
 
-use std::borrow::Cow;
 use std::time::Instant;
 
 use http::{HeaderMap, Version};
@@ -45,8 +44,8 @@ pub fn finish(trace: Trace, session: &Session, ctx: &Context, begun: &Begun, sta
     let method = method_attribute(MethodLabel::from(&session.req_header().method));
     let path = ctx.route_metrics.as_ref().map(|metrics| metrics.path());
     let request = RequestSpan {
-        name: path.map_or_else(|| method.clone(), |path| format!("{method} {path}").into()),
-        attributes: attributes(session, ctx, begun, status, &method),
+        name: path.map_or(method.into(), |path| format!("{method} {path}").into()),
+        attributes: attributes(session, ctx, begun, status, method),
         method,
         state: trace_state(&session.req_header().headers),
         // A server's span is in error from 500 on; what the client did wrong is not the gateway's (HTTP conventions).
@@ -72,13 +71,13 @@ fn attributes(
     ctx: &Context,
     begun: &Begun,
     status: u16,
-    method: &Cow<'static, str>,
+    method: &'static str,
 ) -> Vec<(&'static str, Attribute)> {
     let (header, connection) = (session.req_header(), &begun.connection);
     let number = |n: u64| Attribute::Number(i64::try_from(n).unwrap_or(i64::MAX));
     let client = ctx.client.as_ref().map_or_else(|| begun.remote_ip(), |client| client.address);
     let mut all = vec![
-        ("http.request.method", Attribute::Text(method.clone())),
+        ("http.request.method", method.into()),
         ("url.path", client_text(admit::path_of(header.raw_path()))),
         ("url.scheme", if connection.tls.is_some() { "https" } else { "http" }.into()),
         ("http.response.status_code", number(status.into())),

@@ -42,7 +42,7 @@ fn status_of(gateway: &Gateway, request: &str) -> u16 {
 }
 
 #[track_caller]
-fn one<'a>(spans: &'a [Span], kind: SpanKind) -> &'a Span {
+fn one(spans: &[Span], kind: SpanKind) -> &Span {
     let mut found = spans.iter().filter(|span| span.kind == kind as i32);
     let first = found.next().unwrap_or_else(|| panic!("no {kind:?} in {spans:#?}"));
     assert!(found.next().is_none(), "{spans:#?}");
