@@ -35,6 +35,9 @@ const DROP_WAIT: Duration = Duration::from_secs(1);
 /// A thread's line buffer gives memory beyond this back.
 const LINE_KEEP_BYTES: usize = 16 << 10;
 
+/// Begins a line that goes to the process' log. No other line holds such a byte.
+const EVENT: u8 = 0;
+
 thread_local! {
     static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
@@ -163,7 +166,7 @@ impl AccessLog {
 
     /// Writes a failed handshake down, some time later. Never waits.
     pub fn record_handshake(&self, record: &HandshakeRecord<'_>) {
-        self.push_event(|line| record.write_json(line));
+        self.push_event(|line| record.write_json(&self.extras, line));
     }
 
     /// Says how many failed handshakes were not written down. Never waits.
@@ -171,15 +174,14 @@ impl AccessLog {
         self.push_event(|line| record.write_json(line));
     }
 
-    /// What is no request has no place in the lines of the other formats.
+    /// What is no request has no place in the lines of the other formats: the writer tells the process' log of it, so that
+    /// nobody waits for that either.
     fn push_event(&self, write: impl FnOnce(&mut Vec<u8>)) {
-        if self.format == LogFormat::Json {
-            self.push(write);
-        } else if self.is_on() {
-            let mut line = Vec::new();
-            write(&mut line);
-            log::info!("{}", String::from_utf8_lossy(&line));
-        }
+        let apart = self.format != LogFormat::Json;
+        self.push(|line| {
+            line.extend(apart.then_some(EVENT));
+            write(line);
+        });
     }
 
     fn push(&self, write: impl FnOnce(&mut Vec<u8>)) {
@@ -278,7 +280,8 @@ impl Writer {
             if batch.reopen && self.target != AccessLogTarget::Stdout {
                 self.file = None;
             }
-            self.write(&buffer, batch.lines);
+            let events = tell_events(&mut buffer);
+            self.write(&buffer, batch.lines - events);
             if batch.last {
                 break;
             }
@@ -349,6 +352,25 @@ impl Writer {
             log::error!("access log {}: {error}; {} lines lost since the start", self.target, self.dropped.get());
         }
     }
+}
+
+/// Takes out the lines that belong into the process' log, and writes them there; says how many.
+fn tell_events(buffer: &mut Vec<u8>) -> usize {
+    if memchr::memchr(EVENT, buffer).is_none() {
+        return 0;
+    }
+    let (mut rest, mut events) = (Vec::with_capacity(buffer.len()), 0);
+    for line in buffer.split_inclusive(|b| *b == b'\n') {
+        match line.strip_prefix(&[EVENT]) {
+            Some(event) => {
+                log::info!("{}", String::from_utf8_lossy(event).trim_end());
+                events += 1;
+            }
+            None => rest.extend_from_slice(line),
+        }
+    }
+    *buffer = rest;
+    events
 }
 
 /// Writes whole lines; on an error says how many got out. A line that was cut by an error (a full disk) is closed before the

@@ -87,7 +87,12 @@ impl Extras {
     }
 
     fn value<'a>(&self, field: Field, record: &AccessRecord<'a>) -> Value<'a> {
-        match field.of(record) {
+        self.shown(field, field.of(record))
+    }
+
+    /// A value of this field as it may be seen.
+    pub(super) fn shown<'a>(&self, field: Field, value: Value<'a>) -> Value<'a> {
+        match value {
             Value::Text(..) | Value::Address(_) if self.hidden & (1 << field as u32) != 0 => {
                 Value::Text(REDACTED, NAME_BYTES_MAX)
             }

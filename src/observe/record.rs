@@ -5,9 +5,10 @@ use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
 
-use super::fields::{DETAIL_BYTES_MAX, NAME_BYTES_MAX};
+use super::fields::{DETAIL_BYTES_MAX, Field, NAME_BYTES_MAX, Value};
 use super::handshake::HandshakeResult;
 use super::json_line::JsonLine;
+use super::log_format::Extras;
 
 /// One request, at its end. Borrowed, so that it costs nothing to put together; what is `None` is left out of the line.
 ///
@@ -164,19 +165,25 @@ pub struct HandshakeRecord<'a> {
 }
 
 impl HandshakeRecord<'_> {
-    /// Appends the record as one JSON object, without a line end.
-    pub fn write_json(&self, out: &mut Vec<u8>) {
+    /// Appends the record as one JSON object, without a line end. What a request's line hides of a client, this one hides
+    /// too: the names of the certificate with the SPIFFE ID.
+    pub fn write_json(&self, extras: &Extras, out: &mut Vec<u8>) {
         let mut line = JsonLine::begin(out);
         line.time("time", self.time);
         line.text("event", b"handshake_failed", NAME_BYTES_MAX);
         line.text("listener", self.listener.as_bytes(), NAME_BYTES_MAX);
-        line.address("client", self.client);
+        line.value("client", extras.shown(Field::Client, Value::Address(self.client)));
         line.text("result", self.result.as_str().as_bytes(), NAME_BYTES_MAX);
         line.optional("detail", self.detail, DETAIL_BYTES_MAX);
-        line.optional("sni", self.sni, NAME_BYTES_MAX);
-        line.optional("tls_version", self.tls_version, NAME_BYTES_MAX);
-        line.optional("subject", self.subject, DETAIL_BYTES_MAX);
-        line.optional("issuer", self.issuer, DETAIL_BYTES_MAX);
+        let mut named = |key, field, value: Option<&str>, bytes_max| {
+            if let Some(value) = value {
+                line.value(key, extras.shown(field, Value::Text(value.as_bytes(), bytes_max)));
+            }
+        };
+        named("sni", Field::Sni, self.sni, NAME_BYTES_MAX);
+        named("tls_version", Field::TlsVersion, self.tls_version, NAME_BYTES_MAX);
+        named("subject", Field::SpiffeId, self.subject, DETAIL_BYTES_MAX);
+        named("issuer", Field::SpiffeId, self.issuer, DETAIL_BYTES_MAX);
         line.micros("duration_us", Some(self.duration));
         line.end();
     }
@@ -305,7 +312,7 @@ mod tests {
             issuer: None,
             duration: Duration::from_millis(2),
         }
-        .write_json(&mut out);
+        .write_json(&Extras::default(), &mut out);
         let line: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(line["event"], "handshake_failed");
         assert_eq!(line["result"], "expired");

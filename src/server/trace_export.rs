@@ -114,7 +114,7 @@ impl Exporter {
         for n in 1..=TRIES_MAX {
             let snapshot = shared.snapshot();
             // A reload took it away.
-            let Some(tracing) = &snapshot.config.tracing else { return };
+            let Some(tracing) = &snapshot.config.tracing else { break };
             let body = Bytes::from(otlp::encode(&tracing.service_name, batch));
             let sent = timeout(tracing.timeout, self.send(tracing, snapshot.generation, body)).await;
             let sent = sent.unwrap_or_else(|_| Err(Failure::Passing("no answer within tracing.timeout".into())));

@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use hive_gateway::observe::fields::Field;
 use hive_gateway::observe::metrics::{Kind, all_definitions};
-use hive_gateway::observe::{HandshakeRecord, HandshakeResult, HandshakesOmitted};
+use hive_gateway::observe::{Extras, HandshakeRecord, HandshakeResult, HandshakesOmitted};
 
 fn file() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("conf/observability.md")
@@ -70,7 +70,7 @@ fn the_table_of_handshakes_has_the_fields_that_are_written() {
         issuer: Some("i"),
         duration: Duration::ZERO,
     }
-    .write_json(&mut failed);
+    .write_json(&Extras::default(), &mut failed);
     HandshakesOmitted { time: UNIX_EPOCH, listener: "l", count: 1 }.write_json(&mut omitted);
     let keys = |line: &[u8]| {
         let line: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(line).unwrap();
