@@ -37,7 +37,7 @@ pub use handshake::{Alpn, ConnectionFacts, HandshakeFailure, classify, facts, of
 pub use listener::{ServerContext, build_listener};
 pub use node_identity::{NodeProof, prove_node};
 pub use revocation::{
-    Bundle, CRL_BYTES_MAX, Crl, CrlFacts, CrlUrl, Fetched, IssuerId, Link, Ocsp, OcspAnswer, OcspVerdict, Revocation,
+    Answer, Bundle, CRL_BYTES_MAX, Crl, CrlFacts, CrlUrl, Fetched, IssuerId, Link, Ocsp, OcspAnswer, OcspVerdict, Revocation,
     RevocationSet, Scope, Serial, Serials, Verdict, fetch,
 };
 pub use standing::{ClientChain, Gone, Standing};

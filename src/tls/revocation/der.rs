@@ -1,4 +1,4 @@
-//! Just enough DER (X.690) to read a CRL in one pass without building a tree: OpenSSL takes some hundred bytes of memory
+//! Just enough DER (X.690) to find an extension, and to read a CRL in one pass without building a tree: OpenSSL takes some hundred bytes of memory
 //! for each of its entries, and a list may have millions.
 
 pub(super) const INTEGER: u8 = 0x02;
@@ -88,6 +88,33 @@ impl<'a> Reader<'a> {
         let (hour, minute, second) = (at(4, 23)?, at(6, 59)?, at(8, 60)?);
         Some(days_from_civil(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second)
     }
+}
+
+/// The value of a certificate's extension (RFC 5280, section 4.1), by the content octets of its object identifier.
+pub(super) fn certificate_extension<'a>(certificate: &'a [u8], object: &[u8]) -> Option<&'a [u8]> {
+    const EXTENSIONS: u8 = 0xa3;
+    let mut signed = Reader::new(Reader::new(Reader::new(certificate).expect(SEQUENCE)?.content).expect(SEQUENCE)?.content);
+    let explicit = loop {
+        let element = signed.any()?;
+        if element.tag == EXTENSIONS {
+            break element.content;
+        }
+    };
+    let mut extensions = Reader::new(Reader::new(explicit).expect(SEQUENCE)?.content);
+    loop {
+        let (found, _, value) = extension(extensions.expect(SEQUENCE)?)?;
+        if found == object {
+            return Some(value);
+        }
+    }
+}
+
+/// An extension: its object, whether it is critical, its value.
+pub(super) fn extension<'a>(element: Element<'a>) -> Option<(&'a [u8], bool, &'a [u8])> {
+    let mut reader = Reader::new(element.content);
+    let object = reader.expect(OBJECT)?.content;
+    let critical = reader.optional(BOOLEAN)?.is_some_and(|value| value.content != [0]);
+    Some((object, critical, reader.expect(OCTET_STRING)?.content))
 }
 
 fn digits(text: &[u8]) -> Option<i64> {
