@@ -4,6 +4,7 @@ mod crl_refresh;
 mod fleet;
 mod reload_service;
 mod status;
+mod turns;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -18,7 +18,7 @@ use crate::policy::peers::{Peer, PeerMatcher, Peers};
 use crate::policy::rate_limit::{Limit, Limits, Quota};
 use crate::request::TrustedProxies;
 use crate::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
-use crate::tls::{self, CertificateFacts, Revocation, ServerContext};
+use crate::tls::{self, CertificateFacts, Revocation, ServerContext, StateDir};
 use crate::upstream::{NodeSettings, Settings, Upstream};
 
 /// A configuration, built.
@@ -202,8 +202,10 @@ impl Snapshot {
             gateway_auth: gateway_auth.transpose()?,
             config: Arc::new(config),
         };
+        let store = snapshot.config.server.state_dir.as_deref().map(StateDir::new);
         for (listener, config) in snapshot.listeners.iter().zip(&snapshot.config.listeners) {
             adopt_lists(listener, config, previous);
+            restore_lists(listener, store.as_ref(), now_unix);
         }
         Ok(snapshot)
     }
@@ -237,7 +239,16 @@ impl Snapshot {
         metrics.set_expiries(&expiries);
         for (listener, config) in self.listeners.iter().zip(&self.config.listeners) {
             match listener.tls.as_ref().and_then(|tls| tls.revocation()) {
-                Some(revocation) => show_lists(revocation, config.name.as_str(), metrics),
+                Some(revocation) => {
+                    show_lists(revocation, config.name.as_str(), metrics);
+                    for issuer in revocation.rolled_back() {
+                        log::warn!(
+                            "listener {}: the file with the CRL of {issuer:?} holds an older one than before; the newer \
+                             one stays in use until the file has a newer one still, or the gateway is started anew",
+                            config.name
+                        );
+                    }
+                }
                 None => metrics.set_crls(config.name.as_str(), &[]),
             }
         }
@@ -259,6 +270,15 @@ fn adopt_lists(listener: &ListenerSnapshot, config: &config::Listener, previous:
         && now.trusts_as(before)
     {
         ocsp.adopt(before_ocsp);
+    }
+}
+
+/// Lists that an earlier process fetched, for URLs that nothing is there from.
+fn restore_lists(listener: &ListenerSnapshot, store: Option<&StateDir>, now_unix: i64) {
+    if let (Some(revocation), Some(store)) = (listener.tls.as_ref().and_then(|tls| tls.revocation()), store) {
+        for url in revocation.urls() {
+            revocation.restore(url, store, now_unix);
+        }
     }
 }
 

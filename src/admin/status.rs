@@ -90,6 +90,8 @@ pub struct ListenerStatus {
     pub certificates: Vec<CertificateStatus>,
     /// Its revocation lists, by issuer.
     pub crls: Vec<CrlStatus>,
+    /// Where they are fetched from.
+    pub crl_sources: Vec<CrlSourceStatus>,
 }
 
 /// `listeners[].crls[]`
@@ -105,6 +107,18 @@ pub struct CrlStatus {
     pub entries: usize,
     /// Memory that they take.
     pub memory_bytes: usize,
+    /// A file was put back to an older list than the one in use, which stays.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub file_is_older: bool,
+}
+
+/// `listeners[].crl_sources[]`
+#[derive(Debug, Clone, Serialize)]
+pub struct CrlSourceStatus {
+    /// A URL of the configuration, or one that clients' certificates name.
+    pub url: String,
+    /// Whether a list from there is in use.
+    pub fetched: bool,
 }
 
 /// `listeners[].certificates[]`

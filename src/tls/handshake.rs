@@ -129,7 +129,7 @@ fn own_checks(context: &X509StoreContextRef, checks: &Checks, now: i64) -> Resul
     let Ok(links) = Link::of_chain(chain, revocation.crl_check()) else {
         return refuse(0, LIST_AT_FAULT, HandshakeResult::NoCrl, "the certificate's issuer can't be read");
     };
-    match revocation.ask(&links, now) {
+    match revocation.ask_at_handshake(&links, now) {
         (_, Verdict::Good { .. }) => Ok(()),
         (at, Verdict::Revoked) => {
             refuse(at, openssl_sys::X509_V_ERR_CERT_REVOKED, HandshakeResult::Revoked, "certificate revoked")

@@ -37,8 +37,8 @@ pub use handshake::{Alpn, ConnectionFacts, HandshakeFailure, classify, facts, of
 pub use listener::{ServerContext, build_listener};
 pub use node_identity::{NodeProof, prove_node};
 pub use revocation::{
-    Answer, Bundle, CRL_BYTES_MAX, Crl, CrlFacts, CrlUrl, Fetched, IssuerId, Link, Ocsp, OcspAnswer, OcspVerdict, Revocation,
-    RevocationSet, Scope, Serial, Serials, Verdict, fetch,
+    Answer, Bundle, CRL_BYTES_MAX, Crl, CrlFacts, CrlUrl, Fetched, IssuerId, Link, Names, Ocsp, OcspAnswer, OcspVerdict,
+    Revocation, RevocationSet, Scope, Serial, Serials, StateDir, UrlPrefix, Verdict, crl_asked, crl_wanted, fetch,
 };
 pub use standing::{ClientChain, Gone, Standing};
 pub use upstream::{UpstreamTlsMaterial, build_upstream};

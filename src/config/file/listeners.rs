@@ -94,12 +94,17 @@ pub struct ClientAuth {
     /// PEM bundle of the internal CA: roots, and intermediates that clients don't send or whose CRLs are given.
     pub ca: String,
     /// Files of certificate revocation lists, PEM or DER, up to 128 MiB each. Default: none; then, unless
-    /// [`Self::crl_url`] has some, nothing is checked.
+    /// [`Self::crl_url`] or [`Self::crl_distribution_points`] has some, nothing is checked.
     #[serde(default)]
     pub crl: Vec<String>,
     /// `http://` URLs of such lists. Default: none.
     #[serde(default)]
     pub crl_url: Vec<String>,
+    /// `http://host[:port][/path]`: a client's certificate that names a distribution point which begins like this has its
+    /// list fetched from there, once its chain is verified; at most 256 URLs. Default: none, distribution points are
+    /// not asked.
+    #[serde(default)]
+    pub crl_distribution_points: Vec<String>,
     /// How often the URLs are asked at least, 1s to 1d; a list that ends earlier is asked for earlier. Default 10m.
     pub crl_refresh: Option<Span>,
     /// `leaf` (default) or `chain`.
@@ -121,6 +126,11 @@ impl ClientAuth {
     /// Default of [`Self::crl_refresh`].
     pub const CRL_REFRESH_DEFAULT: Duration = Duration::from_secs(600);
 
+    /// Whether clients are looked for in revocation lists.
+    pub fn checks_crls(&self) -> bool {
+        !self.crl.is_empty() || !self.crl_url.is_empty() || !self.crl_distribution_points.is_empty()
+    }
+
     /// Clients of this CA, and no lists.
     pub fn of(ca: &str) -> Self {
         Self {
@@ -128,6 +138,7 @@ impl ClientAuth {
             ca: ca.into(),
             crl: Vec::new(),
             crl_url: Vec::new(),
+            crl_distribution_points: Vec::new(),
             crl_refresh: None,
             crl_check: None,
             expired_crl: None,

@@ -12,10 +12,12 @@
 mod crl;
 mod der;
 mod fetch;
+mod followed;
 mod live;
 mod ocsp;
 mod points;
 mod serials;
+mod store;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -34,10 +36,12 @@ use super::certificate::is_ca;
 
 pub use crl::{Bundle, Crl, IssuerId, Scope};
 pub use fetch::{Answer, CrlUrl, Fetched, fetch};
+pub use followed::{crl_asked, crl_wanted};
 pub use live::{CrlFacts, Revocation};
 pub use ocsp::{Ocsp, OcspAnswer, OcspVerdict};
 pub use points::{Names, UrlPrefix};
 pub use serials::{Serial, Serials};
+pub use store::StateDir;
 
 /// Largest CRL file or answer, in bytes: about three million entries.
 pub const CRL_BYTES_MAX: u64 = 128 << 20;
