@@ -134,6 +134,21 @@ pub struct CertificateStatus {
     pub not_after: i64,
     /// Seconds since 1970.
     pub not_before: i64,
+    /// Present if it names an OCSP responder that is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ocsp: Option<StapleStatus>,
+}
+
+/// `listeners[].certificates[].ocsp`
+#[derive(Debug, Clone, Serialize)]
+pub struct StapleStatus {
+    /// Who is asked.
+    pub responder: String,
+    /// What it said last: `good` (clients that ask are sent it), `revoked` (they are not), or `unknown` before its first
+    /// answer, or when that is over.
+    pub status: &'static str,
+    /// Until when the answer holds, seconds since 1970.
+    pub next_update: Option<i64>,
 }
 
 /// `routes[]`

@@ -7,14 +7,14 @@ use serde_json::json;
 
 use crate::admin::status::{
     CertificateStatus, ConfigStatus, CrlSourceStatus, CrlStatus, ListenerStatus, NodeStatus, ReloadError, ReloadStatus, RouteStatus,
-    Status, UpstreamStatus,
+    StapleStatus, Status, UpstreamStatus,
 };
 use crate::admin::{AdminState, Readiness, Reloaded};
 use crate::config::{self, Config, RoutePeers};
 use crate::proxy::Shared;
 use crate::reload::{Reloader, Report, Trigger};
 use crate::snapshot::{ListenerSnapshot, UpstreamSnapshot};
-use crate::tls::{CertificateFacts, CrlFacts};
+use crate::tls::{CertificateFacts, CrlFacts, Staple};
 
 /// The closures through which the admin listener sees the gateway.
 pub fn admin_state(shared: &Arc<Shared>, reloader: &Arc<Reloader>) -> AdminState {
@@ -107,7 +107,11 @@ fn status(shared: &Shared, reloader: &Reloader, started: Instant) -> Status {
 }
 
 fn listener(shared: &Shared, config: &config::Listener, built: &ListenerSnapshot) -> ListenerStatus {
-    let certificates = built.tls.iter().flat_map(|tls| tls.certificates());
+    let now = shared.clock.unix_seconds();
+    let certificates = built.tls.iter().flat_map(|tls| {
+        let each = tls.certificates().iter().zip(tls.staples());
+        each.map(|(facts, own)| CertificateStatus { ocsp: own.as_ref().map(|s| staple(s, now)), ..certificate(facts) })
+    });
     let crls = built.tls.iter().filter_map(|tls| tls.revocation()).flat_map(|r| r.facts());
     let sources = built.tls.iter().filter_map(|tls| tls.revocation()).flat_map(|r| r.source_facts());
     ListenerStatus {
@@ -118,7 +122,7 @@ fn listener(shared: &Shared, config: &config::Listener, built: &ListenerSnapshot
             config::file::Protocol::Http => "http",
         },
         connections: shared.metrics.listener(config.name.as_str()).open_connections(),
-        certificates: certificates.map(certificate).collect(),
+        certificates: certificates.collect(),
         crls: crls.map(|f| crl(&f)).collect(),
         crl_sources: sources.map(|(url, fetched)| CrlSourceStatus { url, fetched }).collect(),
     }
@@ -142,7 +146,14 @@ fn certificate(facts: &CertificateFacts) -> CertificateStatus {
         names: facts.names.clone(),
         not_after: facts.not_after,
         not_before: facts.not_before,
+        ocsp: None,
     }
+}
+
+fn staple(staple: &Staple, now: i64) -> StapleStatus {
+    let last = staple.last().filter(|last| now < last.until());
+    let status = last.as_ref().map_or("unknown", |last| if last.is_revoked() { "revoked" } else { "good" });
+    StapleStatus { responder: staple.responder().to_owned(), status, next_update: last.map(|last| last.until()) }
 }
 
 fn route(config: &Config, route: &config::Route) -> RouteStatus {

@@ -18,6 +18,13 @@ impl Turn {
         Self { at: now, running: false, failures: 0 }
     }
 
+    /// Due after so long.
+    pub fn after(now: Instant, wait: Duration) -> Self {
+        let mut turn = Self::new(now);
+        turn.succeeded(now, wait);
+        turn
+    }
+
     /// Whether it is being asked for.
     pub fn is_running(&self) -> bool {
         self.running

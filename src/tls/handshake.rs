@@ -69,6 +69,11 @@ pub(super) fn notes_index() -> Option<Index<Ssl, VerifyNotes>> {
     *INDEX
 }
 
+/// When a connection's handshake began, seconds since 1970.
+pub(super) fn begun_at(ssl: &SslRef) -> Option<i64> {
+    notes_index().and_then(|index| ssl.ex_data(index)).map(|notes| notes.now)
+}
+
 /// What a client's chain is checked for beyond OpenSSL's own rules.
 pub(super) struct Checks {
     /// Subjects of the CA bundle, DER.

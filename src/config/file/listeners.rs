@@ -58,8 +58,47 @@ pub struct ListenerTls {
     /// `"1.2"` (default) or `"1.3"`.
     #[serde(default)]
     pub min_version: TlsVersion,
+    /// `on` (default) or `off`: the answer of the OCSP responder that a certificate of [`Self::certificates`] names is
+    /// fetched and sent along to clients that ask for it.
+    #[serde(default)]
+    pub ocsp_stapling: OcspStapling,
     /// Which clients come in.
     pub client_auth: ClientAuth,
+}
+
+/// `listeners[].tls.ocsp_stapling`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum OcspStapling {
+    /// Where the certificate names a responder. The default: it costs one question in hours, and the operator chose the
+    /// responder with the CA.
+    #[default]
+    On,
+    /// Nobody is asked.
+    Off,
+}
+
+impl<'de> Deserialize<'de> for OcspStapling {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct V;
+        impl Visitor<'_> for V {
+            type Value = OcspStapling;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("on or off")
+            }
+            fn visit_bool<E: de::Error>(self, v: bool) -> Result<OcspStapling, E> {
+                // YAML 1.1 reads them so.
+                Ok(if v { OcspStapling::On } else { OcspStapling::Off })
+            }
+            fn visit_str<E: de::Error>(self, v: &str) -> Result<OcspStapling, E> {
+                match v {
+                    "on" => Ok(OcspStapling::On),
+                    "off" => Ok(OcspStapling::Off),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(v), &self)),
+                }
+            }
+        }
+        d.deserialize_any(V)
+    }
 }
 
 /// A certificate chain (leaf first) and its key, PEM.

@@ -243,7 +243,7 @@ impl<'a> Parts<'a> {
 }
 
 /// How a list is signed. SHA-1 and older are not among the ways.
-enum Algorithm {
+pub(super) enum Algorithm {
     /// RSA (PKCS #1 v1.5) or ECDSA.
     Digest(Id, MessageDigest),
     RsaPss(MessageDigest),
@@ -253,7 +253,7 @@ enum Algorithm {
 
 impl Algorithm {
     /// From an AlgorithmIdentifier (RFC 4055, 5758, 8410).
-    fn of(identifier: &[u8]) -> Result<Self, String> {
+    pub(super) fn of(identifier: &[u8]) -> Result<Self, String> {
         const UNKNOWN: &str = "its signature algorithm is unknown or weak; RSA, ECDSA with SHA-2 and Ed25519 are known";
         let mut reader = Reader::new(Reader::new(identifier).any().ok_or(UNKNOWN)?.content);
         let object = reader.expect(OBJECT).ok_or(UNKNOWN)?.content;

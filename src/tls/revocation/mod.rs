@@ -10,11 +10,12 @@
 //! newer one counts, and a replayed older one is refused.
 
 mod crl;
-mod der;
+pub(in crate::tls) mod der;
 mod fetch;
 mod followed;
 mod live;
 mod ocsp;
+pub(in crate::tls) mod ocsp_answer;
 mod points;
 mod serials;
 mod store;
