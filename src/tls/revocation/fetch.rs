@@ -326,8 +326,11 @@ impl Body {
             return Err(format!("longer than {} bytes", self.bytes_max));
         }
         if length > self.whole.capacity() {
-            let wanted = (2 * length).max(self.whole.len().saturating_add(coming)).min(self.bytes_max);
-            self.whole.reserve_exact(wanted - self.whole.len());
+            // A large one gets room for the largest at once: what is not written to takes no memory, while a block that
+            // grows by copies takes up to three times its size.
+            let announced = self.whole.len().saturating_add(coming).min(self.bytes_max);
+            let wanted = if length > FREE_BYTES { self.bytes_max } else { announced.max(2 * length) };
+            self.whole.reserve_exact(wanted.max(length) - self.whole.len());
         }
         self.whole.extend_from_slice(bytes);
         Ok(())
