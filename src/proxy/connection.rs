@@ -211,8 +211,7 @@ impl Connection {
             }
             let revocation = snapshot.listener(self.listener.index)?.tls.as_ref()?.revocation()?;
             let standing = self.standing.load_full()?;
-            if !revocation.awaits(standing.links(), now_unix)
-                || tokio::time::timeout_at(deadline, asked).await.is_err()
+            if !revocation.awaits(standing.links(), now_unix) || tokio::time::timeout_at(deadline, asked).await.is_err()
             {
                 return gone;
             }

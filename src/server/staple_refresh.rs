@@ -56,9 +56,7 @@ impl StapleRefresh {
         for (key, staple) in wanted {
             let first = || match staple.last() {
                 // An earlier process had it.
-                Some(last) if !last.is_revoked() => {
-                    Turn::after(now, last.refresh_in(self.0.clock.unix_seconds()))
-                }
+                Some(last) if !last.is_revoked() => Turn::after(now, last.refresh_in(self.0.clock.unix_seconds())),
                 _ => Turn::new(now),
             };
             let turn = turns.entry(key).or_insert_with(first);

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 
 use crate::admin::status::{
-    CertificateStatus, ConfigStatus, CrlSourceStatus, CrlStatus, ListenerStatus, NodeStatus, ReloadError, ReloadStatus, RouteStatus,
-    StapleStatus, Status, UpstreamStatus,
+    CertificateStatus, ConfigStatus, CrlSourceStatus, CrlStatus, ListenerStatus, NodeStatus, ReloadError, ReloadStatus,
+    RouteStatus, StapleStatus, Status, UpstreamStatus,
 };
 use crate::admin::{AdminState, Readiness, Reloaded};
 use crate::config::{self, Config, RoutePeers};

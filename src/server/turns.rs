@@ -100,7 +100,9 @@ mod tests {
         turn.begin();
         assert!(!turn.is_due(now, true) && turn.next().is_none());
         turn.succeeded(now, 10 * MINUTE);
-        assert!(!turn.is_due(now + 8 * MINUTE, false) && turn.is_due(now, true) && turn.is_due(now + 10 * MINUTE, false));
+        assert!(
+            !turn.is_due(now + 8 * MINUTE, false) && turn.is_due(now, true) && turn.is_due(now + 10 * MINUTE, false)
+        );
         assert_eq!((turn.failed(now, MINUTE), turn.failed(now, MINUTE)), (1, 2));
         assert!(!turn.is_due(now, true), "a failure is not tried again at once");
     }

@@ -139,7 +139,9 @@ fn own_checks(context: &X509StoreContextRef, checks: &Checks, now: i64) -> Resul
         (at, Verdict::Revoked) => {
             refuse(at, openssl_sys::X509_V_ERR_CERT_REVOKED, HandshakeResult::Revoked, "certificate revoked")
         }
-        (at, Verdict::NoCrl) => refuse(at, LIST_AT_FAULT, HandshakeResult::NoCrl, "no CRL of the certificate's issuer is about it"),
+        (at, Verdict::NoCrl) => {
+            refuse(at, LIST_AT_FAULT, HandshakeResult::NoCrl, "no CRL of the certificate's issuer is about it")
+        }
         (at, Verdict::CrlExpired) => refuse(
             at,
             LIST_AT_FAULT,

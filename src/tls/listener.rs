@@ -21,8 +21,8 @@ use super::files::{ChainAndKey, Files, Role, reason};
 use super::handshake::{self, Checks, VerifyNotes};
 use super::names::{Groups, Names};
 use super::revocation::{Ocsp, Revocation};
-use super::staple::Staple;
 use super::standing::{ClientChain, Judge, Standing, Trust};
+use super::staple::Staple;
 
 /// ALPN protocols in the order of the gateway's preference (RFC 7301, section 3.1).
 const ALPN_WIRE: &[u8] = b"\x02h2\x08http/1.1";

@@ -40,11 +40,12 @@ pub use handshake::{Alpn, ConnectionFacts, HandshakeFailure, classify, facts, of
 pub use listener::{ServerContext, build_listener};
 pub use node_identity::{NodeProof, prove_node};
 pub use revocation::{
-    Answer, Bundle, CRL_BYTES_MAX, Crl, CrlFacts, CrlUrl, Fetched, IssuerId, Link, Names, Ocsp, OcspAnswer, OcspVerdict,
-    Revocation, RevocationSet, Scope, Serial, Serials, StateDir, UrlPrefix, Verdict, crl_asked, crl_wanted, fetch,
+    Answer, Bundle, CRL_BYTES_MAX, Crl, CrlFacts, CrlUrl, Fetched, IssuerId, Link, Names, Ocsp, OcspAnswer,
+    OcspVerdict, Revocation, RevocationSet, Scope, Serial, Serials, StateDir, UrlPrefix, Verdict, crl_asked,
+    crl_wanted, fetch,
 };
-pub use staple::{Staple, Stapled};
 pub use standing::{ClientChain, Gone, Standing};
+pub use staple::{Staple, Stapled};
 pub use upstream::{UpstreamTlsMaterial, build_upstream};
 
 /// What is wrong, or only doubtful, with a certificate, key or bundle.

@@ -160,9 +160,8 @@ fn only_allowed_places_are_asked_and_no_redirect_leads_elsewhere() {
     let node = Node::start();
     let mut setup = setup(&node);
     let body = list(&setup.pki, None, -60, &[]);
-    let good = |body: &[u8]| {
-        [format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).as_bytes(), body].concat()
-    };
+    let good =
+        |body: &[u8]| [format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).as_bytes(), body].concat();
     let (elsewhere, elsewhere_asked) = serve(good(&body));
     let (redirect, redirected) =
         serve(format!("HTTP/1.1 302 Found\r\nLocation: http://{elsewhere}/\r\nContent-Length: 0\r\n\r\n").into());

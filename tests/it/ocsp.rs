@@ -138,7 +138,8 @@ fn a_running_stream_ends_when_the_next_answer_is_bad() {
 fn by_its_own_responder(gateway: &Gateway, responder: Responder, says: Says) -> (u16, String) {
     let server = OcspServer::start_as(responder, 3600);
     server.say(says.clone());
-    let leaf = client_leaf("alice", "spiffe://mesh.test/hive/alice").extension(RawExtension::ocsp_responder(&server.url()));
+    let leaf =
+        client_leaf("alice", "spiffe://mesh.test/hive/alice").extension(RawExtension::ocsp_responder(&server.url()));
     let client = gateway.client_with(Some(gateway.pki().leaf(&leaf)));
     let status = client.get(gateway.address, CARD).unwrap().status;
     assert_eq!(server.asked(), 1, "the responder of the certificate is asked");

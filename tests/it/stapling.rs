@@ -143,7 +143,10 @@ fn a_revoked_certificate_is_told_of_loudly_and_the_answer_is_not_sent() {
     assert_eq!(stapled(&gateway), None);
     assert_eq!(gateway.client("alice").get(gateway.address, CARD).unwrap().status, 200);
     let said = gateway.stderr();
-    assert!(said.lines().any(|l| l.contains("ERROR") && l.contains("REVOKED") && l.contains("CN=gateway.test")), "{said}");
+    assert!(
+        said.lines().any(|l| l.contains("ERROR") && l.contains("REVOKED") && l.contains("CN=gateway.test")),
+        "{said}"
+    );
     assert_eq!(gateway.metric(NEXT_UPDATE, &[]), 0.0);
 }
 

@@ -108,7 +108,10 @@ fn client_auth(r: &mut Resolver<'_>, at: &str, auth: &mut ClientAuth) {
     if !auth.checks_crls() {
         for (key, given) in [("crl_check", auth.crl_check.is_some()), ("expired_crl", auth.expired_crl.is_some())] {
             if given {
-                r.error(&format!("{at}.{key}"), "nothing is checked without crl, crl_url or crl_distribution_points; write one of them");
+                r.error(
+                    &format!("{at}.{key}"),
+                    "nothing is checked without crl, crl_url or crl_distribution_points; write one of them",
+                );
             }
         }
     }

@@ -12,9 +12,9 @@ use openssl::sign::{RsaPssSaltlen, Verifier};
 use openssl::x509::{X509, X509KeyUsage, X509Name, X509NameRef, X509Ref};
 use parking_lot::Mutex;
 
+use super::Link;
 use super::der::{BIT_STRING, INTEGER, OBJECT, Reader, SEQUENCE, extension};
 use super::points::{self, Names};
-use super::Link;
 use super::serials::{Serial, Serials};
 use crate::tls::certificate::name;
 

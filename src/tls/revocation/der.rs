@@ -93,7 +93,8 @@ impl<'a> Reader<'a> {
 /// The value of a certificate's extension (RFC 5280, section 4.1), by the content octets of its object identifier.
 pub(in crate::tls) fn certificate_extension<'a>(certificate: &'a [u8], object: &[u8]) -> Option<&'a [u8]> {
     const EXTENSIONS: u8 = 0xa3;
-    let mut signed = Reader::new(Reader::new(Reader::new(certificate).expect(SEQUENCE)?.content).expect(SEQUENCE)?.content);
+    let mut signed =
+        Reader::new(Reader::new(Reader::new(certificate).expect(SEQUENCE)?.content).expect(SEQUENCE)?.content);
     let explicit = loop {
         let element = signed.any()?;
         if element.tag == EXTENSIONS {

@@ -86,7 +86,8 @@ impl Followed {
 
     /// Not under the lock: `useful` has one of its own.
     fn make_room(&self, useful: impl Fn(&CrlUrl) -> bool) {
-        let asked = self.points.lock().iter().filter(|(_, asked)| *asked).map(|(url, _)| url.clone()).collect::<Vec<_>>();
+        let asked =
+            self.points.lock().iter().filter(|(_, asked)| *asked).map(|(url, _)| url.clone()).collect::<Vec<_>>();
         let useless: Vec<_> = asked.into_iter().filter(|url| !useful(url)).collect();
         self.points.lock().retain(|(url, _)| !useless.contains(url));
     }
@@ -144,7 +145,8 @@ mod tests {
     #[test]
     fn there_is_an_end_to_the_urls_and_useless_ones_make_room() {
         let followed = Followed::new(vec![UrlPrefix::parse("http://ca.example/").unwrap()]);
-        let want = |n: usize, useful: bool| followed.want(&names(&format!("http://ca.example/{n}")), |_| false, |_| useful);
+        let want =
+            |n: usize, useful: bool| followed.want(&names(&format!("http://ca.example/{n}")), |_| false, |_| useful);
         assert!((0..POINTS_MAX).all(|n| want(n, true)));
         assert!(!want(POINTS_MAX, false), "none has been asked yet");
         for url in followed.urls() {

@@ -185,9 +185,7 @@ impl Revocation {
     /// been asked yet. Sees to it that it will be.
     pub fn awaits(&self, links: &[Link], now: i64) -> bool {
         let set = self.set.load();
-        let unknown = |link: &&Link| {
-            matches!(set.ask(link, self.expired, now), Verdict::NoCrl | Verdict::CrlExpired)
-        };
+        let unknown = |link: &&Link| matches!(set.ask(link, self.expired, now), Verdict::NoCrl | Verdict::CrlExpired);
         self.checked(links).iter().filter(unknown).fold(false, |awaited, link| self.want(link, now) || awaited)
     }
 
