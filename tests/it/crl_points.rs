@@ -253,7 +253,8 @@ fn what_was_fetched_outlives_the_process_while_the_cas_server_is_away() {
     assert_eq!(get(&gateway, &of_own).unwrap(), 200);
     let kept = || std::fs::read_dir(gateway.dir().join("state")).unwrap().flatten().collect::<Vec<_>>();
     wait_until("both are kept", || kept().iter().filter(|f| f.path().extension().is_none()).count() == 2);
-    (server.set(None), own.set(None));
+    server.set(None);
+    own.set(None);
     let gateway = gateway.stop().start();
     assert_eq!(get(&gateway, &of_own).unwrap(), 200);
     assert_refused(&gateway, &bad, "revoked");

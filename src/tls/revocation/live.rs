@@ -185,8 +185,14 @@ impl Revocation {
     /// been asked yet. Sees to it that it will be.
     pub fn awaits(&self, links: &[Link], now: i64) -> bool {
         let set = self.set.load();
-        let unknown = |link: &&Link| matches!(set.ask(link, self.expired, now), Verdict::NoCrl | Verdict::CrlExpired);
-        self.checked(links).iter().filter(unknown).fold(false, |awaited, link| self.want(link, now) || awaited)
+        let mut awaited = false;
+        // Each of them is asked for, not only the first.
+        for link in self.checked(links) {
+            if let Verdict::NoCrl | Verdict::CrlExpired = set.ask(link, self.expired, now) {
+                awaited |= self.want(link, now);
+            }
+        }
+        awaited
     }
 
     /// Has the distribution points of a certificate asked; whether one has not answered for the first time. Only

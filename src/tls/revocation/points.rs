@@ -80,11 +80,11 @@ pub(super) fn is_directory_name(name: &[u8], of: &[u8]) -> bool {
 
 /// The `http://` URLs among names.
 pub(super) fn urls(names: &[Box<[u8]>]) -> impl Iterator<Item = CrlUrl> {
-    let text = |name: &Box<[u8]>| {
+    let text = |name: &[u8]| {
         let uri = Reader::new(name).any().filter(|one| one.tag == URI)?;
         CrlUrl::parse(std::str::from_utf8(uri.content).ok()?).ok()
     };
-    names.iter().filter_map(text)
+    names.iter().filter_map(move |name| text(name))
 }
 
 /// Which URLs of certificates are asked: those of a host, below a path. The host and port must be the same, so that
