@@ -10,6 +10,7 @@ mod answers;
 mod bodies;
 mod cli;
 mod conf;
+mod crl_points;
 mod demo;
 mod documentation;
 mod egress;
@@ -27,6 +28,7 @@ mod reload_config;
 mod revocation;
 mod routes;
 mod shared_limits;
+mod stapling;
 mod streams;
 mod tls;
 #[cfg(feature = "otlp")]
