@@ -31,13 +31,18 @@ impl Rotation {
     /// Moves the files on by one; the oldest goes.
     pub(super) fn shift(&self, path: &Path) -> io::Result<()> {
         for number in (1..self.keep).rev() {
-            match fs::rename(numbered(path, number), numbered(path, number + 1)) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                // There are not so many yet.
-                _ => {}
-            }
+            // There may not be so many yet.
+            rename_if_there(&numbered(path, number), &numbered(path, number + 1))?;
         }
-        fs::rename(path, numbered(path, 1))
+        // Somebody else may have moved it away meanwhile.
+        rename_if_there(path, &numbered(path, 1))
+    }
+}
+
+fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
     }
 }
 

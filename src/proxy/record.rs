@@ -26,6 +26,10 @@ pub fn record(shared: &Shared, session: &mut Session, ctx: &mut Context) {
         Some(metrics) => metrics.record(method, status, duration),
         None => shared.metrics.unmatched().record(method, status, duration),
     }
+    if ctx.peer.is_none() {
+        // Refused before anybody asked whose certificate it is.
+        ctx.peer = begun.connection.peer(&begun.snapshot);
+    }
     begun.snapshot.peer_metrics.of(ctx.peer.as_ref().map(|p| p.index)).record(status, duration);
     if let Some(refusal) = &ctx.refusal {
         shared.metrics.refusal(refusal.code());

@@ -114,7 +114,7 @@ fn a_malformed_request_is_logged_too() {
     gateway.connect("alice").exchange(b"GET /a//b HTTP/1.1\r\nHost: gateway.test\r\n\r\n").unwrap();
     let line = gateway.wait_log(|l| l["status"] == 400);
     assert_eq!((&line["refusal"], &line["path"]), (&json!("bad_request"), &json!("/a//b")), "{line}");
-    assert!(line["refusal_detail"].is_string(), "{line}");
+    assert!(line["refusal_detail"].is_string() && line["peer"] == "alice", "{line}");
 }
 
 #[test]
