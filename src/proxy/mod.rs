@@ -8,6 +8,7 @@ mod body;
 pub mod connection;
 mod context;
 mod downstream;
+mod filter;
 mod forward;
 mod frames;
 mod gateway;
