@@ -6,7 +6,9 @@ use std::time::Duration;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
 
 use super::handshake::HandshakeResult;
-use super::labels::{CloseReason, ConnectionRefusal, MethodLabel, RateLimitDecision, RedisFallback, UpstreamResult, WafVerdict};
+use super::labels::{
+    CloseReason, ConnectionRefusal, MethodLabel, RateLimitDecision, RedisFallback, UpstreamResult, WafVerdict,
+};
 use super::metrics::{ListenerFamilies, NodeFamilies, RouteFamilies};
 
 /// Statuses in one block of [`Codes`].

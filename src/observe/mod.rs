@@ -21,7 +21,8 @@ pub use access_log::{AccessLog, AccessLogTarget};
 pub use crl::CrlShown;
 pub use expiry::{Expiring, Expiry};
 pub use handles::{
-    ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics, WafMetrics,
+    ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics,
+    WafMetrics,
 };
 pub use handshake::HandshakeResult;
 pub use labels::{

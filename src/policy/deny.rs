@@ -116,8 +116,9 @@ impl fmt::Debug for AddressList {
 /// What is wrong, and what to write.
 pub fn parse_network(text: &str) -> Result<IpNet, String> {
     let parsed = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    let network = parsed
-        .map_err(|_| format!("{text:?} is not a network; write one such as 10.0.0.0/8 or 2001:db8::/32, or an address"))?;
+    let network = parsed.map_err(|_| {
+        format!("{text:?} is not a network; write one such as 10.0.0.0/8 or 2001:db8::/32, or an address")
+    })?;
     if network != network.trunc() {
         return Err(format!("{text} has address bits beyond its length; write {}", network.trunc()));
     }

@@ -5,10 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use bytes::Bytes;
 use pingora::proxy::Session;
 
+use super::Shared;
 use super::admit::origin_form;
 use super::connection::Connection;
 use super::context::Context;
-use super::Shared;
 use crate::observe::{WafMatch, WafVerdict};
 use crate::policy::rules::{Facts, Rules};
 use crate::policy::waf::{Judgement, Mode, Request};

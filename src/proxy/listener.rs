@@ -27,7 +27,9 @@ use tokio_openssl::SslStream;
 use super::connection::{Admitted, Connection, Handshaken, ListenerShared};
 use super::downstream::{Downstream, Transport};
 use super::{Gateway, Shared};
-use crate::observe::{ConnectionDenied, ConnectionRefusal, HandshakeRecord, HandshakeResult, HandshakesOmitted, Line, LineLimit};
+use crate::observe::{
+    ConnectionDenied, ConnectionRefusal, HandshakeRecord, HandshakeResult, HandshakesOmitted, Line, LineLimit,
+};
 use crate::policy::admission::{Admission, Permit};
 use crate::snapshot::{ListenerSnapshot, Snapshot};
 use crate::tls;

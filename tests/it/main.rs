@@ -10,6 +10,7 @@ mod answers;
 mod bodies;
 mod cli;
 mod conf;
+mod defense;
 mod demo;
 mod egress;
 mod federation;
@@ -28,3 +29,5 @@ mod streams;
 mod tls;
 mod trust;
 mod upstream;
+#[cfg(feature = "waf")]
+mod waf;

@@ -32,7 +32,10 @@ pub(super) fn addresses(r: &mut Resolver<'_>, at: &str, raw: &file::Listener) ->
     let nothing_denied = raw.deny.is_empty() && raw.deny_file.is_none();
     if nothing_denied && !raw.allow.is_empty() && !r.has_guess(&format!("{at}.deny")) {
         let remedy = "to let only these in, write deny: [0.0.0.0/0, \"::/0\"] too";
-        r.error(&format!("{at}.allow"), format!("these are exceptions from deny and deny_file, which are not there; {remedy}"));
+        r.error(
+            &format!("{at}.allow"),
+            format!("these are exceptions from deny and deny_file, which are not there; {remedy}"),
+        );
     }
     let list = AddressList { deny: denied.into_iter().collect(), allow: allowed.into_iter().collect() };
     (!nothing_denied).then(|| Arc::new(list))

@@ -2,8 +2,8 @@
 
 use ipnet::IpNet;
 
-use super::{Resolver, defense};
 use super::ranges::{DAY, HOUR, MILLISECOND, MINUTE, SECOND};
+use super::{Resolver, defense};
 use crate::config::file::{self, ClientAuth, ListenerLimits, ListenerTimeouts, ListenerTls, OcspCheck, Protocol};
 use crate::config::{Listener, Route, RoutePeers};
 use crate::policy::deny::parse_network;

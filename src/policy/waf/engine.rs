@@ -156,8 +156,15 @@ impl Rules {
         }
         // SAFETY: the buffer was zero, and what was written into it ends in NUL.
         let said = unsafe { CStr::from_ptr(error.as_ptr()) }.to_string_lossy();
-        Err(said.split_whitespace().collect::<Vec<_>>().join(" "))
+        Err(wording(&name.to_string_lossy(), &said))
     }
+}
+
+/// The engine's words about a file in one line. Some have the file's name, some an address in memory in its place.
+fn wording(name: &str, said: &str) -> String {
+    let words: Vec<_> = said.split_whitespace().filter(|w| !w.starts_with("0x")).collect();
+    let said = words.join(" ").replace("File: at line", "At line");
+    if said.contains(name) { said } else { format!("{name}: {said}") }
 }
 
 type Texts = Vec<(Option<usize>, CString, CString)>;
@@ -337,10 +344,19 @@ mod tests {
 
     #[test]
     fn each_expression_gets_a_limit_and_nothing_else_changes() {
-        let text = "SecRule ARGS \"@rx a+\" \"id:1\"\nSecRule ARGS \"!@rx ^b\" \"id:2,msg:'@rx'\"\nSecRule ARGS \"@pm x\"";
+        let text =
+            "SecRule ARGS \"@rx a+\" \"id:1\"\nSecRule ARGS \"!@rx ^b\" \"id:2,msg:'@rx'\"\nSecRule ARGS \"@pm x\"";
         let limited = with_limits(Path::new("f"), text.as_bytes()).unwrap();
         assert_eq!(limited.matches("(*LIMIT_MATCH=2000)").count(), 2);
         assert_eq!(limited.replace("(*LIMIT_MATCH=2000)", ""), text);
+    }
+
+    #[test]
+    fn the_engines_words_name_the_file() {
+        let said = "Rules must have an ID. File: 0x55b7 at line: 1\n";
+        assert_eq!(wording("/a.conf", said), "/a.conf: Rules must have an ID. At line: 1");
+        let said = "Rules error. File: /a.conf. Line: 2. Column: 3. Unknown";
+        assert_eq!(wording("/a.conf", said), said);
     }
 
     #[test]

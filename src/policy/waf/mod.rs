@@ -183,8 +183,8 @@ fn prelude() -> String {
 SecRequestBodyJsonDepthLimit 512
 SecArgumentsLimit 1000
 SecRule REQUEST_HEADERS:Content-Type "@rx ^application/(?:[a-z0-9.+-]+[+])?json" "id:8800001,phase:1,pass,nolog,t:none,t:lowercase,ctl:requestBodyProcessor=JSON"
-SecRule REQBODY_ERROR "!@eq 0" "id:8800002,phase:2,deny,status:400,log,t:none,msg:'The request body can not be read',severity:2"
-SecRule &ARGS "@ge 1000" "id:8800003,phase:2,deny,status:400,log,t:none,msg:'Too many values in the request body',severity:2"
+SecRule &ARGS "@ge 1000" "id:8800002,phase:2,deny,status:400,log,t:none,msg:'Too many values in the request body',severity:2"
+SecRule REQBODY_ERROR "!@eq 0" "id:8800003,phase:2,deny,status:400,log,t:none,msg:'The request body can not be read',severity:2"
 "#
     .into()
 }
@@ -218,4 +218,3 @@ const SERVER: (IpAddr, u16) = (IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
 fn all_files(settings: &Settings) -> impl Iterator<Item = (usize, &PathBuf)> {
     settings.entries.iter().enumerate().flat_map(|(i, entry)| entry.files.iter().map(move |file| (i, file)))
 }
-

@@ -4,6 +4,8 @@
 // none. And it tells of a match in one line of text in which a client's bytes stand unquoted, so that a client could
 // forge the rule's number; here it is taken from the engine's own structure.
 
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -23,19 +25,9 @@ namespace {
 
 using OnMatch = void (*)(void *data, long long id, int severity, const char *message, size_t length);
 
-// What the engine hands back with each match.
-struct Sink {
-    OnMatch on_match;
-    void *data;
-};
-
-void matched(void *data, const void *message) {
-    const auto *sink = static_cast<const Sink *>(data);
-    const auto *match = static_cast<const RuleMessage *>(message);
-    if (sink != nullptr && match != nullptr) {
-        sink->on_match(sink->data, match->m_ruleId, match->m_severity, match->m_message.data(), match->m_message.size());
-    }
-}
+// Matches are read from the transaction when it is over: among them is the rule that refuses, of which the engine tells
+// nobody. Without a function it would write to standard error.
+void ignore(void *, const void *) {}
 
 void tell(const std::string &why, char *error, size_t capacity) {
     if (capacity > 0) {
@@ -101,7 +93,7 @@ ModSecurity *hive_waf_worker_new() {
     try {
         auto worker = std::make_unique<ModSecurity>();
         worker->setConnectorInformation("hive-gateway");
-        worker->setServerLogCb(matched, modsecurity::RuleMessageLogProperty);
+        worker->setServerLogCb(ignore, modsecurity::RuleMessageLogProperty);
         return worker.release();
     } catch (...) {
         return nullptr;
@@ -145,8 +137,7 @@ void hive_waf_rules_free(RulesSet *rules) {
 int hive_waf_check(ModSecurity *worker, RulesSet *rules, const HiveWafRequest *request, OnMatch on_match, void *data,
                    int *status, int *score) {
     try {
-        Sink sink{on_match, data};
-        Transaction transaction(worker, rules, &sink);
+        Transaction transaction(worker, rules, nullptr);
         transaction.processConnection(request->client, request->client_port, request->server, request->server_port);
         transaction.processURI(request->uri, request->method, request->version);
         for (size_t i = 0; i < request->header_count; ++i) {
@@ -166,6 +157,9 @@ int hive_waf_check(ModSecurity *worker, RulesSet *rules, const HiveWafRequest *r
             }
         }
         *score = score_of(transaction);
+        for (const RuleMessage &match : transaction.m_rulesMessages) {
+            on_match(data, match.m_ruleId, match.m_severity, match.m_message.data(), match.m_message.size());
+        }
         return refused ? 1 : 0;
     } catch (...) {
         return -1;
