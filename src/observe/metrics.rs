@@ -460,6 +460,8 @@ mod tests {
         metrics.route("a2a", "/api/a2a/jsonrpc").record(MethodLabel::Post, 200, Duration::from_millis(3));
         metrics.refusal("not_found");
         metrics.rate_limit("route/a2a/peer").decided(RateLimitDecision::Admitted);
+        metrics.request_rule("route/a2a/scanners", "deny").inc();
+        metrics.waf().judged(crate::observe::WafVerdict::Passed, Duration::from_millis(2));
         metrics.redis().set_up(true);
         let listener = metrics.listener("federation");
         listener.opened();
