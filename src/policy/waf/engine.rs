@@ -298,7 +298,7 @@ impl Worker {
     /// Runs both phases. None: the engine failed, or the request can't be told to it.
     fn check(&self, rules: &Rules, request: &Request) -> Option<Found> {
         static SERVER_TEXT: OnceLock<CString> = OnceLock::new();
-        let server = SERVER_TEXT.get_or_init(|| CString::new(SERVER.0.to_string()).unwrap_or_default());
+        let server = SERVER_TEXT.get_or_init(|| CString::new(SERVER.ip().to_string()).unwrap_or_default());
         let client = CString::new(request.client.ip().to_string()).ok()?;
         let method = CString::new(request.method.as_str()).ok()?;
         let uri = CString::new(request.target.as_slice()).ok()?;
@@ -311,7 +311,7 @@ impl Worker {
             client: client.as_ptr(),
             client_port: request.client.port().into(),
             server: server.as_ptr(),
-            server_port: SERVER.1.into(),
+            server_port: SERVER.port().into(),
             method: method.as_ptr(),
             uri: uri.as_ptr(),
             version: if request.http2 { c"2.0".as_ptr() } else { c"1.1".as_ptr() },

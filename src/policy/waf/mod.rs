@@ -10,8 +10,7 @@ mod engine;
 mod files;
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -211,10 +210,10 @@ SecAction \"id:8800004,phase:1,pass,nolog,t:none,setvar:tx.inbound_anomaly_score
 
 /// Nobody in particular: where the request arrived is no business of the rules.
 #[cfg(feature = "waf")]
-const SERVER: (IpAddr, u16) = (IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
+const SERVER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
 
 /// The paths of all files.
 #[cfg(feature = "waf")]
-fn all_files(settings: &Settings) -> impl Iterator<Item = (usize, &PathBuf)> {
+fn all_files(settings: &Settings) -> impl Iterator<Item = (usize, &std::path::PathBuf)> {
     settings.entries.iter().enumerate().flat_map(|(i, entry)| entry.files.iter().map(move |file| (i, file)))
 }
