@@ -91,7 +91,9 @@ async fn connect_http2(node: &Node) -> Result<Exchange> {
         return Ok(Exchange::Http2 { session: Box::new(session), peer, reused: true, sent: false });
     }
     match HTTP2.new_http_session::<_, ()>(&*peer).await? {
-        HttpSession::H2(session) => Ok(Exchange::Http2 { session: Box::new(session), peer, reused: false, sent: false }),
+        HttpSession::H2(session) => {
+            Ok(Exchange::Http2 { session: Box::new(session), peer, reused: false, sent: false })
+        }
         _ => Error::e_explain(ErrorType::TLSHandshakeFailure, "the node does not speak HTTP/2"),
     }
 }

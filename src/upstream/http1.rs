@@ -58,8 +58,7 @@ fn parse_head(raw: Bytes, no_body: bool) -> Result<Head, Malformed> {
     }
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut response = httparse::Response::new(&mut []);
-    let parsed =
-        httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, &raw, &mut fields);
+    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, &raw, &mut fields);
     match parsed {
         Ok(httparse::Status::Complete(length)) if length == raw.len() => {}
         Ok(_) => return Err(Malformed("a header that ends early")),
@@ -89,11 +88,7 @@ fn parse_head(raw: Bytes, no_body: bool) -> Result<Head, Malformed> {
 
 fn keeps_alive(minor: u8, headers: &HeaderMap) -> bool {
     let says = |what: &str| headers::connection_tokens(headers).any(|t| t.eq_ignore_ascii_case(what.as_bytes()));
-    if headers.contains_key(CONNECTION) {
-        !says("close") && (minor == 1 || says("keep-alive"))
-    } else {
-        minor == 1
-    }
+    if headers.contains_key(CONNECTION) { !says("close") && (minor == 1 || says("keep-alive")) } else { minor == 1 }
 }
 
 /// What of an answer's body is still to come (RFC 9112, section 6.3).
@@ -137,7 +132,10 @@ impl Body {
         if coding.is_some_and(|c| !c.as_bytes().eq_ignore_ascii_case(b"chunked")) || codings.next().is_some() {
             return Err(Malformed("a Transfer-Encoding other than chunked"));
         }
-        if no_body || status.is_informational() || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
+        if no_body
+            || status.is_informational()
+            || status == StatusCode::NO_CONTENT
+            || status == StatusCode::NOT_MODIFIED
         {
             return Ok(Body::Length(0));
         }
@@ -208,7 +206,8 @@ impl Chunk {
         loop {
             match self {
                 Chunk::Size => {
-                    let Some(line) = take_line(buf, CHUNK_LINE_MAX, "a chunk's size line of more than 256 bytes")? else {
+                    let Some(line) = take_line(buf, CHUNK_LINE_MAX, "a chunk's size line of more than 256 bytes")?
+                    else {
                         break;
                     };
                     *self = match chunk_size(&line)? {

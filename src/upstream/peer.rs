@@ -6,8 +6,8 @@ use std::time::Duration;
 use pingora::protocols::TcpKeepalive;
 use pingora::upstreams::peer::{ALPN, HttpPeer, HttpUpstreamRequestPolicy};
 
-use super::settings::{NodeSettings, Settings};
 use super::Node;
+use super::settings::{NodeSettings, Settings};
 use crate::config::file::UpstreamProtocol;
 use crate::tls::prove_node;
 
