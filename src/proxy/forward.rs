@@ -44,6 +44,13 @@ pub fn pick(shared: &Shared, ctx: &mut Context) -> Result<Box<HttpPeer>> {
     let route = ctx.route.as_ref().ok_or_else(|| Error::new(ErrorType::InternalError))?;
     let way = &mut ctx.upstream;
     way.picked = None;
+    if let Some(concurrency) = route.upstream.concurrency.as_ref().filter(|_| way.tries == 0) {
+        way.permit = concurrency.acquire(route.critical, shared.clock.now());
+        if way.permit.is_none() {
+            ctx.refusal = Some(Refusal::UpstreamBusy);
+            return Err(Error::explain(ErrorType::ConnectNoRoute, "too many requests wait for this upstream"));
+        }
+    }
     let Some(picked) = route.upstream.upstream.pick(&way.tried) else {
         // After a try that failed, that try's reason is the better answer.
         ctx.refusal = way.unreachable.take().or(Some(Refusal::NoHealthyUpstream));
@@ -108,6 +115,9 @@ pub fn broke(session: &Session, ctx: &mut Context, mut error: Box<Error>, reused
         None if *error.esource() == ErrorSource::Downstream => UpstreamResult::ClientGone,
         None => UpstreamResult::Broken,
     };
+    if result == UpstreamResult::ResponseTimeout && let Some(permit) = ctx.upstream.permit.take() {
+        permit.answered(std::time::Instant::now());
+    }
     record_result(ctx, result);
     ctx.error = Some(describe(&error));
     let harmless = matches!(session.req_header().method, http::Method::GET | http::Method::HEAD);
@@ -306,6 +316,9 @@ fn answered(ctx: &mut Context, status: u16, now: std::time::Instant) {
     ctx.error = None;
     let first_byte = ctx.upstream.try_started.map(|started| now.saturating_duration_since(started));
     ctx.upstream.first_byte = first_byte;
+    if let Some(permit) = ctx.upstream.permit.take() {
+        permit.answered(now);
+    }
     record_result(ctx, if status >= 500 { UpstreamResult::ServerError } else { UpstreamResult::Ok });
     if let (Some(route), Some(first_byte)) = (&ctx.route, first_byte) {
         route.upstream.metrics.first_byte(first_byte);

@@ -12,6 +12,7 @@ mod forward;
 mod frames;
 mod gateway;
 pub mod listener;
+mod overload;
 mod rate_limit;
 mod record;
 mod refuse;
@@ -19,6 +20,7 @@ mod session;
 mod shared;
 pub mod sketch;
 mod watch;
+mod wire;
 
 pub use gateway::Gateway;
 pub use shared::Shared;

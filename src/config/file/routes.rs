@@ -38,9 +38,23 @@ pub struct Route {
     /// How long Hive may take.
     #[serde(default)]
     pub timeouts: RouteTimeouts,
+    /// What is shed when the gateway is behind: `normal` (default), or `critical`: after all others.
+    #[serde(default)]
+    pub priority: Priority,
     /// How often clients may ask; all limits count. Default: as often as they like.
     #[serde(default)]
     pub rate_limits: Vec<RateLimit>,
+}
+
+/// `routes[].priority`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Shed when the gateway is behind.
+    #[default]
+    Normal,
+    /// Shed after all others.
+    Critical,
 }
 
 /// `routes[].rate_limits[]` and `listeners[].rate_limits[]`: beyond it 429, with `Retry-After`.

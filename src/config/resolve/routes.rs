@@ -84,6 +84,7 @@ fn route(r: &mut Resolver<'_>, at: &str, raw: file::Route, names: &Names<'_>) ->
         body_limit: raw.body.limit.0,
         json_rpc: raw.json_rpc,
         timeouts: raw.timeouts,
+        priority: raw.priority,
         rate_limits: raw.rate_limits,
     }
 }
