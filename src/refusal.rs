@@ -263,7 +263,9 @@ impl Refusal {
             Refusal::PeerRequestsExhausted { .. } => {
                 (429, "peer_requests_exhausted", -32005, "Too many requests at once of this certificate's peer.")
             }
-            Refusal::UpstreamBusy => (503, "upstream_busy", -32603, "Hive serves as many requests as it can. Try again."),
+            Refusal::UpstreamBusy => {
+                (503, "upstream_busy", -32603, "Hive serves as many requests as it can. Try again.")
+            }
             Refusal::ExpectationFailed => {
                 (417, "expectation_failed", -32600, "Only Expect: 100-continue is supported.")
             }

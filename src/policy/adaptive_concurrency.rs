@@ -79,12 +79,7 @@ impl AdaptiveConcurrency {
             waiting: AtomicU32::new(0),
             most: AtomicU32::new(0),
             phase: AtomicU32::new(1),
-            state: Mutex::new(State {
-                samples: Vec::new(),
-                shortest: None,
-                window: None,
-                limit_before: first,
-            }),
+            state: Mutex::new(State { samples: Vec::new(), shortest: None, window: None, limit_before: first }),
             settings,
             metrics,
         };

@@ -122,6 +122,7 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
         check_json_rpc(json_rpc, &body, ctx, &mut calls)?;
         limits.calls(session, ctx, calls).await?;
     }
+    overload.upstream(ctx, &route)?;
     Ok(body)
 }
 

@@ -44,13 +44,6 @@ pub fn pick(shared: &Shared, ctx: &mut Context) -> Result<Box<HttpPeer>> {
     let route = ctx.route.as_ref().ok_or_else(|| Error::new(ErrorType::InternalError))?;
     let way = &mut ctx.upstream;
     way.picked = None;
-    if let Some(concurrency) = route.upstream.concurrency.as_ref().filter(|_| way.tries == 0) {
-        way.permit = concurrency.acquire(route.critical, shared.clock.now());
-        if way.permit.is_none() {
-            ctx.refusal = Some(Refusal::UpstreamBusy);
-            return Err(Error::explain(ErrorType::ConnectNoRoute, "too many requests wait for this upstream"));
-        }
-    }
     let Some(picked) = route.upstream.upstream.pick(&way.tried) else {
         // After a try that failed, that try's reason is the better answer.
         ctx.refusal = way.unreachable.take().or(Some(Refusal::NoHealthyUpstream));
@@ -115,7 +108,9 @@ pub fn broke(session: &Session, ctx: &mut Context, mut error: Box<Error>, reused
         None if *error.esource() == ErrorSource::Downstream => UpstreamResult::ClientGone,
         None => UpstreamResult::Broken,
     };
-    if result == UpstreamResult::ResponseTimeout && let Some(permit) = ctx.upstream.permit.take() {
+    if result == UpstreamResult::ResponseTimeout
+        && let Some(permit) = ctx.upstream.permit.take()
+    {
         permit.answered(std::time::Instant::now());
     }
     record_result(ctx, result);

@@ -199,7 +199,7 @@ mod tests {
     fn a_silent_preface_has_a_deadline() {
         let start = Instant::now();
         let mut frames = Frames::new(start);
-        frames.read(&[0; 10], || start + HEADER);
+        frames.read(&[0; 10], || start + HEADER).unwrap();
         assert_eq!(frames.deadline(HEADER, BODY), Some((start + HEADER, CloseReason::HeaderTimeout)));
     }
 

@@ -3,10 +3,10 @@
 //! An accept loop of our own rather than Pingora's, so that the handshake uses the certificates of the moment, is
 //! limited in time and tells why it failed, and so that no more is buffered per connection than needed.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -173,7 +173,11 @@ impl Service for ListenerService {
     async fn start_service(&mut self, fds: Option<ListenFds>, _shutdown: ShutdownWatch, _listeners_per_fd: usize) {
         let mut loops = Vec::new();
         for probe in 0..PROBES {
-            tokio::spawn(watch_lag(self.shared.clone(), PROBE_SLEEP * u32::try_from(probe).unwrap_or(0) / 4, self.stop.clone()));
+            tokio::spawn(watch_lag(
+                self.shared.clone(),
+                PROBE_SLEEP * u32::try_from(probe).unwrap_or(0) / 4,
+                self.stop.clone(),
+            ));
         }
         for (listener, address) in self.listeners.drain(..) {
             match listen(address, fds.as_ref()) {
@@ -285,14 +289,8 @@ impl Listener {
         // A connection holds no configuration while it rests.
         drop(snapshot);
         let (retire, retired) = watch::channel(false);
-        let connection = Arc::new(Connection::new(
-            self.listener.clone(),
-            remote,
-            handshaken,
-            accepted,
-            address_load,
-            retire,
-        ));
+        let connection =
+            Arc::new(Connection::new(self.listener.clone(), remote, handshaken, accepted, address_load, retire));
         let now = self.shared.clock.now();
         let unparsed = self.shared.clone();
         match Downstream::new(transport, connection.clone(), deadlines, unparsed, admitted, now) {
@@ -311,7 +309,8 @@ impl Listener {
     ) -> Option<Transport> {
         let Some(context) = &settings.tls else { return Some(Transport::Plain(tcp)) };
         let started = self.shared.clock.now();
-        let stream = context.ssl(self.shared.clock.unix_seconds()).and_then(|ssl| SslStream::new(ssl, Wire::new(tcp, started)));
+        let stream =
+            context.ssl(self.shared.clock.unix_seconds()).and_then(|ssl| SslStream::new(ssl, Wire::new(tcp, started)));
         let mut stream = match stream {
             Ok(stream) => stream,
             Err(e) => {

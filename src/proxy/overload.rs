@@ -12,7 +12,7 @@ use crate::observe::OverloadLimit;
 use crate::policy::load::Place;
 use crate::policy::overload::Class;
 use crate::refusal::Refusal;
-use crate::snapshot::{ListenerSnapshot, Snapshot};
+use crate::snapshot::{ListenerSnapshot, Route, Snapshot};
 
 /// The places that a request takes, given back when it ends.
 #[derive(Default)]
@@ -62,11 +62,15 @@ impl Asking<'_> {
         let json_rpc_code = self.snapshot.config.hive.rate_limited_code;
         if let Some(most) = limits.per_address {
             let client = ctx.client.as_ref().map(|c| c.address).filter(|a| *a != self.connection.remote_ip());
-            let taken = self.take(ctx, |places| &mut places.address, |c| match client {
-                // Behind a trusted proxy: its connection is not the client's.
-                Some(address) => c.listener.admission.load_of(address, now).request(),
-                None => c.address_load.request(),
-            });
+            let taken = self.take(
+                ctx,
+                |places| &mut places.address,
+                |c| match client {
+                    // Behind a trusted proxy: its connection is not the client's.
+                    Some(address) => c.listener.admission.load_of(address, now).request(),
+                    None => c.address_load.request(),
+                },
+            );
             if taken > most {
                 self.refuse(OverloadLimit::AddressRequests, Refusal::AddressRequestsExhausted { json_rpc_code })?;
             }
@@ -76,6 +80,15 @@ impl Asking<'_> {
             && self.take(ctx, |places| &mut places.peer, |_| load.request()) > most
         {
             self.refuse(OverloadLimit::PeerRequests, Refusal::PeerRequestsExhausted { json_rpc_code })?;
+        }
+        Ok(())
+    }
+
+    /// The last question, when the request could go to a node at once: whether one more may wait for an answer there.
+    pub fn upstream(&self, ctx: &mut Context, route: &Route) -> Result<(), Refusal> {
+        if let Some(concurrency) = &route.upstream.concurrency {
+            let permit = concurrency.acquire(route.critical, self.shared.clock.now());
+            ctx.upstream.permit = Some(permit.ok_or(Refusal::UpstreamBusy)?);
         }
         Ok(())
     }

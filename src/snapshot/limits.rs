@@ -21,11 +21,7 @@ pub struct RequestLimits {
 
 impl RequestLimits {
     pub(super) fn new(limits: &file::ListenerLimits) -> Self {
-        Self {
-            total: limits.requests,
-            per_address: limits.requests_per_address,
-            per_peer: limits.requests_per_peer,
-        }
+        Self { total: limits.requests, per_address: limits.requests_per_address, per_peer: limits.requests_per_peer }
     }
 }
 

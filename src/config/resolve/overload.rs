@@ -8,7 +8,8 @@ pub(super) fn overload(r: &mut Resolver<'_>, raw: Overload) -> Overload {
     r.range("overload.connections", &raw.connections, &(1..=10_000_000));
     r.range("overload.requests", &raw.requests, &(1..=10_000_000));
     let lag = &raw.event_loop_lag;
-    let (scaling, saturation) = ("overload.event_loop_lag.scaling_threshold", "overload.event_loop_lag.saturation_threshold");
+    let (scaling, saturation) =
+        ("overload.event_loop_lag.scaling_threshold", "overload.event_loop_lag.saturation_threshold");
     r.span(scaling, lag.scaling_threshold, MILLISECOND, MINUTE);
     r.span(saturation, lag.saturation_threshold, MILLISECOND, MINUTE);
     if lag.saturation_threshold < lag.scaling_threshold && !r.has_guess(scaling) && !r.has_guess(saturation) {
@@ -27,7 +28,10 @@ pub(super) fn adaptive_concurrency(r: &mut Resolver<'_>, at: &str, raw: &Adaptiv
     r.range(&most, &raw.max_concurrency, &(1..=100_000));
     if raw.min_concurrency > raw.max_concurrency && !r.has_guess(&least) && !r.has_guess(&most) {
         let at = if r.located.has(&least) { least } else { most };
-        r.error(&at, format!("min_concurrency {} is more than max_concurrency {}", raw.min_concurrency, raw.max_concurrency));
+        r.error(
+            &at,
+            format!("min_concurrency {} is more than max_concurrency {}", raw.min_concurrency, raw.max_concurrency),
+        );
     }
     r.span(&format!("{at}.sample_window"), raw.sample_window, 10 * MILLISECOND, MINUTE);
     r.span(&format!("{at}.min_rtt_interval"), raw.min_rtt_interval, SECOND, DAY);
