@@ -126,6 +126,8 @@ fn serve(shared: &Arc<Shared>, reloader: &Arc<Reloader>, fleet: Fleet) {
         h2.initial_window_size(H2_WINDOW);
         h2.initial_connection_window_size(H2_CONNECTION_WINDOW);
         h2.max_send_buffer_size(H2_SEND_BUFFER);
+        // A client that takes all back that it has begun is none that floods.
+        h2.max_pending_accept_reset_streams(H2_STREAMS_MAX as usize);
         proxy.h2_options = Some(h2);
         proxy.handle_init_modules();
         Arc::new(proxy)

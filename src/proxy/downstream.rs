@@ -208,7 +208,12 @@ impl Downstream {
         poll_fn(|cx| {
             let mut byte = [0];
             match self.transport.poll_peek(cx, &mut byte) {
-                Poll::Ready(peeked) => Poll::Ready(peeked.is_ok_and(|n| n > 0)),
+                Poll::Ready(peeked) => {
+                    if self.transport.flooded() {
+                        self.admitted.ends_for(CloseReason::TlsFlood);
+                    }
+                    Poll::Ready(peeked.is_ok_and(|n| n > 0))
+                }
                 Poll::Pending => {
                     self.gathered = Vec::new();
                     self.poll_deadline(cx).map(|_| false)
@@ -326,6 +331,9 @@ impl Downstream {
     }
 
     fn poll_send_gathered(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.gathered.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
         while self.gathered_sent < self.gathered.len() {
             let sent = ready!(self.transport.poll_write(cx, &self.gathered[self.gathered_sent..]))?;
             if sent == 0 {

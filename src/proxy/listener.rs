@@ -18,7 +18,7 @@ use pingora::proxy::HttpProxy;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use pingora::tls::ssl::NameType;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -41,6 +41,9 @@ use crate::tls;
 const BACKLOG: i32 = 4096;
 /// After running out of file descriptors, wait this long before the next accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Bytes of answers that wait in the kernel for a client's window.
+const UNSENT_MAX: u32 = 128 << 10;
 
 /// Failed handshakes of a listener that are written down one by one, each second.
 const FAILURE_LINES_MAX: u32 = 50;
@@ -255,6 +258,9 @@ impl Listener {
         let accepted = self.shared.clock.now();
         // Answers are gathered before they are sent; the kernel has nothing to wait for.
         let _ = tcp.set_nodelay(true);
+        // Beyond what the client's window takes, little waits in the kernel: a client that does not read takes no memory
+        // there either.
+        let _ = SockRef::from(&tcp).set_tcp_notsent_lowat(UNSENT_MAX);
         let Some(settings) = snapshot.listener(self.listener.index) else { return };
         let deadlines = settings.deadlines;
         let age = settings.deadlines.connection_age;

@@ -2,12 +2,10 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
 
 use openssl::ssl::SslStream;
 
-use super::PATIENCE;
-use super::client::Client;
+use super::client::{Client, small_tcp};
 
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
@@ -57,11 +55,7 @@ pub struct RawH2 {
 impl RawH2 {
     /// A connection with its preface and these settings sent; what the gateway sends is read by nobody yet.
     pub fn connect(client: &Client, address: SocketAddr, settings: &[(u16, u32)]) -> io::Result<Self> {
-        let tcp = TcpStream::connect_timeout(&address, PATIENCE)?;
-        tcp.set_read_timeout(Some(PATIENCE))?;
-        tcp.set_write_timeout(Some(PATIENCE))?;
-        tcp.set_nodelay(true)?;
-        let stream = client.ssl(b"\x02h2").connect(tcp).map_err(|e| io::Error::other(e.to_string()))?;
+        let stream = client.ssl(b"\x02h2").connect(small_tcp(address)?).map_err(|e| io::Error::other(e.to_string()))?;
         let mut this = Self { stream };
         let mut payload = Vec::new();
         for (id, value) in settings {
@@ -102,18 +96,5 @@ impl RawH2 {
         };
         self.stream.get_ref().set_nonblocking(false).unwrap();
         alive
-    }
-
-    /// Waits until the gateway ends the connection.
-    pub fn ends_within(&mut self, limit: Duration) -> bool {
-        self.stream.get_ref().set_read_timeout(Some(limit)).unwrap();
-        let mut buffer = [0; 16 << 10];
-        loop {
-            match self.stream.read(&mut buffer) {
-                Ok(0) => return true,
-                Ok(_) => {}
-                Err(e) => return !matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
-            }
-        }
     }
 }
