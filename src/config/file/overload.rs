@@ -44,14 +44,14 @@ impl Default for Overload {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EventLoopLag {
-    /// From here on requests are shed; no new connection is taken any more. 1ms to 1m. Default 250ms.
+    /// From here on requests are shed; no new connection is taken any more. 1ms to 1m. Default 500ms.
     pub scaling_threshold: Span,
-    /// From here on all are, and those of critical routes begin to be. Up to 1m. Default 1s.
+    /// From here on all are, and those of critical routes begin to be. Up to 1m. Default 2s.
     pub saturation_threshold: Span,
 }
 
 impl Default for EventLoopLag {
     fn default() -> Self {
-        Self { scaling_threshold: Span(Duration::from_millis(250)), saturation_threshold: seconds(1) }
+        Self { scaling_threshold: Span(Duration::from_millis(500)), saturation_threshold: seconds(2) }
     }
 }
