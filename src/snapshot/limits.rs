@@ -25,14 +25,19 @@ impl RequestLimits {
     }
 }
 
+/// Of small numbers more: few handshakes harm nobody.
+fn a_quarter(connections: u32) -> u32 {
+    connections.div_ceil(4).max(16).min(connections)
+}
+
 pub(super) fn of_connections(limits: &file::ListenerLimits) -> admission::Limits {
     let per_address = limits.connections_per_address;
     admission::Limits {
         connections: limits.connections,
         per_address,
         new_per_address: limits.new_connections_per_address,
-        handshakes: limits.handshakes.unwrap_or(limits.connections.div_ceil(4)),
-        handshakes_per_address: limits.handshakes_per_address.unwrap_or(per_address.div_ceil(4)),
+        handshakes: limits.handshakes.unwrap_or(a_quarter(limits.connections)),
+        handshakes_per_address: limits.handshakes_per_address.unwrap_or(a_quarter(per_address)),
     }
 }
 

@@ -15,6 +15,12 @@ const HELD: &[u8] = b"GET /echo/held HTTP/1.1\r\nHost: gateway.test\r\n\r\n";
 const CONNECTIONS_REFUSED: &str = "hive_gateway_connections_refused_total";
 const OVERLOAD: &str = "hive_gateway_overload_total";
 
+/// The block, with thresholds of lag that a busy machine of tests does not reach.
+fn overload(inside: &str) -> String {
+    let lag = "event_loop_lag: { scaling_threshold: 30s, saturation_threshold: 60s }";
+    format!("overload: {{ {inside}, {lag} }}")
+}
+
 type Shared = Arc<(Mutex<bool>, Condvar)>;
 
 /// Opens once, for all who wait; also when a test fails, so that nothing hangs.
@@ -209,7 +215,7 @@ const PRIORITIES: &str = r#"
 fn a_reserve_is_kept_for_critical_routes() {
     let (node, gate) = holding();
     let mut setup = Setup::new(&[node.address]);
-    setup.top = "overload: { requests: 4, critical_reserve: 50%, retry_after: 7s }".into();
+    setup.top = overload("requests: 4, critical_reserve: 50%, retry_after: 7s");
     setup.routes = PRIORITIES.into();
     let gateway = setup.start();
     let mut held = hold(&gateway, &node, "alice", 2);
@@ -232,7 +238,7 @@ fn a_reserve_is_kept_for_critical_routes() {
 fn a_dry_run_counts_and_refuses_nothing() {
     let (node, gate) = holding();
     let mut setup = Setup::new(&[node.address]);
-    setup.top = "overload: { enforce: false, requests: 1 }".into();
+    setup.top = overload("enforce: false, requests: 1");
     setup.limits = "requests_per_address: 1, requests_per_peer: 1".into();
     let gateway = setup.start();
     let held = hold(&gateway, &node, "alice", 2);
@@ -249,7 +255,7 @@ fn a_dry_run_counts_and_refuses_nothing() {
 fn connections_of_all_listeners_together_are_limited() {
     let (node, _gate) = holding();
     let mut setup = Setup::new(&[node.address]);
-    setup.top = "overload: { connections: 2 }".into();
+    setup.top = overload("connections: 2");
     setup.plain = Some(String::new());
     let gateway = setup.start();
     let connections = || gateway.metric("hive_gateway_connections", &[]);
@@ -261,8 +267,8 @@ fn connections_of_all_listeners_together_are_limited() {
     gateway.wait_metric(CONNECTIONS_REFUSED, &[("listener", "front"), ("reason", "process")], 1.0);
 }
 
-/// Calls of `size` bytes again and again, from so many clients; every answer's status goes to `answered`.
-fn burden(gateway: &Gateway, clients: usize, size: usize, stop: &AtomicBool, answered: &(dyn Fn(u16) + Sync)) {
+/// Calls of `size` bytes again and again, from so many clients; `answered` sees every answer.
+fn burden(gateway: &Gateway, clients: usize, size: usize, stop: &AtomicBool, answered: &(dyn Fn(&Response) + Sync)) {
     let filler = "x".repeat(size);
     let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"message/send","params":["{filler}"]}}"#);
     let head = format!(
@@ -273,10 +279,13 @@ fn burden(gateway: &Gateway, clients: usize, size: usize, stop: &AtomicBool, ans
     std::thread::scope(|scope| {
         for _ in 0..clients {
             scope.spawn(|| {
+                let mut kept = None;
                 while !stop.load(Ordering::Relaxed) {
-                    let Ok(mut connection) = gateway.client("alice").connect(gateway.address) else { continue };
+                    let opened = kept.take().map_or_else(|| gateway.client("alice").connect(gateway.address), Ok);
+                    let Ok(mut connection) = opened else { continue };
                     if let Ok(answer) = connection.exchange(&call) {
-                        answered(answer.status);
+                        answered(&answer);
+                        kept = Some(connection);
                     }
                 }
             });
@@ -300,15 +309,15 @@ fn a_gateway_that_is_behind_sheds_and_admin_and_running_requests_do_not_suffer()
     let stop = AtomicBool::new(false);
     let (served, shed) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let mut admin_took = Vec::new();
-    let count = |status| match status {
-        200 => drop(served.fetch_add(1, Ordering::Relaxed)),
-        503 => drop(shed.fetch_add(1, Ordering::Relaxed)),
-        _ => {}
+    let count = |answer: &Response| match (answer.status, answer.header("retry-after")) {
+        (200, _) => drop(served.fetch_add(1, Ordering::Relaxed)),
+        (503, Some("1")) => drop(shed.fetch_add(1, Ordering::Relaxed)),
+        other => panic!("{other:?}"),
     };
     std::thread::scope(|scope| {
         scope.spawn(|| burden(&gateway, 8, 2 << 20, &stop, &count));
         let deadline = Instant::now() + PATIENCE;
-        let enough = || served.load(Ordering::Relaxed) >= 5 && gateway.metric(OVERLOAD, &[("action", "shed")]) >= 20.0;
+        let enough = || served.load(Ordering::Relaxed) >= 5 && shed.load(Ordering::Relaxed) >= 5;
         while Instant::now() < deadline && (admin_took.len() < 50 || !enough()) {
             let start = Instant::now();
             assert_eq!(gateway.admin_get("/v1/health").unwrap().status, 200);
@@ -321,10 +330,9 @@ fn a_gateway_that_is_behind_sheds_and_admin_and_running_requests_do_not_suffer()
     let (served, shed) = (served.load(Ordering::Relaxed), shed.load(Ordering::Relaxed));
     println!("admin answers in {admin:?}; {served} calls served, {shed} shed");
     assert!(admin < Duration::from_millis(500), "admin answers in {admin:?}");
-    assert!(served >= 5, "some calls are served: {served}");
+    assert!(served >= 5 && shed >= 5, "some calls are served, {served}, and some shed, {shed}");
     let lag = gateway.metric(OVERLOAD, &[("limit", "event_loop_lag"), ("action", "shed")]);
-    let connections = gateway.metric(CONNECTIONS_REFUSED, &[("reason", "overloaded")]);
-    assert!(lag + connections >= 20.0 && connections >= 1.0, "{lag} requests, {connections} connections");
+    assert!(lag >= shed as f64, "{lag}");
     gate.open();
     assert_done(held);
     wait_until("it recovers", || gateway.client("bob").get(gateway.address, "/echo").is_ok_and(|a| a.status == 200));

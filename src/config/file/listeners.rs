@@ -231,9 +231,9 @@ pub struct ListenerLimits {
     /// Connections at once of one peer, whatever their addresses; of a certificate of no peer. Default: no limit but
     /// that of all connections.
     pub connections_per_peer: Option<u32>,
-    /// TLS handshakes at once. Default: a quarter of `connections`.
+    /// TLS handshakes at once. Default: a quarter of `connections`, at least 16.
     pub handshakes: Option<u32>,
-    /// TLS handshakes at once of one address. Default: a quarter of `connections_per_address`.
+    /// TLS handshakes at once of one address. Default: a quarter of `connections_per_address`, at least 16.
     pub handshakes_per_address: Option<u32>,
     /// Requests at once. Default: no limit but that of the process (`overload.requests`). Beyond: 503.
     pub requests: Option<u32>,
