@@ -22,84 +22,16 @@ use pingora::protocols::{
 };
 use pingora::tls::ssl::SslRef;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
-use tokio_openssl::SslStream;
 
 use super::connection::{Admitted, Connection, Phase};
 use super::frames::Frames;
-use super::wire::Wire;
+use super::transport::Transport;
 use crate::observe::CloseReason;
 use crate::snapshot::Deadlines;
 
 /// Writes are gathered up to this size: one TLS record.
 const GATHER_MAX: usize = 16 << 10;
-
-/// TLS or not.
-#[derive(Debug)]
-pub enum Transport {
-    /// HTTPS.
-    Tls(SslStream<Wire>),
-    /// Plain HTTP.
-    Plain(TcpStream),
-}
-
-impl Transport {
-    fn tcp(&self) -> &TcpStream {
-        match self {
-            Transport::Tls(tls) => tls.get_ref().tcp(),
-            Transport::Plain(tcp) => tcp,
-        }
-    }
-
-    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Transport::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
-            Transport::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
-        }
-    }
-
-    fn poll_peek(&mut self, cx: &mut Context<'_>, byte: &mut [u8; 1]) -> Poll<io::Result<usize>> {
-        match self {
-            Transport::Tls(tls) => Pin::new(tls).poll_peek(cx, byte).map_err(io::Error::other),
-            Transport::Plain(tcp) => tcp.poll_peek(cx, &mut ReadBuf::new(byte)),
-        }
-    }
-
-    fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self {
-            Transport::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
-            Transport::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Transport::Tls(tls) => Pin::new(tls).poll_flush(cx),
-            Transport::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
-        }
-    }
-
-    /// A read brought so much.
-    fn carried(&mut self, bytes: usize) {
-        if let Transport::Tls(tls) = self {
-            tls.get_mut().carried(bytes);
-        }
-    }
-
-    /// Whether TLS was given up for records without data.
-    fn flooded(&self) -> bool {
-        matches!(self, Transport::Tls(tls) if tls.get_ref().flooded())
-    }
-
-    /// Says good-bye.
-    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Transport::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
-            Transport::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
-        }
-    }
-}
 
 /// What the client is told when the HTTP parser gives up before there is a request to refuse.
 pub const MALFORMED: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 76\r\n\

@@ -26,8 +26,9 @@ use tokio::time::{timeout, timeout_at};
 use tokio_openssl::SslStream;
 
 use super::connection::{self, Admitted, Connection, Handshaken, ListenerShared};
-use super::downstream::{Downstream, Transport};
+use super::downstream::Downstream;
 use super::shared::OpenConnection;
+use super::transport::Transport;
 use super::wire::Wire;
 use super::{Gateway, Shared};
 use crate::observe::{ConnectionRefusal, HandshakeRecord, HandshakeResult, HandshakesOmitted, Line, LineLimit};

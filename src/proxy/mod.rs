@@ -19,6 +19,7 @@ mod refuse;
 mod session;
 mod shared;
 pub mod sketch;
+mod transport;
 mod watch;
 mod wire;
 
