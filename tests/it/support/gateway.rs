@@ -111,12 +111,12 @@ listeners:
             timeouts = self.timeouts,
             listener = self.listener,
         );
+        if let Some(more) = &self.plain {
+            write!(text, "\n  - name: plain\n    address: {plain}\n    protocol: http\n{more}").unwrap();
+        }
         if !self.top.contains("overload:") {
             // Tests share a machine that may well be behind, and then nothing is to be shed that a test waits for.
             text += "\noverload: { event_loop_lag: { scaling_threshold: 30s, saturation_threshold: 60s } }\n";
-        }
-        if let Some(more) = &self.plain {
-            write!(text, "\n  - name: plain\n    address: {plain}\n    protocol: http\n{more}").unwrap();
         }
         write!(text, "\npeers: {}\nroutes: {}\nupstreams: {}\n", self.peers, self.routes, self.upstreams).unwrap();
         text
