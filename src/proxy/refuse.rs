@@ -116,16 +116,15 @@ pub async fn failed(session: &mut Session, ctx: &mut Context, error: &Error) -> 
         // An answer that has begun can't be taken back; the log and the metric say why it was cut off.
         ctx.refusal = Some(refusal_of(gone));
     }
-    if let Some(begun) = &ctx.begun {
-        let upstream = *error.esource() == ErrorSource::Upstream;
-        begun.connection.ends_for(if upstream { CloseReason::UpstreamAborted } else { CloseReason::Aborted });
-    }
     if session.response_written().is_some() || (gone && ctx.upstream.status.is_none() && ctx.refusal.is_none()) {
+        if let Some(begun) = &ctx.begun {
+            let upstream = *error.esource() == ErrorSource::Upstream;
+            begun.connection.ends_for(if upstream { CloseReason::UpstreamAborted } else { CloseReason::Aborted });
+        }
         return FailToProxy { error_code: 0, can_reuse_downstream: false };
     }
     let refusal = ctx.refusal.take().unwrap_or_else(|| forward::refusal_for(error, ctx));
     let status = refusal.status();
-    session.set_keepalive(None);
     refuse(session, ctx, refusal).await;
-    FailToProxy { error_code: status, can_reuse_downstream: false }
+    FailToProxy { error_code: status, can_reuse_downstream: session.as_downstream().get_keepalive().is_some() }
 }
