@@ -94,9 +94,9 @@ fn tracing(c: &mut Criterion) {
             let (trace, _) = sampler.begin(None, random);
             let (mut trace, now) = (trace.unwrap(), Instant::now());
             trace.admitted(now);
+            let told = trace.traceparent();
             trace.try_started(&node, now);
             trace.connected(true, now);
-            let told = trace.traceparent();
             trace.answered(200, now);
             let (body_read, forwarded) = (Some(now), Some(now));
             let moments = Moments { started: now, wall: SystemTime::now(), body_read, forwarded, ended: now };

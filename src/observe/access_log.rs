@@ -22,6 +22,7 @@ use super::log_format::{Extras, LogFormat};
 use super::log_queue::LogQueue;
 use super::metrics::Metrics;
 use super::record::{AccessRecord, HandshakeRecord, HandshakesOmitted};
+use super::record_defense::{ConnectionDenied, WafMatch};
 use super::rotate::Rotation;
 use crate::clock::Clock;
 use crate::units::Percent;
@@ -182,6 +183,16 @@ impl AccessLog {
             line.extend(apart.then_some(EVENT));
             write(line);
         });
+    }
+
+    /// Writes a connection down that was turned away by its address. Never waits.
+    pub fn record_denied(&self, record: &ConnectionDenied<'_>) {
+        self.push_event(|line| record.write_json(&self.extras, line));
+    }
+
+    /// Writes down what a rule of the web application firewall found. Never waits.
+    pub fn record_waf(&self, record: &WafMatch<'_>) {
+        self.push_event(|line| record.write_json(&self.extras, line));
     }
 
     fn push(&self, write: impl FnOnce(&mut Vec<u8>)) {

@@ -118,6 +118,11 @@ fields! {
     Refusal, "refusal", |r| text(r.refusal, NAME_BYTES_MAX), "Why the gateway answered itself; also the label of `hive_gateway_refusals_total`.";
     RefusalDetail, "refusal_detail", |r| text(r.refusal_detail, DETAIL_BYTES_MAX), "The same in more words.";
     RateLimit, "rate_limit", |r| text(r.rate_limit, NAME_BYTES_MAX), "The rate limit that the request is beyond; without `refusal` it is not enforced.";
+    RequestRule,
+        "request_rule",
+        |r| text(r.request_rule, NAME_BYTES_MAX),
+        "The request rules that the request met; without `refusal`, those only log.";
+    WafScore, "waf_score", |r| r.waf_score.map_or(Value::Absent, number), "The web application firewall's score, where it found something.";
     BytesIn, "bytes_in", |r| number(r.bytes_in), "Bytes of the request's body.";
     BytesOut, "bytes_out", |r| number(r.bytes_out), "Bytes of the answer's body.";
     Duration, "duration_us", |r| micros(Some(r.duration)), "From the header to the end of the answer, microseconds.";

@@ -52,6 +52,14 @@ impl<'o> JsonLine<'o> {
         Self(out)
     }
 
+    /// Opens the object of something that is no request, with what every line has.
+    pub(super) fn event(out: &'o mut Vec<u8>, time: SystemTime, event: &'static str) -> Self {
+        let mut line = Self::begin(out);
+        line.time("time", time);
+        line.text("event", event.as_bytes(), usize::MAX);
+        line
+    }
+
     /// A field of the table.
     #[inline(always)]
     pub(super) fn value(&mut self, key: &'static str, value: Value<'_>) {

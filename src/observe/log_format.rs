@@ -113,6 +113,7 @@ impl Field {
         use std::time::Duration;
         let full = AccessRecord {
             rpc_calls: Some(1),
+            waf_score: Some(1),
             body: Some(Duration::ZERO),
             upstream_connect: Some(Duration::ZERO),
             upstream_first_byte: Some(Duration::ZERO),

@@ -18,6 +18,7 @@ pub mod fields;
 mod log_format;
 mod rotate;
 pub mod record;
+mod record_defense;
 mod crl;
 mod line_limit;
 pub mod access_log;
@@ -31,17 +32,18 @@ pub use crl::CrlShown;
 pub use expiry::{Expiring, Expiry};
 pub use exposition::Exposition;
 pub use handles::{
-    ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics, SpanMetrics,
-    UpstreamMetrics,
+    ConcurrencyMetrics, ListenerMetrics, NodeMetrics, OverloadMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight,
+    RouteMetrics, SpanMetrics, UpstreamMetrics, WafMetrics,
 };
 pub use handshake::HandshakeResult;
 pub use labels::{
-    CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, OcspResult, RateLimitDecision, RedisFallback,
-    SpanResult, UpstreamResult,
+    CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, OcspResult, OverloadAction, OverloadLimit,
+    RateLimitDecision, RedisFallback, SpanResult, UpstreamResult, WafVerdict,
 };
 pub use line_limit::{Line, LineLimit};
 pub use log_format::{Extras, LogFormat, Template};
 pub use metrics::Metrics;
 pub use peers::{PeerHandles, PeerMetrics};
 pub use record::{AccessRecord, HandshakeRecord, HandshakesOmitted};
+pub use record_defense::{ConnectionDenied, WafMatch};
 pub use rotate::Rotation;

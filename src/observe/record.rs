@@ -64,6 +64,10 @@ pub struct AccessRecord<'a> {
     pub refusal_detail: Option<&'a str>,
     /// Name of the rate limit that the request is beyond; without a refusal, that limit is not enforced.
     pub rate_limit: Option<&'a str>,
+    /// Names of the request rules that the request met; without a refusal, those only log.
+    pub request_rule: Option<&'a str>,
+    /// The web application firewall's score, where it looked at the request and found something.
+    pub waf_score: Option<u32>,
     /// Bytes of the request's body.
     pub bytes_in: u64,
     /// Bytes of the answer's body.
@@ -118,6 +122,8 @@ impl<'a> AccessRecord<'a> {
             refusal: None,
             refusal_detail: None,
             rate_limit: None,
+            request_rule: None,
+            waf_score: None,
             bytes_in: 0,
             bytes_out: 0,
             duration: Duration::ZERO,
@@ -135,7 +141,8 @@ impl<'a> AccessRecord<'a> {
 
     /// A success of which nothing needs to be told.
     pub(super) fn went_well(&self) -> bool {
-        self.status < 400 && self.refusal.is_none() && self.error.is_none() && self.rate_limit.is_none()
+        let quiet = self.rate_limit.is_none() && self.request_rule.is_none() && self.waf_score.is_none();
+        self.status < 400 && self.refusal.is_none() && self.error.is_none() && quiet
     }
 }
 
@@ -168,9 +175,7 @@ impl HandshakeRecord<'_> {
     /// Appends the record as one JSON object, without a line end. What a request's line hides of a client, this one hides
     /// too: the names of the certificate with the SPIFFE ID.
     pub fn write_json(&self, extras: &Extras, out: &mut Vec<u8>) {
-        let mut line = JsonLine::begin(out);
-        line.time("time", self.time);
-        line.text("event", b"handshake_failed", NAME_BYTES_MAX);
+        let mut line = JsonLine::event(out, self.time, "handshake_failed");
         line.text("listener", self.listener.as_bytes(), NAME_BYTES_MAX);
         line.value("client", extras.shown(Field::Client, Value::Address(self.client)));
         line.text("result", self.result.as_str().as_bytes(), NAME_BYTES_MAX);
@@ -203,9 +208,7 @@ pub struct HandshakesOmitted<'a> {
 impl HandshakesOmitted<'_> {
     /// Appends the record as one JSON object, without a line end.
     pub fn write_json(&self, out: &mut Vec<u8>) {
-        let mut line = JsonLine::begin(out);
-        line.time("time", self.time);
-        line.text("event", b"handshakes_omitted", NAME_BYTES_MAX);
+        let mut line = JsonLine::event(out, self.time, "handshakes_omitted");
         line.text("listener", self.listener.as_bytes(), NAME_BYTES_MAX);
         line.number("count", self.count);
         line.end();

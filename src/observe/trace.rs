@@ -59,6 +59,7 @@ impl Sampler {
                 parent: parent.map(|parent| parent.span_id),
                 span_id: span_id(&random()),
                 next: u64::from_be_bytes(span_id(&random())),
+                next_try: span_id(&random()),
                 admitted: None,
                 tries: Vec::new(),
             })
@@ -89,6 +90,8 @@ pub struct Trace {
     span_id: [u8; 8],
     /// Counts up to the ids of the spans below.
     next: u64,
+    /// The span of the try that comes next: the node is told before the try begins.
+    next_try: [u8; 8],
     admitted: Option<Instant>,
     tries: Vec<Try>,
 }
@@ -118,7 +121,8 @@ impl Trace {
 
     /// A node is picked.
     pub fn try_started(&mut self, node: &Arc<str>, now: Instant) {
-        let span_id = self.new_id();
+        let span_id = self.next_try;
+        self.next_try = self.new_id();
         self.tries.push(Try {
             span_id,
             node: node.clone(),
@@ -151,10 +155,9 @@ impl Trace {
         }
     }
 
-    /// `traceparent` for the node of the present try: its parent is the gateway's span.
+    /// `traceparent` for the node of the next try: its parent is the gateway's span of it.
     pub fn traceparent(&self) -> HeaderValue {
-        let span_id = self.tries.last().map_or(self.span_id, |last| last.span_id);
-        TraceContext { trace_id: self.trace_id, span_id, flags: self.flags }.to_header()
+        TraceContext { trace_id: self.trace_id, span_id: self.next_try, flags: self.flags }.to_header()
     }
 
     /// The spans of a request that is done: its own first.

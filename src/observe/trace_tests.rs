@@ -54,9 +54,9 @@ fn the_stages_of_a_request_lie_in_its_span() {
     trace.admitted(at(1));
     trace.try_started(&"http://10.0.0.1:3000".into(), at(4));
     trace.try_failed("connect_failed", at(6));
+    let sent = trace.traceparent();
     trace.try_started(&"https://[::1]:3001".into(), at(6));
     trace.connected(false, at(8));
-    let sent = trace.traceparent();
     trace.answered(200, at(20));
     let request = RequestSpan {
         name: "POST /a".into(),

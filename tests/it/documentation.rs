@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use hive_gateway::observe::fields::Field;
 use hive_gateway::observe::metrics::{Kind, all_definitions};
-use hive_gateway::observe::{Extras, HandshakeRecord, HandshakeResult, HandshakesOmitted};
+use hive_gateway::observe::{ConnectionDenied, Extras, HandshakeRecord, HandshakeResult, HandshakesOmitted, WafMatch};
 
 fn file() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("conf/observability.md")
@@ -56,7 +56,7 @@ fn the_table_of_metrics_is_that_of_the_code() {
 }
 
 #[test]
-fn the_table_of_handshakes_has_the_fields_that_are_written() {
+fn the_table_of_what_is_no_request_has_the_fields_that_are_written() {
     let (mut failed, mut omitted) = (Vec::new(), Vec::new());
     HandshakeRecord {
         time: UNIX_EPOCH,
@@ -72,13 +72,29 @@ fn the_table_of_handshakes_has_the_fields_that_are_written() {
     }
     .write_json(&Extras::default(), &mut failed);
     HandshakesOmitted { time: UNIX_EPOCH, listener: "l", count: 1 }.write_json(&mut omitted);
+    let (mut denied, mut matched, client) = (Vec::new(), Vec::new(), [127, 0, 0, 1].into());
+    ConnectionDenied { time: UNIX_EPOCH, listener: "l", client }.write_json(&Extras::default(), &mut denied);
+    WafMatch {
+        time: UNIX_EPOCH,
+        request_id: Some("r"),
+        listener: "l",
+        client,
+        route: "r",
+        rule: 1,
+        message: b"m",
+        severity: 1,
+        score: 1,
+        verdict: "blocked",
+    }
+    .write_json(&Extras::default(), &mut matched);
     let keys = |line: &[u8]| {
         let line: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(line).unwrap();
         line.keys().cloned().collect::<BTreeSet<_>>()
     };
     let text = fs::read_to_string(file()).unwrap();
-    let table = text.split_once("A failed TLS handshake").unwrap().1;
+    let table = text.split_once("What is no request has lines of its own").unwrap().1;
     let rows = table.lines().skip_while(|l| !l.starts_with("| field")).skip(2).take_while(|l| l.starts_with('|'));
     let documented: BTreeSet<_> = rows.map(|r| r.split('`').nth(1).unwrap().to_owned()).collect();
-    assert_eq!(documented, &keys(&failed) | &keys(&omitted));
+    let written: BTreeSet<_> = [failed, omitted, denied, matched].iter().flat_map(|line| keys(line)).collect();
+    assert_eq!(documented, written);
 }

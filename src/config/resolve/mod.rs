@@ -1,10 +1,12 @@
 //! Names become things, and what can't work is found: all of it, not only the first.
 
 mod certificates;
+mod defense;
 mod endpoint;
 mod federation;
 mod listeners;
 mod observe;
+mod overload;
 mod patterns;
 mod peers;
 mod process;
@@ -55,6 +57,7 @@ pub(super) fn resolve(
     rate_limits::check(&mut r, &listeners, &routes, &hive.federation);
     let redis = redis::resolve(&mut r, file.redis);
     redis::check_shared(&mut r, redis.is_some(), &listeners, &routes);
+    let overload = overload::overload(&mut r, file.overload);
     let admin = process::admin(&mut r, file.admin);
     let access_log = observe::access_log(&mut r, file.access_log);
     let metrics = observe::metrics(&mut r, &file.metrics);
@@ -75,6 +78,7 @@ pub(super) fn resolve(
         routes,
         upstreams,
         redis,
+        overload,
         admin,
         access_log,
         metrics,
