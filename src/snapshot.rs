@@ -2,6 +2,7 @@
 //! one (design, decision 7). A request uses one snapshot to its end.
 
 mod limits;
+mod lists;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::headers::{ProductHeaders, Spoofable};
 use crate::json_rpc::{self, MethodPolicy};
 use crate::names::{ListenerName, RouteName};
 use crate::observe::trace::Sampler;
-use crate::observe::{CrlShown, Expiring, Expiry, Metrics, NodeMetrics, PeerHandles, RouteMetrics, UpstreamMetrics};
+use crate::observe::{Expiring, Expiry, Metrics, NodeMetrics, PeerHandles, RouteMetrics, UpstreamMetrics};
 use crate::policy::adaptive_concurrency::AdaptiveConcurrency;
 use crate::policy::admission;
 use crate::policy::deny::AddressList;
@@ -25,10 +26,13 @@ use crate::policy::rules::Rules;
 use crate::policy::waf::Waf;
 use crate::request::TrustedProxies;
 use crate::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
-use crate::tls::{self, CertificateFacts, Revocation, ServerContext, Staple, StateDir};
+use crate::tls::{self, CertificateFacts, ServerContext, Staple, StateDir};
 use crate::upstream::{NodeSettings, Settings, Upstream};
 
 pub use limits::RequestLimits;
+
+pub use lists::show_lists;
+use lists::{adopt_lists, restore_lists};
 
 /// A configuration, built.
 pub struct Snapshot {
@@ -311,45 +315,6 @@ impl Snapshot {
         metrics.keep_upstream_concurrency(&adaptive.map(|u| u.upstream.name().as_str()).collect::<Vec<_>>());
         metrics.set_config_generation(self.generation);
     }
-}
-
-/// Lists that were fetched for the same listener before are in use from the first connection on.
-fn adopt_lists(listener: &ListenerSnapshot, config: &config::Listener, previous: Option<&Snapshot>) {
-    let before = previous.and_then(|previous| {
-        let at = previous.config.listeners.iter().position(|other| other.name == config.name)?;
-        previous.listeners.get(at)?.tls.as_ref()
-    });
-    let (Some(now), Some(before)) = (&listener.tls, before) else { return };
-    if let (Some(now), Some(before)) = (now.revocation(), before.revocation()) {
-        now.adopt(before);
-    }
-    now.adopt_staples(before);
-    if let (Some(ocsp), Some(before_ocsp)) = (now.ocsp(), before.ocsp())
-        && now.trusts_as(before)
-    {
-        ocsp.adopt(before_ocsp);
-    }
-}
-
-/// Lists and OCSP answers that an earlier process fetched, where nothing is there.
-fn restore_lists(listener: &ListenerSnapshot, store: Option<&StateDir>, now_unix: i64) {
-    let (Some(tls), Some(store)) = (&listener.tls, store) else { return };
-    if let Some(revocation) = tls.revocation() {
-        revocation.urls().iter().for_each(|url| _ = revocation.restore(url, store, now_unix));
-    }
-    tls.staples().iter().flatten().for_each(|staple| staple.restore(store, now_unix));
-}
-
-/// Shows what a listener knows of revoked certificates.
-pub fn show_lists(revocation: &Revocation, name: &str, metrics: &Metrics) {
-    let facts = revocation.facts();
-    let shown = facts.iter().map(|f| CrlShown {
-        issuer: &f.issuer,
-        this_update: f.this_update,
-        next_update: f.next_update,
-        entries: f.entries,
-    });
-    metrics.set_crls(name, &shown.collect::<Vec<_>>());
 }
 
 fn peers(config: &Config) -> Result<Peers, String> {

@@ -1,7 +1,7 @@
 //! Every metric: its name, help and labels, and the families behind the handles of [`super::handles`].
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use prometheus::core::Collector;
@@ -18,6 +18,7 @@ use super::handles::{
 };
 use super::peers::{PeerFamilies, PeerHandles};
 use super::process::{self, ProcessMetrics};
+use super::refusals::RefusalTable;
 use crate::names::PeerName;
 
 /// The `path` and `route` of a request that no route took.
@@ -494,32 +495,6 @@ impl Metrics {
     /// Counts a change of the files that the configuration names.
     pub fn tls_reloaded(&self, ok: bool) {
         self.tls_reloads.with_label_values(&[if ok { RESULT_OK } else { RESULT_FAILED }]).inc();
-    }
-}
-
-/// Slots of [`RefusalTable`]: a few times the number of refusals.
-const REFUSAL_SLOTS: usize = 256;
-
-/// Counters by refusal code, found by the address of the code's text: no hash over text and no lock.
-struct RefusalTable(Box<[OnceLock<(&'static str, IntCounter)>]>);
-
-impl RefusalTable {
-    fn new() -> Self {
-        Self((0..REFUSAL_SLOTS).map(|_| OnceLock::new()).collect())
-    }
-
-    fn inc(&self, code: &'static str, family: &IntCounterVec) {
-        let start = code.as_ptr().addr().wrapping_mul(0x9E37_79B9) >> 7;
-        for step in 0..REFUSAL_SLOTS {
-            let slot = &self.0[(start + step) % REFUSAL_SLOTS];
-            let (here, counter) = slot.get_or_init(|| (code, family.with_label_values(&[code])));
-            // The compiler may keep one text at two addresses: that is two slots of one counter.
-            if std::ptr::eq(*here, code) {
-                counter.inc();
-                return;
-            }
-        }
-        family.with_label_values(&[code]).inc();
     }
 }
 
