@@ -69,7 +69,7 @@ impl Files {
             min_version: TlsVersion::Tls12,
             client_auth,
         };
-        build_listener(&tls, &self.dir, self.now).unwrap()
+        build_listener(&tls, &self.dir, self.now, None).unwrap()
     }
 
     fn client_context(&self) -> SslContext {

@@ -18,7 +18,7 @@ use crate::policy::peers::{Peer, PeerMatcher, Peers};
 use crate::policy::rate_limit::{Limit, Limits, Quota};
 use crate::request::TrustedProxies;
 use crate::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
-use crate::tls::{self, CertificateFacts, Revocation, ServerContext};
+use crate::tls::{self, CertificateFacts, Issued, Revocation, ServerContext, TlsFault};
 use crate::upstream::{NodeSettings, Settings, Upstream};
 
 /// A configuration, built.
@@ -45,6 +45,8 @@ pub struct Snapshot {
     pub federation: Federation,
     /// `Bearer …`, the proof that a request came through the gateway.
     pub gateway_auth: Option<HeaderValue>,
+    /// What the SPIFFE agent has issued and is in use; none yet, or none is needed.
+    pub issued: Option<Arc<Issued>>,
 }
 
 /// A listener's part that a reload may change.
@@ -52,7 +54,7 @@ pub struct ListenerSnapshot {
     /// Path to route, of the routes that this listener serves.
     pub routes: Table<Published>,
     /// Certificates and trust; none on a plain listener.
-    pub tls: Option<ServerContext>,
+    pub tls: Option<Arc<ServerContext>>,
     /// Limits on connections.
     pub admission: admission::Limits,
     /// Whose `X-Forwarded-For` is believed.
@@ -108,6 +110,10 @@ pub struct UpstreamTlsFacts {
     pub certificate: Option<CertificateFacts>,
     /// Who vouches for nodes.
     pub authorities: Vec<CertificateFacts>,
+    /// There is nothing in it yet, because the SPIFFE agent has issued nothing.
+    pub waiting: bool,
+    /// What is doubtful about it.
+    pub warnings: Vec<TlsFault>,
 }
 
 /// A route under one of its paths.
@@ -164,22 +170,34 @@ pub struct JsonRpc {
     pub methods: MethodPolicy,
 }
 
+/// What a snapshot is built from, besides the configuration.
+#[derive(Clone, Copy)]
+pub struct Ground<'a> {
+    /// Where to count.
+    pub metrics: &'a Arc<Metrics>,
+    /// What is in use now.
+    pub previous: Option<&'a Snapshot>,
+    /// What the SPIFFE agent has issued.
+    pub issued: Option<&'a Arc<Issued>>,
+    /// Seconds since 1970.
+    pub now_unix: i64,
+}
+
 impl Snapshot {
-    /// Builds a configuration. Nodes and counters of `previous` live on under the same names, and an upstream of which
-    /// nothing changed is the same one. Nothing is shown of it before [`Snapshot::publish`].
+    /// Builds a configuration. Nodes and counters of the previous snapshot live on under the same names, and an upstream of
+    /// which nothing changed is the same one. Nothing is shown of it before [`Snapshot::publish`].
+    ///
+    /// With the very configuration of the previous snapshot no file is read that the agent's material has nothing to do
+    /// with: a broken file must not keep new SVIDs out.
     ///
     /// # Errors
     /// What [`config::load`] finds too, and what changed on disk since.
-    pub fn build(
-        config: Config,
-        generation: u64,
-        metrics: &Arc<Metrics>,
-        previous: Option<&Snapshot>,
-        now_unix: i64,
-    ) -> Result<Self, String> {
+    pub fn build(config: Arc<Config>, generation: u64, ground: Ground<'_>) -> Result<Self, String> {
+        let Ground { previous, .. } = ground;
         let product = ProductHeaders::with_prefix(&config.hive.header_prefix)?;
+        let renews = previous.is_some_and(|p| Arc::ptr_eq(&p.config, &config));
         let upstreams: Vec<_> =
-            config.upstreams.iter().map(|u| upstream(u, metrics, previous, now_unix)).collect::<Result<_, _>>()?;
+            config.upstreams.iter().map(|u| upstream(u, ground, renews)).collect::<Result<_, _>>()?;
         let gateway_auth = config.hive.gateway_auth.as_ref().map(|secret| {
             let mut value = HeaderValue::from_str(&format!("Bearer {}", secret.expose()))
                 .map_err(|_| "hive.gateway_auth_secret holds characters that no header can carry".to_owned())?;
@@ -195,12 +213,13 @@ impl Snapshot {
             by_slot,
             peers: peers(&config)?,
             federation: federation(&config)?,
-            listeners: listeners(&config, &upstreams, metrics, now_unix)?,
+            listeners: listeners(&config, &upstreams, ground, renews)?,
             upstreams,
             spoofable: Spoofable::new(&product),
             product,
             gateway_auth: gateway_auth.transpose()?,
-            config: Arc::new(config),
+            issued: ground.issued.cloned(),
+            config,
         };
         for (listener, config) in snapshot.listeners.iter().zip(&snapshot.config.listeners) {
             adopt_lists(listener, config, previous);
@@ -211,6 +230,10 @@ impl Snapshot {
     /// The listener behind a socket of this process; none if a reload took it away.
     pub fn listener(&self, slot: usize) -> Option<&ListenerSnapshot> {
         self.listeners.get((*self.by_slot.get(slot)?)?)
+    }
+
+    fn listener_named(&self, name: &ListenerName) -> Option<&ListenerSnapshot> {
+        self.listeners.get(self.config.listeners.iter().position(|l| l.name == *name)?)
     }
 
     /// Every certificate that expires, with what it is for.
@@ -226,6 +249,31 @@ impl Snapshot {
             own.chain(trusted).map(|(kind, facts)| (kind, u.upstream.name().as_str(), facts))
         });
         listeners.chain(upstreams)
+    }
+
+    /// Who has to wait for the SPIFFE agent: `listener federation`.
+    pub fn waiting(&self) -> Vec<String> {
+        let listeners = self.config.listeners.iter().zip(&self.listeners);
+        let listeners = listeners.filter(|(_, l)| l.tls.as_ref().is_some_and(|tls| tls.is_waiting()));
+        let upstreams = self.upstreams.iter().filter(|u| u.tls.as_ref().is_some_and(|tls| tls.waiting));
+        let listeners = listeners.map(|(config, _)| format!("listener {}", config.name));
+        listeners.chain(upstreams.map(|u| format!("upstream {}", u.upstream.name()))).collect()
+    }
+
+    /// What is doubtful about the material of the SPIFFE agent. About files the loading of the configuration tells.
+    pub fn doubts_of_issued(&self) -> Vec<String> {
+        let told = |owner: String, faults: &[TlsFault]| {
+            faults.iter().map(|fault| format!("{owner}: tls.{fault}")).collect::<Vec<_>>()
+        };
+        let listeners = self.config.listeners.iter().zip(&self.listeners).filter_map(|(config, built)| {
+            config.tls.as_ref()?.spiffe.as_ref()?;
+            Some(told(format!("listener {}", config.name), built.tls.as_ref()?.warnings()))
+        });
+        let upstreams = self.config.upstreams.iter().zip(&self.upstreams).filter_map(|(config, built)| {
+            config.tls.as_ref()?.spiffe.as_ref()?;
+            Some(told(format!("upstream {}", config.name), &built.tls.as_ref()?.warnings))
+        });
+        listeners.chain(upstreams).flatten().collect()
     }
 
     /// Shows in the metrics what is in use now.
@@ -245,13 +293,16 @@ impl Snapshot {
     }
 }
 
+impl ListenerSnapshot {
+    fn is_served_by(&self, context: &Arc<ServerContext>) -> bool {
+        self.tls.as_ref().is_some_and(|own| Arc::ptr_eq(own, context))
+    }
+}
+
 /// Lists that were fetched for the same listener before are in use from the first connection on.
 fn adopt_lists(listener: &ListenerSnapshot, config: &config::Listener, previous: Option<&Snapshot>) {
-    let before = previous.and_then(|previous| {
-        let at = previous.config.listeners.iter().position(|other| other.name == config.name)?;
-        previous.listeners.get(at)?.tls.as_ref()
-    });
-    let (Some(now), Some(before)) = (&listener.tls, before) else { return };
+    let before = previous.and_then(|p| p.listener_named(&config.name)).and_then(|l| l.tls.as_ref());
+    let (Some(now), Some(before)) = (&listener.tls, before.filter(|b| !listener.is_served_by(b))) else { return };
     if let (Some(now), Some(before)) = (now.revocation(), before.revocation()) {
         now.adopt(before);
     }
@@ -287,11 +338,38 @@ fn federation(config: &Config) -> Result<Federation, String> {
 fn listeners(
     config: &Config,
     upstreams: &[Arc<UpstreamSnapshot>],
-    metrics: &Metrics,
-    now_unix: i64,
+    ground: Ground<'_>,
+    renews: bool,
 ) -> Result<Vec<ListenerSnapshot>, String> {
-    let tables = routes(config, upstreams, metrics)?;
-    config.listeners.iter().zip(tables).map(|(l, table)| listener(l, table, metrics, now_unix)).collect()
+    let tables = routes(config, upstreams, ground.metrics)?;
+    let each = config.listeners.iter().zip(tables);
+    each.map(|(l, table)| {
+        let tls = l.tls.as_ref().map(|tls| listener_tls(l, tls, ground, renews)).transpose()?;
+        Ok(listener(l, table, tls, ground.metrics))
+    })
+    .collect()
+}
+
+/// A listener's certificates and trust.
+fn listener_tls(
+    config: &config::Listener,
+    tls: &config::file::ListenerTls,
+    ground: Ground<'_>,
+    renews: bool,
+) -> Result<Arc<ServerContext>, String> {
+    let before = ground.previous.and_then(|p| p.listener_named(&config.name)).and_then(|l| l.tls.as_ref());
+    if let Some(before) = before.filter(|_| renews && tls.spiffe.is_none()) {
+        return Ok(before.clone());
+    }
+    let issued = ground.issued.map(|issued| &**issued);
+    let built = tls::build_listener(tls, std::path::Path::new("/"), ground.now_unix, issued).map_err(|faults| {
+        let all: Vec<_> = faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect();
+        format!("listener {}: {}", config.name, all.join("; "))
+    })?;
+    if built.is_waiting() && before.is_some_and(|before| !before.is_waiting()) {
+        return Err(format!("listener {}: the SPIFFE agent has issued nothing that it could use", config.name));
+    }
+    Ok(Arc::new(built))
 }
 
 /// A table for each listener: which routes there are is decided before a request is there.
@@ -356,19 +434,13 @@ fn rate_limits(owner: &str, config: &[config::file::RateLimit], metrics: &Metric
 fn listener(
     config: &config::Listener,
     routes: Table<Published>,
+    tls: Option<Arc<ServerContext>>,
     metrics: &Metrics,
-    now_unix: i64,
-) -> Result<ListenerSnapshot, String> {
-    let tls = config.tls.as_ref().map(|tls| {
-        tls::build_listener(tls, std::path::Path::new("/"), now_unix).map_err(|faults| {
-            let all: Vec<_> = faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect();
-            format!("listener {}: {}", config.name, all.join("; "))
-        })
-    });
+) -> ListenerSnapshot {
     let (limits, timeouts) = (&config.limits, &config.timeouts);
-    Ok(ListenerSnapshot {
+    ListenerSnapshot {
         routes,
-        tls: tls.transpose()?,
+        tls,
         admission: admission::Limits {
             connections: limits.connections,
             per_address: limits.connections_per_address,
@@ -387,18 +459,20 @@ fn listener(
         },
         requests_per_connection: limits.requests_per_connection,
         rate_limits: rate_limits(&format!("listener/{}", config.name), &config.rate_limits, metrics),
-    })
+    }
 }
 
-fn upstream(
-    config: &config::Upstream,
-    metrics: &Arc<Metrics>,
-    previous: Option<&Snapshot>,
-    now_unix: i64,
-) -> Result<Arc<UpstreamSnapshot>, String> {
+fn upstream(config: &config::Upstream, ground: Ground<'_>, renews: bool) -> Result<Arc<UpstreamSnapshot>, String> {
+    let Ground { metrics, previous, now_unix, .. } = ground;
+    let before = previous.and_then(|p| p.upstreams.iter().find(|u| *u.upstream.name() == config.name));
+    if let Some(before) = before.filter(|_| renews && config.tls.as_ref().is_none_or(|tls| tls.spiffe.is_none())) {
+        return Ok(before.clone());
+    }
     let tls = config.tls.as_ref().map(|t| {
-        tls::build_upstream(t, std::path::Path::new("/"), now_unix).map_err(|faults| {
-            faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect::<Vec<_>>().join("; ")
+        let issued = ground.issued.map(|issued| &**issued);
+        tls::build_upstream(t, std::path::Path::new("/"), now_unix, issued).map_err(|faults| {
+            let all: Vec<_> = faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect();
+            format!("upstream {}: {}", config.name, all.join("; "))
         })
     });
     let mut tls = tls.transpose()?;
@@ -406,8 +480,13 @@ fn upstream(
         generation: tls.generation,
         certificate: tls.client_facts.clone(),
         authorities: std::mem::take(&mut tls.authorities),
+        waiting: tls.waiting,
+        warnings: std::mem::take(&mut tls.warnings),
     });
-    let before = previous.and_then(|p| p.upstreams.iter().find(|u| *u.upstream.name() == config.name));
+    let is_waiting = |facts: &Option<UpstreamTlsFacts>| facts.as_ref().is_some_and(|tls| tls.waiting);
+    if is_waiting(&facts) && before.is_some_and(|before| !is_waiting(&before.tls)) {
+        return Err(format!("upstream {}: the SPIFFE agent has issued nothing that it could use", config.name));
+    }
     let config_before = previous.and_then(|p| p.config.upstreams.iter().find(|u| u.name == config.name));
     if let Some(before) = before
         && config_before == Some(config)

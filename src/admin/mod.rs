@@ -49,11 +49,15 @@ pub struct Readiness {
     pub draining: bool,
     /// Names of the upstreams of which no node is known to be up.
     pub upstreams_down: Vec<String>,
+    /// The listeners and upstreams that have no certificate yet: `listener federation`.
+    pub waiting_for_svid: Vec<String>,
+    /// Why they wait for the SPIFFE agent.
+    pub spiffe: Option<String>,
 }
 
 impl Readiness {
-    /// Ready: not ending, and each upstream has a node up.
+    /// Ready: not ending, each upstream has a node up, and nobody waits for a certificate.
     pub fn is_ready(&self) -> bool {
-        !self.draining && self.upstreams_down.is_empty()
+        !self.draining && self.upstreams_down.is_empty() && self.waiting_for_svid.is_empty()
     }
 }

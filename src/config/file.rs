@@ -7,6 +7,7 @@ mod hive;
 mod listeners;
 mod process;
 mod routes;
+mod spiffe;
 mod upstreams;
 
 use std::time::Duration;
@@ -17,6 +18,7 @@ pub use hive::*;
 pub use listeners::*;
 pub use process::*;
 pub use routes::*;
+pub use spiffe::*;
 pub use upstreams::*;
 
 use crate::units::Span;
@@ -45,6 +47,8 @@ pub struct File {
     pub routes: Vec<Route>,
     /// Hive nodes, in groups.
     pub upstreams: Vec<Upstream>,
+    /// Who issues the gateway's certificates, where `tls.spiffe` asks for it.
+    pub spiffe: Option<Spiffe>,
     /// What gateways of a fleet share. Default: nothing.
     pub redis: Option<Redis>,
     /// The operator's own listener. Default: `127.0.0.1:9901`, no secret.

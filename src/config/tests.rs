@@ -46,7 +46,7 @@ fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 }
 
 fn loaded(text: &str) -> Result<Loaded, Vec<ConfigError>> {
-    let around = Surroundings { env: &env, addresses: &addresses, now_unix: 1_800_000_000, read_files: false };
+    let around = Surroundings { env: &env, addresses: &addresses, now_unix: 1_800_000_000, read_files: false, issued: None };
     load_text(Path::new("conf/g.yaml"), text, &around)
 }
 
@@ -87,7 +87,7 @@ fn a_small_file_is_enough() {
     assert_eq!(c.upstreams[c.routes[0].upstream].endpoints[0].address.to_string(), "10.0.1.10:3000");
     assert_eq!(c.admin.address.to_string(), "127.0.0.1:9901");
     assert_eq!(c.hash.len(), 64);
-    let ca = &c.listeners[0].tls.as_ref().unwrap().client_auth.ca;
+    let ca = &c.listeners[0].tls.as_ref().unwrap().client_auth.ca.as_ref().unwrap();
     assert!(Path::new(ca).is_absolute() && ca.ends_with("conf/ca.pem"), "{ca}");
 }
 
@@ -180,7 +180,7 @@ fn a_bare_number_is_text_where_text_is_meant() {
     let c = good(&text).config;
     assert_eq!(c.listeners[0].name.as_str(), "0x10");
     let tls = c.listeners[0].tls.as_ref().unwrap();
-    assert!(tls.client_auth.ca.ends_with("/1.20"));
+    assert!(tls.client_auth.ca.as_ref().unwrap().ends_with("/1.20"));
     assert_eq!(tls.min_version, file::TlsVersion::Tls12);
     let e = wrong("{ ca: ca.pem }", "{ ca: ca.pem }\n      min_version: 1.1");
     assert!(e[0].contains("7:20: listeners[0].tls.min_version: \"1.1\" is unknown; known: 1.2, 1.3"), "{e:?}");

@@ -7,24 +7,26 @@ use serde_json::json;
 
 use crate::admin::status::{
     CertificateStatus, ConfigStatus, CrlStatus, ListenerStatus, NodeStatus, ReloadError, ReloadStatus, RouteStatus,
-    Status, UpstreamStatus,
+    SpiffeStatus, Status, UpstreamStatus,
 };
 use crate::admin::{AdminState, Readiness, Reloaded};
 use crate::config::{self, Config, RoutePeers};
 use crate::proxy::Shared;
 use crate::reload::{Reloader, Report, Trigger};
-use crate::snapshot::{ListenerSnapshot, UpstreamSnapshot};
+use super::spiffe::Agent;
+use crate::snapshot::{ListenerSnapshot, Snapshot, UpstreamSnapshot};
 use crate::tls::{CertificateFacts, CrlFacts};
 
 /// The closures through which the admin listener sees the gateway.
-pub fn admin_state(shared: &Arc<Shared>, reloader: &Arc<Reloader>) -> AdminState {
+pub fn admin_state(shared: &Arc<Shared>, reloader: &Arc<Reloader>, agent: Option<Arc<Agent>>) -> AdminState {
     let started = shared.clock.now();
     let (for_ready, for_status, for_bearer) = (shared.clone(), shared.clone(), shared.clone());
+    let agent_for_ready = agent.clone();
     let (reloads, for_reload) = (reloader.clone(), reloader.clone());
     AdminState {
         metrics: shared.metrics.clone(),
-        ready: Box::new(move || readiness(&for_ready)),
-        status: Box::new(move || status(&for_status, &reloads, started).to_json()),
+        ready: Box::new(move || readiness(&for_ready, agent_for_ready.as_deref())),
+        status: Box::new(move || status(&for_status, &reloads, agent.as_deref(), started).to_json()),
         reload: Box::new(move || reloaded(&for_reload.reload(Trigger::Admin))),
         bearer: Box::new(move || for_bearer.snapshot().config.admin.bearer.clone()),
         loopback: shared.snapshot().config.admin.address.ip().is_loopback(),
@@ -69,16 +71,21 @@ fn unix_seconds(time: SystemTime) -> i64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
-fn readiness(shared: &Shared) -> Readiness {
+fn readiness(shared: &Shared, agent: Option<&Agent>) -> Readiness {
     let snapshot = shared.snapshot();
+    let waiting_for_svid = snapshot.waiting();
+    let why = || agent.and_then(|agent| agent.state().error).unwrap_or_else(|| "it has not answered yet".to_owned());
+    let spiffe = (!waiting_for_svid.is_empty()).then(why);
     let down = snapshot.upstreams.iter().filter(|u| !u.upstream.is_ready());
     Readiness {
         draining: shared.draining(),
         upstreams_down: down.map(|u| u.upstream.name().as_str().to_owned()).collect(),
+        waiting_for_svid,
+        spiffe,
     }
 }
 
-fn status(shared: &Shared, reloader: &Reloader, started: Instant) -> Status {
+fn status(shared: &Shared, reloader: &Reloader, agent: Option<&Agent>, started: Instant) -> Status {
     let snapshot = shared.snapshot();
     let config = &snapshot.config;
     Status {
@@ -92,9 +99,23 @@ fn status(shared: &Shared, reloader: &Reloader, started: Instant) -> Status {
         },
         last_reload: reloader.last().as_ref().map(last_reload),
         needs_restart: reloader.needs_restart(),
+        spiffe: agent.map(|agent| spiffe(agent, &snapshot)),
         listeners: config.listeners.iter().zip(&snapshot.listeners).map(|(c, l)| listener(shared, c, l)).collect(),
         routes: config.routes.iter().map(|r| route(config, r)).collect(),
         upstreams: snapshot.upstreams.iter().map(|u| upstream(u)).collect(),
+    }
+}
+
+fn spiffe(agent: &Agent, snapshot: &Snapshot) -> SpiffeStatus {
+    let state = agent.state();
+    let issued = snapshot.issued.iter();
+    SpiffeStatus {
+        workload_api: agent.endpoint.to_string(),
+        connected: state.connected,
+        error: state.error,
+        svids: issued.clone().flat_map(|issued| issued.ids()).map(str::to_owned).collect(),
+        federated_trust_domains: issued.flat_map(|issued| issued.federated()).map(str::to_owned).collect(),
+        waiting: snapshot.waiting(),
     }
 }
 

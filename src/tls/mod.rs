@@ -21,12 +21,14 @@
 //! make once in an hour (`timeouts.connection_age`), and every ticket key would be one more secret to rotate.
 
 mod certificate;
+mod der;
 mod files;
 mod handshake;
 mod listener;
 mod names;
 mod node_identity;
 mod revocation;
+mod spiffe;
 mod standing;
 mod upstream;
 
@@ -40,6 +42,7 @@ pub use revocation::{
     Bundle, CRL_BYTES_MAX, Crl, CrlFacts, CrlUrl, Fetched, IssuerId, Link, Ocsp, OcspAnswer, OcspVerdict, Revocation,
     RevocationSet, Scope, Serial, Serials, Verdict, fetch,
 };
+pub use spiffe::{AgentFailure, ENDPOINT_VARIABLE, Endpoint, Issued, Svid, Update, Updates, connect};
 pub use standing::{ClientChain, Gone, Standing};
 pub use upstream::{UpstreamTlsMaterial, build_upstream};
 

@@ -12,7 +12,7 @@ use openssl::sign::{RsaPssSaltlen, Verifier};
 use openssl::x509::{X509, X509KeyUsage, X509Name, X509NameRef, X509Ref};
 use parking_lot::Mutex;
 
-use super::der::{BIT_STRING, BOOLEAN, Element, INTEGER, OBJECT, OCTET_STRING, Reader, SEQUENCE};
+use crate::tls::der::{BIT_STRING, BOOLEAN, Element, INTEGER, OBJECT, OCTET_STRING, Reader, SEQUENCE};
 use super::serials::{Serial, Serials};
 use crate::tls::certificate::name;
 

@@ -9,7 +9,6 @@
 //! of two for the same certificates the newer one counts, and a replayed older one is refused.
 
 mod crl;
-mod der;
 mod fetch;
 mod live;
 mod ocsp;
@@ -198,7 +197,7 @@ pub(super) fn read_lists(bytes: &[u8], bundle: &Bundle, now: i64) -> Result<Vec<
         }
         Ok(crl)
     };
-    if bytes.first() == Some(&der::SEQUENCE) {
+    if bytes.first() == Some(&crate::tls::der::SEQUENCE) {
         return read(bytes).map(|crl| vec![crl]);
     }
     let mut lists = Vec::new();
