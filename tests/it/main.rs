@@ -24,6 +24,8 @@ mod reload_config;
 mod revocation;
 mod routes;
 mod shared_limits;
+mod spiffe;
+mod spiffe_federation;
 mod streams;
 mod tls;
 mod trust;

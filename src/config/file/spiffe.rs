@@ -17,7 +17,7 @@ pub struct Spiffe {
 pub struct ListenerSpiffe {
     /// The SPIFFE ID of the SVID to show, if the agent issues several. Default: its first.
     pub id: Option<String>,
-    /// The agent's hint of the SVID to show, in place of `id`.
+    /// The agent's hint of the SVID to show; with `id`, both must fit.
     pub hint: Option<String>,
     /// Whose clients come in; each must chain to the bundle of its own trust domain. Default: the SVID's own alone.
     pub trust_domains: Option<Vec<String>>,

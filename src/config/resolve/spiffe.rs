@@ -60,9 +60,6 @@ fn svid(r: &mut Resolver<'_>, at: &str, id: Option<&str>, hint: Option<&str>) {
     if hint == Some("") {
         r.error(&format!("{at}.hint"), "empty; leave it out for the agent's first SVID");
     }
-    if id.is_some() && hint.is_some() {
-        r.error(&format!("{at}.hint"), "id says already which SVID; leave out one of the two");
-    }
 }
 
 /// The agent, if anybody takes something from one.

@@ -136,14 +136,12 @@ impl Issued {
     }
 
     fn choose(&self, choice: &Choice<'_>) -> Result<&Svid, String> {
-        let found = match (choice.id, choice.hint) {
-            (Some(id), _) => self.svids.iter().find(|svid| svid.id == id),
-            // If two have the hint, the first one counts (SPIFFE Workload API, section 5.2.1).
-            (None, Some(hint)) => self.svids.iter().find(|svid| svid.hint == hint),
-            // The default identity (section 5.3).
-            (None, None) => self.svids.first(),
+        let fits = |svid: &&Svid| {
+            choice.id.is_none_or(|id| svid.id == id) && choice.hint.is_none_or(|hint| svid.hint == hint)
         };
-        found.ok_or_else(|| {
+        // The first one: it is the default identity (SPIFFE Workload API, section 5.3), and of two with the same hint the
+        // one that counts (section 5.2.1).
+        self.svids.iter().find(fits).ok_or_else(|| {
             let all: Vec<_> = self.ids().collect();
             format!("the SPIFFE agent issues no such SVID; it issues {}", all.join(", "))
         })

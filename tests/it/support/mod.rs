@@ -10,6 +10,7 @@ pub mod ocsp_server;
 pub mod node_h2;
 pub mod redis;
 pub mod relay;
+pub mod spiffe_agent;
 pub mod tokens;
 
 use std::path::{Path, PathBuf};
