@@ -50,7 +50,13 @@ pub struct Surroundings<'a> {
 impl<'a> Surroundings<'a> {
     /// The system's names and time.
     pub fn of_system(env: &'a dyn Fn(&str) -> Option<String>) -> Self {
-        Self { env, addresses: &system_addresses, now_unix: Clock::System.unix_seconds(), read_files: true, issued: None }
+        Self {
+            env,
+            addresses: &system_addresses,
+            now_unix: Clock::System.unix_seconds(),
+            read_files: true,
+            issued: None,
+        }
     }
 }
 

@@ -46,7 +46,8 @@ fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 }
 
 fn loaded(text: &str) -> Result<Loaded, Vec<ConfigError>> {
-    let around = Surroundings { env: &env, addresses: &addresses, now_unix: 1_800_000_000, read_files: false, issued: None };
+    let around =
+        Surroundings { env: &env, addresses: &addresses, now_unix: 1_800_000_000, read_files: false, issued: None };
     load_text(Path::new("conf/g.yaml"), text, &around)
 }
 
@@ -508,7 +509,10 @@ fn a_large_file_with_wrong_peers_is_read_in_time() {
 
 #[test]
 fn the_environment_names_the_spiffe_agent_if_the_file_does_not() {
-    let text = GOOD.replace("      certificates: [{ cert: s.pem, key: s.key }]\n      client_auth: { ca: ca.pem }\n", "      spiffe: {}\n");
+    let text = GOOD.replace(
+        "      certificates: [{ cert: s.pem, key: s.key }]\n      client_auth: { ca: ca.pem }\n",
+        "      spiffe: {}\n",
+    );
     assert_ne!(text, GOOD);
     let load = |text: &str, socket: Option<&str>| {
         let env = |name: &str| socket.filter(|_| name == "SPIFFE_ENDPOINT_SOCKET").map(str::to_owned);

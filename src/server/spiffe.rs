@@ -191,9 +191,10 @@ impl Failures {
     /// Counts one more. Whether to tell of it: it is another than before, or has gone on for long.
     fn is_news(&mut self, why: &str, now: std::time::Instant) -> bool {
         self.count = self.count.saturating_add(1);
-        let old = self.told.as_ref().is_some_and(|(before, at)| {
-            before == why && now.saturating_duration_since(*at) < TELL_AGAIN
-        });
+        let old = self
+            .told
+            .as_ref()
+            .is_some_and(|(before, at)| before == why && now.saturating_duration_since(*at) < TELL_AGAIN);
         if !old {
             self.told = Some((why.to_owned(), now));
         }

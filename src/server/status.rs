@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
+use super::spiffe::Agent;
 use crate::admin::status::{
     CertificateStatus, ConfigStatus, CrlStatus, ListenerStatus, NodeStatus, ReloadError, ReloadStatus, RouteStatus,
     SpiffeStatus, Status, UpstreamStatus,
@@ -13,7 +14,6 @@ use crate::admin::{AdminState, Readiness, Reloaded};
 use crate::config::{self, Config, RoutePeers};
 use crate::proxy::Shared;
 use crate::reload::{Reloader, Report, Trigger};
-use super::spiffe::Agent;
 use crate::snapshot::{ListenerSnapshot, Snapshot, UpstreamSnapshot};
 use crate::tls::{CertificateFacts, CrlFacts};
 

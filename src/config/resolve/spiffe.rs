@@ -20,7 +20,10 @@ pub(super) fn listener(r: &mut Resolver<'_>, at: &str, tls: &ListenerTls, spiffe
     let domains_at = format!("{at}.spiffe.trust_domains");
     let domains = spiffe.trust_domains.as_deref().unwrap_or_default();
     if spiffe.trust_domains.is_some() && domains.is_empty() {
-        r.error(&domains_at, "the list is empty, so nobody could come in; leave it out for the SVID's own trust domain");
+        r.error(
+            &domains_at,
+            "the list is empty, so nobody could come in; leave it out for the SVID's own trust domain",
+        );
     }
     r.once(&domains_at, domains);
     for (i, name) in domains.iter().enumerate() {
@@ -81,7 +84,10 @@ pub(super) fn resolve(
     }
     let Some(first) = first else {
         if raw.is_some() && !r.has_guess("listeners") && !r.has_guess("upstreams") {
-            r.warn("spiffe", "nothing is taken from the agent; write spiffe: {} into the tls of a listener or upstream");
+            r.warn(
+                "spiffe",
+                "nothing is taken from the agent; write spiffe: {} into the tls of a listener or upstream",
+            );
         }
         return None;
     };

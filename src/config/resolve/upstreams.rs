@@ -189,7 +189,11 @@ fn node_identity(r: &mut Resolver<'_>, at: &str, tls: &UpstreamTls) {
             // Pingora verifies names only, no addresses.
             r.error(&name_path, format!("{name:?} is not a host name; write one such as hive.internal"));
         }
-        None if tls.spiffe_id.is_none() && tls.spiffe.is_none() && !r.has_guess(&name_path) && !r.has_guess(&id_path) => {
+        None if tls.spiffe_id.is_none()
+            && tls.spiffe.is_none()
+            && !r.has_guess(&name_path)
+            && !r.has_guess(&id_path) =>
+        {
             let why = "nothing says whose certificate is right, so any of the CA would do";
             r.error(at, format!("{why}; write server_name: hive.internal, or spiffe_id: spiffe://mesh.example/hive"));
         }

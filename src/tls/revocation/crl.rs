@@ -12,9 +12,9 @@ use openssl::sign::{RsaPssSaltlen, Verifier};
 use openssl::x509::{X509, X509KeyUsage, X509Name, X509NameRef, X509Ref};
 use parking_lot::Mutex;
 
-use crate::tls::der::{BIT_STRING, BOOLEAN, Element, INTEGER, OBJECT, OCTET_STRING, Reader, SEQUENCE};
 use super::serials::{Serial, Serials};
 use crate::tls::certificate::name;
+use crate::tls::der::{BIT_STRING, BOOLEAN, Element, INTEGER, OBJECT, OCTET_STRING, Reader, SEQUENCE};
 
 /// A CA as the signer of a CRL: a hash of its name and its public key, so that another CA of the same name, or the same
 /// key under another name, is another one.

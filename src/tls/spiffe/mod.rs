@@ -136,9 +136,8 @@ impl Issued {
     }
 
     fn choose(&self, choice: &Choice<'_>) -> Result<&Svid, String> {
-        let fits = |svid: &&Svid| {
-            choice.id.is_none_or(|id| svid.id == id) && choice.hint.is_none_or(|hint| svid.hint == hint)
-        };
+        let fits =
+            |svid: &&Svid| choice.id.is_none_or(|id| svid.id == id) && choice.hint.is_none_or(|hint| svid.hint == hint);
         // The first one: it is the default identity (SPIFFE Workload API, section 5.3), and of two with the same hint the
         // one that counts (section 5.2.1).
         self.svids.iter().find(fits).ok_or_else(|| {
