@@ -26,6 +26,7 @@ fn material() -> UpstreamTlsMaterial {
         client_facts: None,
         authorities: Vec::new(),
         warnings: Vec::new(),
+        waiting: false,
     }
 }
 

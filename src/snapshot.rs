@@ -1,6 +1,8 @@
 //! One immutable, built gateway: everything that a request may ask, put together off the request path and swapped as
 //! one (design, decision 7). A request uses one snapshot to its end.
 
+mod material;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -222,7 +224,7 @@ impl Snapshot {
             config,
         };
         for (listener, config) in snapshot.listeners.iter().zip(&snapshot.config.listeners) {
-            adopt_lists(listener, config, previous);
+            material::adopt_lists(listener, config, previous);
         }
         Ok(snapshot)
     }
@@ -251,31 +253,6 @@ impl Snapshot {
         listeners.chain(upstreams)
     }
 
-    /// Who has to wait for the SPIFFE agent: `listener federation`.
-    pub fn waiting(&self) -> Vec<String> {
-        let listeners = self.config.listeners.iter().zip(&self.listeners);
-        let listeners = listeners.filter(|(_, l)| l.tls.as_ref().is_some_and(|tls| tls.is_waiting()));
-        let upstreams = self.upstreams.iter().filter(|u| u.tls.as_ref().is_some_and(|tls| tls.waiting));
-        let listeners = listeners.map(|(config, _)| format!("listener {}", config.name));
-        listeners.chain(upstreams.map(|u| format!("upstream {}", u.upstream.name()))).collect()
-    }
-
-    /// What is doubtful about the material of the SPIFFE agent. About files the loading of the configuration tells.
-    pub fn doubts_of_issued(&self) -> Vec<String> {
-        let told = |owner: String, faults: &[TlsFault]| {
-            faults.iter().map(|fault| format!("{owner}: tls.{fault}")).collect::<Vec<_>>()
-        };
-        let listeners = self.config.listeners.iter().zip(&self.listeners).filter_map(|(config, built)| {
-            config.tls.as_ref()?.spiffe.as_ref()?;
-            Some(told(format!("listener {}", config.name), built.tls.as_ref()?.warnings()))
-        });
-        let upstreams = self.config.upstreams.iter().zip(&self.upstreams).filter_map(|(config, built)| {
-            config.tls.as_ref()?.spiffe.as_ref()?;
-            Some(told(format!("upstream {}", config.name), &built.tls.as_ref()?.warnings))
-        });
-        listeners.chain(upstreams).flatten().collect()
-    }
-
     /// Shows in the metrics what is in use now.
     pub fn publish(&self, metrics: &Metrics) {
         let expiries: Vec<_> = self
@@ -290,26 +267,6 @@ impl Snapshot {
             }
         }
         metrics.set_config_generation(self.generation);
-    }
-}
-
-impl ListenerSnapshot {
-    fn is_served_by(&self, context: &Arc<ServerContext>) -> bool {
-        self.tls.as_ref().is_some_and(|own| Arc::ptr_eq(own, context))
-    }
-}
-
-/// Lists that were fetched for the same listener before are in use from the first connection on.
-fn adopt_lists(listener: &ListenerSnapshot, config: &config::Listener, previous: Option<&Snapshot>) {
-    let before = previous.and_then(|p| p.listener_named(&config.name)).and_then(|l| l.tls.as_ref());
-    let (Some(now), Some(before)) = (&listener.tls, before.filter(|b| !listener.is_served_by(b))) else { return };
-    if let (Some(now), Some(before)) = (now.revocation(), before.revocation()) {
-        now.adopt(before);
-    }
-    if let (Some(ocsp), Some(before_ocsp)) = (now.ocsp(), before.ocsp())
-        && now.trusts_as(before)
-    {
-        ocsp.adopt(before_ocsp);
     }
 }
 
@@ -344,32 +301,10 @@ fn listeners(
     let tables = routes(config, upstreams, ground.metrics)?;
     let each = config.listeners.iter().zip(tables);
     each.map(|(l, table)| {
-        let tls = l.tls.as_ref().map(|tls| listener_tls(l, tls, ground, renews)).transpose()?;
+        let tls = l.tls.as_ref().map(|tls| material::of_listener(l, tls, ground, renews)).transpose()?;
         Ok(listener(l, table, tls, ground.metrics))
     })
     .collect()
-}
-
-/// A listener's certificates and trust.
-fn listener_tls(
-    config: &config::Listener,
-    tls: &config::file::ListenerTls,
-    ground: Ground<'_>,
-    renews: bool,
-) -> Result<Arc<ServerContext>, String> {
-    let before = ground.previous.and_then(|p| p.listener_named(&config.name)).and_then(|l| l.tls.as_ref());
-    if let Some(before) = before.filter(|_| renews && tls.spiffe.is_none()) {
-        return Ok(before.clone());
-    }
-    let issued = ground.issued.map(|issued| &**issued);
-    let built = tls::build_listener(tls, std::path::Path::new("/"), ground.now_unix, issued).map_err(|faults| {
-        let all: Vec<_> = faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect();
-        format!("listener {}: {}", config.name, all.join("; "))
-    })?;
-    if built.is_waiting() && before.is_some_and(|before| !before.is_waiting()) {
-        return Err(format!("listener {}: the SPIFFE agent has issued nothing that it could use", config.name));
-    }
-    Ok(Arc::new(built))
 }
 
 /// A table for each listener: which routes there are is decided before a request is there.
@@ -484,8 +419,8 @@ fn upstream(config: &config::Upstream, ground: Ground<'_>, renews: bool) -> Resu
         warnings: std::mem::take(&mut tls.warnings),
     });
     let is_waiting = |facts: &Option<UpstreamTlsFacts>| facts.as_ref().is_some_and(|tls| tls.waiting);
-    if is_waiting(&facts) && before.is_some_and(|before| !is_waiting(&before.tls)) {
-        return Err(format!("upstream {}: the SPIFFE agent has issued nothing that it could use", config.name));
+    if is_waiting(&facts) && previous.is_some() && !before.is_some_and(|before| is_waiting(&before.tls)) {
+        return Err(format!("upstream {}: {}", config.name, material::NOTHING_ISSUED));
     }
     let config_before = previous.and_then(|p| p.config.upstreams.iter().find(|u| u.name == config.name));
     if let Some(before) = before

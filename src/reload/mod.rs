@@ -465,7 +465,7 @@ fn report(
 }
 
 impl State {
-    /// Once an hour.
+    /// Once a minute.
     fn warn_of_expiry(&mut self, snapshot: &Snapshot) {
         let now = self.origin.clock.unix_seconds();
         if self.expiry_checked.is_none_or(|at| now >= at + CHECK_EVERY_SECONDS) {

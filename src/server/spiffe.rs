@@ -25,6 +25,8 @@ const FIRST_UPDATE_WAIT: Duration = Duration::from_secs(30);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 /// At most so long between two tries.
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// A refused update is tried again after this.
+const TRY_AGAIN: Duration = Duration::from_secs(60);
 /// A try of an agent that stays away is told of again only after this.
 const TELL_AGAIN: Duration = Duration::from_secs(300);
 
@@ -145,6 +147,7 @@ impl SpiffeUpdates {
 
     /// Until the stream ends; says why it did.
     async fn follow(&self, mut updates: Updates, failures: &mut Failures) -> AgentFailure {
+        let mut swapped = self.shared.swapped();
         let mut next = match timeout(FIRST_UPDATE_WAIT, updates.next()).await {
             Ok(next) => next,
             Err(_) => return AgentFailure::Unreachable("it opened the stream and said nothing".into()),
@@ -162,12 +165,23 @@ impl SpiffeUpdates {
             if lists > 0 {
                 log::warn!("SPIFFE: the agent sends {lists} CRLs, which are not used; name them in client_auth.crl");
             }
-            self.take(issued).await;
-            next = updates.next().await;
+            let mut good = self.take(issued.clone()).await;
+            next = loop {
+                let _ = swapped.borrow_and_update();
+                // The agent says it once. What is refused today may be right with another configuration, or in a minute,
+                // if it is not valid yet.
+                tokio::select! {
+                    next = updates.next() => break next,
+                    _ = swapped.changed(), if !good => {}
+                    () = tokio::time::sleep(TRY_AGAIN), if !good => {}
+                }
+                good = self.take(issued.clone()).await;
+            };
         }
     }
 
-    async fn take(&self, issued: Result<Issued, String>) {
+    /// Takes an update into use, if it is good. Whether it is.
+    async fn take(&self, issued: Result<Issued, String>) -> bool {
         let reloader = self.reloader.clone();
         let report = tokio::task::spawn_blocking(move || reloader.renew(issued)).await;
         let error = match report {
@@ -176,7 +190,9 @@ impl SpiffeUpdates {
             Ok(None) => None,
             Err(e) => Some(format!("its update could not be taken: {e}")),
         };
+        let good = error.is_none();
         self.agent.set_error(error);
+        good
     }
 }
 

@@ -15,6 +15,8 @@ use openssl::x509::{X509, X509NameRef};
 
 use crate::config::file::{ListenerSpiffe, ListenerTls, OcspCheck, TlsVersion};
 
+use crate::identity::PeerIdentity;
+
 use super::TlsFault;
 use super::certificate::{CertificateFacts, SubjectAltNames};
 use super::files::{ChainAndKey, Files, Role, reason};
@@ -204,6 +206,16 @@ impl ServerContext {
     /// The client of a finished handshake of this context, and how it stands. `now` is Unix time in seconds.
     pub fn client(&self, ssl: &SslRef, now: i64) -> Option<(ClientChain, Standing)> {
         self.judge().first(ssl, now)
+    }
+
+    /// Who the client of a finished handshake of this context is, as [`super::identity`] says. Where a trust domain vouches
+    /// for it, that is for the SPIFFE ID alone: a partner's CA may write any DNS name, and no peer is known by it.
+    pub fn identity(&self, ssl: &SslRef) -> Option<PeerIdentity> {
+        let mut identity = super::identity(ssl)?;
+        if self.trust.is_by_trust_domain() {
+            identity.dns.clear();
+        }
+        Some(identity)
     }
 
     /// How a client stands now that came in with this context or an earlier one of the same listener; `None`: as

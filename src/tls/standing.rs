@@ -150,6 +150,11 @@ impl Trust {
         Ok(Self { generation: u64::from_be_bytes([a, b, c, d, e, f, g, h]), stores })
     }
 
+    /// Whether each trust domain has CAs of its own.
+    pub(super) fn is_by_trust_domain(&self) -> bool {
+        matches!(self.stores, Stores::ByTrustDomain(_))
+    }
+
     pub(super) fn generation(&self) -> u64 {
         self.generation
     }

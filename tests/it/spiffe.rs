@@ -234,11 +234,32 @@ fn bad_updates_keep_what_is_in_use() {
         refuse(why, Issue::of(&[svid]));
     }
     refuse("there is no SVID in it", Issue::default());
-    refuse("a bundle is for \"spiffe://Bad_Domain\"", Issue::of(&[good.clone()]).federate("Bad_Domain", Vec::new()));
+    refuse(
+        "a bundle is for \"spiffe://Bad_Domain\"",
+        Issue::of(std::slice::from_ref(&good)).federate("Bad_Domain", Vec::new()),
+    );
     assert_eq!(gateway.metric(RELOADS, OK), 0.0);
     agent.issue(Issue::of(&[good]));
     gateway.wait_metric(RELOADS, OK, 1.0);
     assert!(gateway.status()["spiffe"]["error"].is_null());
+}
+
+#[test]
+fn an_update_that_the_configuration_could_not_use_is_used_once_it_can() {
+    let node = Node::start();
+    let base = Setup::new(&[node.address]);
+    let agent = SpiffeAgent::start(base.dir.path(), Issue::new(GATEWAY, &base.pki).0);
+    let mut setup = setup(&agent, base);
+    setup.spiffe = Some("id: \"spiffe://mesh.test/none\"".into());
+    let gateway = setup.start_unready();
+    wait_until("the gateway says why", || {
+        let ready = gateway.admin_get("/v1/ready").unwrap();
+        ready.status == 503 && ready.json()["spiffe"].as_str().unwrap().contains("issues no such SVID")
+    });
+    gateway.edit("spiffe://mesh.test/none", GATEWAY);
+    gateway.reload_ok();
+    wait_until("the gateway is ready", || gateway.admin_get("/v1/ready").unwrap().status == 200);
+    assert_eq!(gateway.client("alice").get(gateway.address, CARD).unwrap().status, 200);
 }
 
 #[test]

@@ -110,6 +110,26 @@ fn a_bundle_alone_lets_nobody_in() {
 }
 
 #[test]
+fn a_trust_domain_vouches_for_no_dns_name() {
+    let node = Node::start();
+    let base = Setup::new(&[node.address]);
+    let partner = Pki::new("Partner");
+    let issue = Issue::new(GATEWAY, &base.pki).0.federate("partner.test", bundle(&partner));
+    let agent = SpiffeAgent::start(base.dir.path(), issue);
+    let peers =
+        "[{ name: alice, dns: alice.mesh.test }, { name: bob, uri: \"spiffe://partner.test/hive/oslo\" }]".into();
+    let spiffe = Some("trust_domains: [mesh.test, partner.test]".into());
+    let gateway = Setup { top: agent.config(), spiffe, peers, ..base }.start();
+    let forged = gateway.client_with(Some(partner.leaf(&client_leaf("oslo", PARTNER).dns("alice.mesh.test"))));
+    assert_eq!(forged.get(gateway.address, "/bob").unwrap().status, 200);
+    let other = client_leaf("rome", "spiffe://partner.test/hive/rome").dns("alice.mesh.test");
+    let other = gateway.client_with(Some(partner.leaf(&other)));
+    assert_eq!(other.get(gateway.address, CARD).unwrap().status, 200);
+    let log = gateway.wait_log(|l| l["spiffe_id"] == "spiffe://partner.test/hive/rome");
+    assert!(log["peer"].is_null(), "{log}");
+}
+
+#[test]
 fn a_trust_domain_that_is_withdrawn_loses_its_connections_and_streams() {
     let node = Node::start();
     node.behave(|request, exchange| {
