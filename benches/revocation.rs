@@ -68,6 +68,7 @@ impl Files {
             certificates: vec![CertificateFiles { cert: "gw.pem".into(), key: "gw.key".into() }],
             min_version: TlsVersion::Tls12,
             client_auth,
+            spiffe: None,
         };
         build_listener(&tls, &self.dir, self.now, None).unwrap()
     }

@@ -110,7 +110,7 @@ fn first_snapshot(
         None => Err(why),
         Some(_) => {
             let built = Snapshot::build(config, 1, Ground { issued: None, ..ground })?;
-            log::error!("SPIFFE: what the agent has issued can't be used: {why}");
+            log::error!("what the SPIFFE agent has issued can't be used: {why}");
             Ok(built)
         }
     })?;

@@ -65,7 +65,7 @@ fn agent_summary(endpoint: &Endpoint, issued: &Result<Issued, String>) -> String
             issued.ids().for_each(|id| line(&mut text, format_args!("  issues {id} to this process")));
             issued.federated().for_each(|name| line(&mut text, format_args!("  has the bundle of {name}")));
         }
-        Err(why) => line(&mut text, format_args!("  not asked what it issues: {why}")),
+        Err(why) => line(&mut text, format_args!("  nothing is known of what it issues: {why}")),
     }
     text
 }

@@ -72,11 +72,11 @@ impl Agent {
     /// [`SpiffeUpdates`].
     pub fn first(&self) -> Option<Issued> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.inspect_err(|e| log::error!("SPIFFE: no runtime to ask the agent with: {e}")).ok()?;
+        let runtime = runtime.inspect_err(|e| log::error!("no runtime to ask the SPIFFE agent with: {e}")).ok()?;
         match runtime.block_on(fetch(&self.endpoint, START_WAIT)) {
             Ok(issued) => Some(issued),
             Err(why) => {
-                log::warn!("SPIFFE: {why}; the gateway starts all the same, and is not ready before the agent answers");
+                log::warn!("{why}; the gateway starts all the same, and is not ready before the agent answers");
                 self.set_error(Some(why));
                 None
             }
@@ -94,7 +94,9 @@ pub async fn fetch(endpoint: &Endpoint, within: Duration) -> Result<Issued, Stri
         updates.next().await
     };
     match timeout(within, asked).await {
-        Ok(Ok(Update { issued, .. })) => issued.map_err(|why| format!("the agent's answer makes no sense: {why}")),
+        Ok(Ok(Update { issued, .. })) => {
+            issued.map_err(|why| format!("the SPIFFE agent's answer makes no sense: {why}"))
+        }
         Ok(Err(failure)) => Err(failure.to_string()),
         Err(_) => Err(format!("the SPIFFE agent at {endpoint} does not answer within {within:?}")),
     }
@@ -136,8 +138,8 @@ impl SpiffeUpdates {
                     None => "nothing has been issued yet",
                 };
                 match failure {
-                    AgentFailure::Denied(_) => log::error!("SPIFFE: {why}; {so}"),
-                    _ => log::warn!("SPIFFE: {why}; {so}"),
+                    AgentFailure::Denied(_) => log::error!("{why}; {so}"),
+                    _ => log::warn!("{why}; {so}"),
                 }
             }
             self.agent.set_error(Some(why));
@@ -158,12 +160,12 @@ impl SpiffeUpdates {
                 Err(failure) => return failure,
             };
             if !self.agent.state().connected {
-                log::info!("SPIFFE: listening to {}", self.agent.endpoint);
+                log::info!("listening to the SPIFFE agent at {}", self.agent.endpoint);
             }
             *failures = Failures::default();
             self.agent.set_connected(true);
             if lists > 0 {
-                log::warn!("SPIFFE: the agent sends {lists} CRLs, which are not used; name them in client_auth.crl");
+                log::warn!("the SPIFFE agent sends {lists} CRLs, which are not used; name them in client_auth.crl");
             }
             let mut good = self.take(issued.clone()).await;
             next = loop {

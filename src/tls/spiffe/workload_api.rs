@@ -115,13 +115,16 @@ fn update(message: X509SvidResponse) -> Update {
 }
 
 fn failure(status: &Status) -> AgentFailure {
-    let said = || match status.message() {
-        "" => format!("{:?}", status.code()),
-        message => format!("{:?}: {}", status.code(), message.escape_debug()),
+    // Where the connection broke, tonic's own words are "transport error".
+    let said = || match (status.source(), status.message()) {
+        (Some(source), _) => root_cause(source),
+        (None, "") => format!("{:?}", status.code()),
+        (None, message) => format!("{:?}: {}", status.code(), message.escape_debug()),
     };
     match status.code() {
         Code::PermissionDenied => AgentFailure::Denied(said()),
         Code::Unavailable => AgentFailure::Unreachable(said()),
+        _ if status.source().is_some() => AgentFailure::Unreachable(said()),
         _ => AgentFailure::Failed(said()),
     }
 }
