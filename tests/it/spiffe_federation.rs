@@ -194,7 +194,7 @@ fn a_ca_that_passes_to_another_trust_domain_takes_its_clients_standing_along() {
     assert_eq!(connection.exchange(ASK).unwrap().status, 200);
     // The same certificates are in use, but the partner's now vouches for ours.
     let base = f.gateway.pki();
-    let mut issue = Issue::new(GATEWAY, base).0.federate("partner.test", bundle(base));
+    let mut issue = Issue::new(GATEWAY, base).0;
     issue.svids[0].bundle = [bundle(base), bundle(&f.partner)].concat();
     f.agent.issue(issue);
     f.gateway.wait_metric(RELOADS, OK, 1.0);
