@@ -20,7 +20,7 @@ use crate::policy::peers::{Peer, PeerMatcher, Peers};
 use crate::policy::rate_limit::{Limit, Limits, Quota};
 use crate::request::TrustedProxies;
 use crate::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
-use crate::tls::{self, CertificateFacts, Issued, Revocation, ServerContext, TlsFault};
+use crate::tls::{self, CertificateFacts, Issued, Revocation, ServerContext, Staple, StateDir, TlsFault};
 use crate::upstream::{NodeSettings, Settings, Upstream};
 
 /// A configuration, built.
@@ -223,8 +223,10 @@ impl Snapshot {
             issued: ground.issued.cloned(),
             config,
         };
+        let store = snapshot.config.server.state_dir.as_deref().map(StateDir::new);
         for (listener, config) in snapshot.listeners.iter().zip(&snapshot.config.listeners) {
             material::adopt_lists(listener, config, previous);
+            material::restore_lists(listener, store.as_ref(), ground.now_unix);
         }
         Ok(snapshot)
     }
@@ -253,16 +255,42 @@ impl Snapshot {
         listeners.chain(upstreams)
     }
 
-    /// Shows in the metrics what is in use now.
-    pub fn publish(&self, metrics: &Metrics) {
+    /// The gateway's own certificates whose OCSP responders are asked, with their listeners' names.
+    pub fn staples(&self) -> impl Iterator<Item = (&str, &CertificateFacts, &Arc<Staple>)> {
+        self.config.listeners.iter().zip(&self.listeners).flat_map(|(config, built)| {
+            let each = built.tls.iter().flat_map(|tls| tls.certificates().iter().zip(tls.staples()));
+            each.filter_map(|(facts, staple)| Some((config.name.as_str(), facts, staple.as_ref()?)))
+        })
+    }
+
+    /// Shows in the metrics when what is in use now expires.
+    pub fn publish_expiries(&self, metrics: &Metrics) {
         let expiries: Vec<_> = self
             .certificates()
             .map(|(kind, owner, c)| Expiry { kind, owner, not_after: c.not_after, subject: &c.subject })
             .collect();
-        metrics.set_expiries(&expiries);
+        let staples = self.staples().filter_map(|(owner, c, staple)| {
+            let not_after = staple.last().filter(|last| !last.is_revoked())?.until();
+            Some(Expiry { kind: Expiring::Staple, owner, not_after, subject: &c.subject })
+        });
+        metrics.set_expiries(&expiries.into_iter().chain(staples).collect::<Vec<_>>());
+    }
+
+    /// Shows in the metrics what is in use now.
+    pub fn publish(&self, metrics: &Metrics) {
+        self.publish_expiries(metrics);
         for (listener, config) in self.listeners.iter().zip(&self.config.listeners) {
             match listener.tls.as_ref().and_then(|tls| tls.revocation()) {
-                Some(revocation) => show_lists(revocation, config.name.as_str(), metrics),
+                Some(revocation) => {
+                    show_lists(revocation, config.name.as_str(), metrics);
+                    for issuer in revocation.rolled_back() {
+                        log::warn!(
+                            "listener {}: the file with the CRL of {issuer:?} holds an older one than before; the newer \
+                             one stays in use until the file has a newer one still, or the gateway is started anew",
+                            config.name
+                        );
+                    }
+                }
                 None => metrics.set_crls(config.name.as_str(), &[]),
             }
         }

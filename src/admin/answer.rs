@@ -175,6 +175,7 @@ fn ready(state: &AdminState) -> Answer {
         "ready": readiness.is_ready(),
         "draining": readiness.draining,
         "upstreams_down": readiness.upstreams_down,
+        "crls_awaited": readiness.crls_awaited,
     });
     if !readiness.waiting_for_svid.is_empty() {
         body["waiting_for_svid"] = json!(readiness.waiting_for_svid);
@@ -249,6 +250,9 @@ mod tests {
         let answer = ask(waiting, None, Method::GET, "/v1/ready", "");
         assert_eq!((answer.status, &body(&answer)["spiffe"]), (503, &json!("away")));
         assert_eq!(body(&answer)["waiting_for_svid"], json!(["listener federation"]));
+        let waiting = Readiness { crls_awaited: vec!["http://ca/a.crl".into()], ..Readiness::default() };
+        let answer = ask(waiting, None, Method::GET, "/v1/ready", "");
+        assert_eq!((answer.status, &body(&answer)["crls_awaited"]), (503, &json!(["http://ca/a.crl"])));
     }
 
     #[test]

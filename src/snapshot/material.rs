@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Ground, ListenerSnapshot, Snapshot};
 use crate::config;
-use crate::tls::{self, ServerContext, TlsFault};
+use crate::tls::{self, ServerContext, StateDir, TlsFault};
 
 /// Only at the start may someone begin to wait.
 pub(super) const NOTHING_ISSUED: &str = "the SPIFFE agent has issued nothing that it could use; an agent that is new in the \
@@ -73,9 +73,19 @@ pub(super) fn adopt_lists(listener: &ListenerSnapshot, config: &config::Listener
     if let (Some(now), Some(before)) = (now.revocation(), before.revocation()) {
         now.adopt(before);
     }
+    now.adopt_staples(before);
     if let (Some(ocsp), Some(before_ocsp)) = (now.ocsp(), before.ocsp())
         && now.trusts_as(before)
     {
         ocsp.adopt(before_ocsp);
     }
+}
+
+/// Lists and OCSP answers that an earlier process fetched, where nothing is there.
+pub(super) fn restore_lists(listener: &ListenerSnapshot, store: Option<&StateDir>, now_unix: i64) {
+    let (Some(tls), Some(store)) = (&listener.tls, store) else { return };
+    if let Some(revocation) = tls.revocation() {
+        revocation.urls().iter().for_each(|url| _ = revocation.restore(url, store, now_unix));
+    }
+    tls.staples().iter().flatten().for_each(|staple| staple.restore(store, now_unix));
 }

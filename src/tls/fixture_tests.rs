@@ -69,6 +69,7 @@ pub(super) fn listener(names: &[&str]) -> ListenerTls {
         certificates: names.iter().map(files).collect(),
         spiffe: None,
         min_version: TlsVersion::Tls12,
+        ocsp_stapling: Default::default(),
         client_auth: ClientAuth::of("ca.pem"),
     }
 }

@@ -21,8 +21,8 @@ use openssl::sha::Sha256;
 use openssl::x509::X509;
 
 use super::certificate::spiffe_id_of;
-use super::der;
 use super::files::{ChainAndKey, Files, Role, reason};
+use super::revocation::der;
 use crate::config::file::{ListenerSpiffe, UpstreamSpiffe};
 use crate::identity::{SPIFFE_SCHEME, SpiffeId, check_trust_domain};
 
