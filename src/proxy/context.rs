@@ -49,6 +49,10 @@ pub struct Context {
     pub rpc: Option<Rpc>,
     /// The rate limit that the request is beyond, whether it is enforced or not.
     pub rate_limit: Option<Arc<Limit>>,
+    /// Names of the request rules that the request meets, with commas between them.
+    pub rules_met: Option<String>,
+    /// The web application firewall's score, if there is one.
+    pub waf_score: Option<u32>,
     /// How long limits shared with other gateways have been waited for.
     pub fleet_wait: Duration,
     /// When the gateway's own answer was written.

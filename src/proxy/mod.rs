@@ -9,6 +9,7 @@ pub mod connection;
 mod context;
 mod downstream;
 mod exchange;
+mod filter;
 mod forward;
 mod frames;
 mod gateway;

@@ -74,6 +74,8 @@ fn log(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, status:
         refusal: ctx.refusal.as_ref().map(|r| r.code()),
         refusal_detail: ctx.refusal.as_ref().and_then(|r| r.detail()),
         rate_limit: ctx.rate_limit.as_ref().map(|l| &*l.name),
+        request_rule: ctx.rules_met.as_deref(),
+        waf_score: ctx.waf_score,
         bytes_in: ctx.body.length,
         bytes_out: session.as_downstream().body_bytes_sent() as u64,
         duration,
