@@ -1,6 +1,7 @@
 //! One immutable, built gateway: everything that a request may ask, put together off the request path and swapped as
 //! one (design, decision 7). A request uses one snapshot to its end.
 
+mod limits;
 mod material;
 
 use std::collections::HashSet;
@@ -14,6 +15,7 @@ use crate::headers::{ProductHeaders, Spoofable};
 use crate::json_rpc::{self, MethodPolicy};
 use crate::names::{ListenerName, RouteName};
 use crate::observe::{CrlShown, Expiring, Expiry, Metrics, NodeMetrics, RouteMetrics, UpstreamMetrics};
+use crate::policy::adaptive_concurrency::AdaptiveConcurrency;
 use crate::policy::admission;
 use crate::policy::deny::AddressList;
 use crate::policy::federation::Federation;
@@ -25,6 +27,8 @@ use crate::request::TrustedProxies;
 use crate::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
 use crate::tls::{self, CertificateFacts, Issued, Revocation, ServerContext, Staple, StateDir, TlsFault};
 use crate::upstream::{NodeSettings, Settings, Upstream};
+
+pub use limits::RequestLimits;
 
 /// A configuration, built.
 pub struct Snapshot {
@@ -48,6 +52,8 @@ pub struct Snapshot {
     pub spoofable: Spoofable,
     /// What is done with federation JWTs, on routes to trusted upstreams.
     pub federation: Federation,
+    /// From when on the process sheds.
+    pub overload: crate::policy::overload::Limits,
     /// `Bearer …`, the proof that a request came through the gateway.
     pub gateway_auth: Option<HeaderValue>,
     /// What the SPIFFE agent has issued and is in use; none yet, or none is needed.
@@ -62,6 +68,12 @@ pub struct ListenerSnapshot {
     pub tls: Option<Arc<ServerContext>>,
     /// Limits on connections.
     pub admission: admission::Limits,
+    /// Connections at once of one peer.
+    pub connections_per_peer: Option<u32>,
+    /// Limits on requests at once.
+    pub requests: RequestLimits,
+    /// Whether some route is critical, so that one has to look before one sheds.
+    pub some_critical: bool,
     /// Whose `X-Forwarded-For` is believed.
     pub trusted: TrustedProxies,
     /// Longest TLS handshake.
@@ -107,6 +119,8 @@ pub struct UpstreamSnapshot {
     pub metrics: Arc<UpstreamMetrics>,
     /// Counters per node, by [`crate::upstream::Node::index`].
     pub nodes: Vec<Arc<NodeMetrics>>,
+    /// How many requests may wait for an answer; none: as many as come.
+    pub concurrency: Option<Arc<AdaptiveConcurrency>>,
     /// Whether block `hive` of the configuration is about these nodes.
     pub trusted: bool,
     /// What it proves and believes over TLS; none on plain upstreams.
@@ -151,6 +165,8 @@ pub struct Route {
     pub response: Duration,
     /// Longest silence inside the answer.
     pub stream_idle: Duration,
+    /// Whether it is shed last.
+    pub critical: bool,
     /// How often clients may ask.
     pub rate_limits: Limits,
     /// Which requests are not taken.
@@ -233,6 +249,7 @@ impl Snapshot {
             spoofable: Spoofable::new(&product),
             product,
             gateway_auth: gateway_auth.transpose()?,
+            overload: limits::of_process(&config.overload),
             issued: ground.issued.cloned(),
             config,
         };
@@ -307,6 +324,8 @@ impl Snapshot {
                 None => metrics.set_crls(config.name.as_str(), &[]),
             }
         }
+        let adaptive = self.upstreams.iter().filter(|u| u.concurrency.is_some());
+        metrics.keep_upstream_concurrency(&adaptive.map(|u| u.upstream.name().as_str()).collect::<Vec<_>>());
         metrics.set_config_generation(self.generation);
     }
 }
@@ -340,10 +359,14 @@ fn listeners(
     renews: bool,
 ) -> Result<Vec<ListenerSnapshot>, String> {
     let tables = routes(config, upstreams, ground.metrics)?;
-    let each = config.listeners.iter().zip(tables);
-    each.map(|(l, table)| {
+    let critical = |i: usize| {
+        let critical = config.routes.iter().filter(|r| r.priority == config::file::Priority::Critical);
+        critical.clone().any(|r| r.listeners.include(i))
+    };
+    let all = config.listeners.iter().zip(tables).enumerate();
+    all.map(|(i, (l, table))| {
         let tls = l.tls.as_ref().map(|tls| material::of_listener(l, tls, ground, renews)).transpose()?;
-        listener(l, table, tls, ground.metrics)
+        listener(l, table, tls, critical(i), ground.metrics)
     })
     .collect()
 }
@@ -370,6 +393,7 @@ fn routes(
             json_rpc,
             response: r.timeouts.response.0,
             stream_idle: r.timeouts.stream_idle.0,
+            critical: r.priority == config::file::Priority::Critical,
             rate_limits: rate_limits(&format!("route/{}", r.name), &r.rate_limits, metrics),
             rules: Rules::build(&format!("route/{}", r.name), &r.request_rules, metrics)?,
             waf: r.waf.clone(),
@@ -413,17 +437,17 @@ fn listener(
     config: &config::Listener,
     routes: Table<Published>,
     tls: Option<Arc<ServerContext>>,
+    some_critical: bool,
     metrics: &Metrics,
 ) -> Result<ListenerSnapshot, String> {
-    let (limits, timeouts) = (&config.limits, &config.timeouts);
+    let (client, timeouts) = (&config.limits, &config.timeouts);
     Ok(ListenerSnapshot {
         routes,
         tls,
-        admission: admission::Limits {
-            connections: limits.connections,
-            per_address: limits.connections_per_address,
-            new_per_address: limits.new_connections_per_address,
-        },
+        admission: limits::of_connections(client),
+        connections_per_peer: client.connections_per_peer,
+        requests: RequestLimits::new(client),
+        some_critical,
         trusted: TrustedProxies::new(config.trusted_proxies.clone()),
         handshake: timeouts.handshake.0,
         revocation: timeouts.revocation.0,
@@ -433,9 +457,9 @@ fn listener(
             request_header: timeouts.request_header.0,
             request_body: timeouts.request_body.0,
             write: timeouts.write.0,
-            header_bytes: usize::try_from(limits.request_header.0).unwrap_or(usize::MAX),
+            header_bytes: usize::try_from(client.request_header.0).unwrap_or(usize::MAX),
         },
-        requests_per_connection: limits.requests_per_connection,
+        requests_per_connection: client.requests_per_connection,
         rate_limits: rate_limits(&format!("listener/{}", config.name), &config.rate_limits, metrics),
         addresses: config.addresses.clone(),
         rules: Rules::build(&format!("listener/{}", config.name), &config.request_rules, metrics)?,
@@ -495,6 +519,7 @@ fn upstream(config: &config::Upstream, ground: Ground<'_>, renews: bool) -> Resu
     let nodes: Vec<_> = settings.nodes.iter().map(|n| metrics.upstream_node(name, &n.url)).collect();
     let upstream = Upstream::new(settings, metrics, before.map(|b| &*b.upstream), None)
         .map_err(|e| format!("upstream {name}: {e}"))?;
+    let concurrency = limits::concurrency(config, before.map(|b| &**b), metrics);
     let metrics = metrics.upstream(name);
-    Ok(Arc::new(UpstreamSnapshot { upstream, metrics, nodes, trusted: config.trusted, tls: facts }))
+    Ok(Arc::new(UpstreamSnapshot { upstream, metrics, nodes, concurrency, trusted: config.trusted, tls: facts }))
 }

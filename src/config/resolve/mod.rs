@@ -5,6 +5,7 @@ mod defense;
 mod endpoint;
 mod federation;
 mod listeners;
+mod overload;
 mod patterns;
 mod peers;
 mod process;
@@ -57,6 +58,7 @@ pub(super) fn resolve(
     rate_limits::check(&mut r, &listeners, &routes, &hive.federation);
     let redis = redis::resolve(&mut r, file.redis);
     redis::check_shared(&mut r, redis.is_some(), &listeners, &routes);
+    let overload = overload::overload(&mut r, file.overload);
     let admin = process::admin(&mut r, file.admin);
     let access_log = process::access_log(&mut r, file.access_log);
     let server = process::server(&mut r, &file.server, &routes);
@@ -76,6 +78,7 @@ pub(super) fn resolve(
         upstreams,
         spiffe,
         redis,
+        overload,
         admin,
         access_log,
         identity_headers: file.identity_headers,
