@@ -49,7 +49,6 @@ const REQUIRED: &[Required] = &[
         example: "client_auth: { mode: required, ca: mesh-ca.pem }",
         kind: Kind::Block,
     },
-    text("listeners[].tls.client_auth", "ca", "ca: mesh-ca.pem", STAND_IN),
     text("peers[]", "name", "name: hive-paris", STAND_IN),
     text("routes[]", "name", "name: a2a", STAND_IN),
     list("routes[]", "paths", "paths: [/api/a2a/jsonrpc]"),

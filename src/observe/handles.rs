@@ -6,7 +6,9 @@ use std::time::Duration;
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::handshake::HandshakeResult;
-use super::labels::{CloseReason, ConnectionRefusal, MethodLabel, RateLimitDecision, RedisFallback, UpstreamResult};
+use super::labels::{
+    CloseReason, ConnectionRefusal, MethodLabel, RateLimitDecision, RedisFallback, UpstreamResult, UpstreamTlsFailure,
+};
 use super::metrics::{ListenerFamilies, NodeFamilies, RouteFamilies};
 
 /// Statuses in one block of [`Codes`].
@@ -261,6 +263,11 @@ impl NodeMetrics {
     /// What came of a try at the node.
     pub fn record(&self, result: UpstreamResult) {
         self.requests[result.index()].inc();
+    }
+
+    /// A TLS handshake with the node failed. Looked up by name each time: these are rare.
+    pub fn tls_failed(&self, reason: UpstreamTlsFailure) {
+        self.families.tls_failures.with_label_values(&[&self.key.0, reason.as_str()]).inc();
     }
 }
 

@@ -11,6 +11,7 @@ use prometheus::{
 
 use super::crl::CrlFamilies;
 use super::expiry::{Expiring, Expiry, ExpiryGauges};
+use super::labels::UpstreamTlsFailure;
 use super::handles::{
     ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics,
 };
@@ -128,6 +129,8 @@ definitions! {
         "1 while the node is healthy, else 0.";
     UPSTREAM_REQUESTS: Kind::Counter, "upstream_requests_total", ["upstream", "node", "result"],
         "Tries at a node, by result.";
+    UPSTREAM_TLS_FAILURES: Kind::Counter, "upstream_tls_failures_total", ["upstream", "reason"],
+        "TLS handshakes with nodes that failed, probes' too, by reason.";
     UPSTREAM_IN_FLIGHT: Kind::Gauge, "upstream_in_flight", ["upstream", "node"],
         "Requests at the node.";
     BODY_MEMORY: Kind::Gauge, "body_memory_bytes", [],
@@ -221,6 +224,7 @@ pub(super) struct NodeFamilies {
     pub(super) up: IntGaugeVec,
     pub(super) requests: IntCounterVec,
     pub(super) in_flight: IntGaugeVec,
+    pub(super) tls_failures: IntCounterVec,
     pub(super) live: Mutex<HashMap<(String, String), std::sync::Weak<NodeMetrics>>>,
 }
 
@@ -301,6 +305,7 @@ impl Metrics {
                 up: gauges(&r, &UPSTREAM_NODE_UP),
                 requests: counters(&r, &UPSTREAM_REQUESTS),
                 in_flight: gauges(&r, &UPSTREAM_IN_FLIGHT),
+                tls_failures: counters(&r, &UPSTREAM_TLS_FAILURES),
                 live: Mutex::default(),
             }),
             body_memory: gauge(&r, &BODY_MEMORY),
@@ -375,6 +380,14 @@ impl Metrics {
     /// raises no alarm.
     pub fn upstream_node(&self, upstream: &str, node: &str) -> Arc<NodeMetrics> {
         NodeMetrics::resolve(&self.nodes, upstream, node)
+    }
+
+    /// Shows all reasons for which handshakes with an upstream's nodes may fail, so that the first failure is an increase
+    /// and not a new series.
+    pub fn expect_tls(&self, upstream: &str) {
+        for reason in UpstreamTlsFailure::ALL {
+            self.nodes.tls_failures.with_label_values(&[upstream, reason.as_str()]);
+        }
     }
 
     /// Memory that waiting request bodies take, bytes: add and subtract.

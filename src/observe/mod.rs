@@ -25,7 +25,7 @@ pub use handles::{
 pub use handshake::HandshakeResult;
 pub use labels::{
     CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, OcspResult, RateLimitDecision, RedisFallback,
-    UpstreamResult,
+    UpstreamResult, UpstreamTlsFailure,
 };
 pub use line_limit::{Line, LineLimit};
 pub use metrics::Metrics;

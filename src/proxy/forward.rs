@@ -34,7 +34,7 @@ pub fn begin(shared: &Arc<Shared>, session: &mut Session, ctx: &mut Context, bod
     ctx.upstream.wait = Some(wait.clone());
     let settings = begun.snapshot.listener(begun.connection.listener.index);
     let watch = settings
-        .filter(|_| begun.connection.tls.is_some())
+        .filter(|_| begun.connection.identity.is_some())
         .map(|settings| CertificateWatch::new(shared.clone(), begun.connection.clone(), settings.revocation, now));
     session::wrap(&mut session.downstream_session, body, wait, watch);
 }
@@ -74,7 +74,9 @@ pub fn connected(shared: &Shared, ctx: &mut Context, reused: bool, digest: Optio
 
 /// No connection came about: nothing of the request was sent, so another node may have it.
 pub fn connect_failed(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
+    let tls_failure = ctx.upstream.picked.as_ref().and_then(|picked| picked.node().tls_failure(&error));
     let (result, refusal) = match error.etype() {
+        _ if tls_failure.is_some() => (UpstreamResult::TlsFailed, Refusal::UpstreamConnectFailed),
         ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => {
             (UpstreamResult::ConnectTimeout, Refusal::UpstreamConnectTimeout)
         }
@@ -84,7 +86,7 @@ pub fn connect_failed(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
         _ => (UpstreamResult::ConnectFailed, Refusal::UpstreamConnectFailed),
     };
     record_result(ctx, result);
-    ctx.error = Some(describe(&error));
+    ctx.error = Some(tls_failure.unwrap_or_else(|| describe(&error)));
     ctx.upstream.unreachable = Some(refusal);
     if let Some(picked) = &ctx.upstream.picked {
         picked.node().connect_failed();
@@ -109,7 +111,9 @@ pub fn broke(session: &Session, ctx: &mut Context, mut error: Box<Error>, reused
         None => UpstreamResult::Broken,
     };
     record_result(ctx, result);
-    ctx.error = Some(describe(&error));
+    // With TLS 1.3 a node may refuse the gateway's certificate when the request is already on its way.
+    let tls_failure = ctx.upstream.picked.as_ref().and_then(|picked| picked.node().tls_failure(&error));
+    ctx.error = Some(tls_failure.unwrap_or_else(|| describe(&error)));
     let harmless = matches!(session.req_header().method, http::Method::GET | http::Method::HEAD);
     if harmless && reused && ctx.upstream.status.is_none() {
         error.retry.decide_reuse(true);

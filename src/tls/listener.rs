@@ -56,6 +56,7 @@ pub struct ServerContext {
     authorities: Vec<CertificateFacts>,
     warnings: Vec<TlsFault>,
     trust: Trust,
+    asks_clients: bool,
     revocation: Option<Arc<Revocation>>,
     ocsp: Option<Arc<Ocsp>>,
 }
@@ -78,18 +79,21 @@ pub fn build_listener(tls: &ListenerTls, base_dir: &Path, now: i64) -> Result<Se
             Role::Server,
         ));
     }
-    let bundle = files.bundle("client_auth.ca", &tls.client_auth.ca);
+    let bundle = tls.client_auth.ca.as_deref().map(|ca| files.bundle("client_auth.ca", ca));
+    if tls.client_auth.asks() && bundle.is_none() {
+        files.fault("client_auth.ca", "needed with mode: required".into());
+    }
     if !files.faults.is_empty() {
         return Err(files.faults);
     }
-    let bundle = bundle.unwrap_or_default();
+    let bundle = bundle.flatten().unwrap_or_default();
     let revocation = Revocation::load(&tls.client_auth, base_dir, &bundle, now, &mut files.warnings)?;
     let (names, groups) = index_names(&pairs, &mut files);
     let refused = |e: ErrorStack| {
         let message = format!("OpenSSL refuses the settings: {}", reason(&e));
         vec![TlsFault { field: "certificates".into(), message }]
     };
-    let clients = Clients { bundle: &bundle, revocation: revocation.as_ref() };
+    let clients = Clients { asked: tls.client_auth.asks(), bundle: &bundle, revocation: revocation.as_ref() };
     let contexts = build_contexts(&pairs, &groups, &clients, tls.min_version, Arc::clone(&names)).map_err(refused)?;
     Ok(ServerContext {
         default: contexts,
@@ -98,6 +102,7 @@ pub fn build_listener(tls: &ListenerTls, base_dir: &Path, now: i64) -> Result<Se
         authorities: bundle.iter().map(|cert| CertificateFacts::of(cert)).collect(),
         warnings: files.warnings,
         trust: Trust::new(&bundle, SECURITY_LEVEL, VERIFY_DEPTH).map_err(refused)?,
+        asks_clients: clients.asked,
         revocation,
         ocsp: match tls.client_auth.ocsp {
             OcspCheck::Off => None,
@@ -108,6 +113,8 @@ pub fn build_listener(tls: &ListenerTls, base_dir: &Path, now: i64) -> Result<Se
 
 /// Who comes in.
 struct Clients<'a> {
+    /// Whether anybody is asked who they are.
+    asked: bool,
     bundle: &'a [X509],
     revocation: Option<&'a Arc<Revocation>>,
 }
@@ -123,6 +130,11 @@ impl ServerContext {
             ssl.set_ex_data(index, VerifyNotes::new(now));
         }
         Ok(ssl)
+    }
+
+    /// Whether every client has shown a certificate; if not, none has.
+    pub fn asks_clients(&self) -> bool {
+        self.asks_clients
     }
 
     /// The client of a finished handshake of this context, and how it stands. `now` is Unix time in seconds.
@@ -241,7 +253,6 @@ fn build_contexts(
 /// listener's contexts are alike but for the certificates: OpenSSL takes trust, ALPN and CA names from the one that the
 /// connection was handed over to.
 fn builder(pairs: &[&ChainAndKey], clients: &Clients<'_>, min: TlsVersion) -> Result<SslContextBuilder, ErrorStack> {
-    let bundle = clients.bundle;
     let mut context = SslContextBuilder::new(SslMethod::tls_server())?;
     set_protocol(&mut context, min)?;
     for pair in pairs {
@@ -254,6 +265,18 @@ fn builder(pairs: &[&ChainAndKey], clients: &Clients<'_>, min: TlsVersion) -> Re
             add_to_chain(&mut context, issuer)?;
         }
     }
+    if clients.asked {
+        ask_for_certificate(&mut context, clients)?;
+    }
+    context.set_client_hello_callback(|ssl, _| {
+        handshake::note_client_hello(ssl);
+        Ok(ClientHelloResponse::SUCCESS)
+    });
+    Ok(context)
+}
+
+fn ask_for_certificate(context: &mut SslContextBuilder, clients: &Clients<'_>) -> Result<(), ErrorStack> {
+    let bundle = clients.bundle;
     context.set_cert_store(store(bundle)?);
     if ca_names_bytes(bundle) <= CA_NAMES_BYTES_MAX {
         for cert in bundle {
@@ -261,16 +284,12 @@ fn builder(pairs: &[&ChainAndKey], clients: &Clients<'_>, min: TlsVersion) -> Re
         }
     }
     context.set_verify_depth(VERIFY_DEPTH);
-    limit_client_chain(&mut context);
+    limit_client_chain(context);
     let mode = SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT;
     let authorities = bundle.iter().filter_map(|cert| cert.subject_name().to_der().ok()).collect::<Vec<_>>();
     let checks = Checks { authorities, revocation: clients.revocation.cloned() };
     context.set_verify_callback(mode, move |good, store| handshake::verify(good, store, &checks));
-    context.set_client_hello_callback(|ssl, _| {
-        handshake::note_client_hello(ssl);
-        Ok(ClientHelloResponse::SUCCESS)
-    });
-    Ok(context)
+    Ok(())
 }
 
 /// `SSL_CTX_add1_chain_cert`, which the `openssl` crate lacks: an issuer of the certificate that was set last. Its

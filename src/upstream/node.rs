@@ -14,7 +14,7 @@ use pingora::{Error, ErrorType};
 use super::peer;
 use super::settings::{NodeSettings, Settings, SettingsError};
 use crate::observe::NodeMetrics;
-use crate::tls::NodeProof;
+use crate::tls::{Findings, NodeFailure, NodeProof};
 
 /// Another node than the one that is configured took the connection.
 pub const WRONG_NODE: ErrorType = ErrorType::Custom("WrongNode");
@@ -62,6 +62,8 @@ pub struct Node {
     idle: Duration,
     /// Whether a connection counts only with [`NodeProof::Right`].
     proves_id: bool,
+    /// What was found wrong with it in handshakes, and not told yet.
+    findings: Arc<Findings>,
     /// Off: the node counts as up, whatever its state says from a time when it was on.
     checked: bool,
     pub(super) state: Arc<State>,
@@ -78,13 +80,15 @@ impl Node {
     ) -> Result<Self, SettingsError> {
         let host = HeaderValue::from_str(&node.host)
             .map_err(|_| SettingsError::Probe(format!("{:?} can't be sent as Host", node.host)))?;
+        let findings = Arc::default();
         let node = Self {
             index,
             url: node.url.as_str().into(),
             address: node.address,
             host,
             weight: node.weight,
-            peer: peer::template(node, settings),
+            peer: peer::template(node, settings, &findings),
+            findings,
             idle: settings.timeouts.idle.0,
             proves_id: node.tls,
             checked: settings.health_check.enabled,
@@ -123,10 +127,31 @@ impl Node {
         let why = match NodeProof::of(digest) {
             _ if !self.proves_id => return Ok(()),
             Some(NodeProof::Right) => return Ok(()),
-            Some(NodeProof::Wrong(why)) => why.clone(),
+            Some(NodeProof::Wrong(failure)) => failure.why.clone(),
             None => "the node's certificate was not looked at".to_owned(),
         };
         Error::e_explain(WRONG_NODE, why)
+    }
+
+    /// To be called with the error that a try at the node ended with, before anything is waited for: if a TLS handshake
+    /// failed, counts that and says why.
+    pub fn tls_failure(&self, error: &Error) -> Option<String> {
+        if !self.proves_id {
+            return None;
+        }
+        let found = match error.etype() {
+            // The handshake did not come so far that there is something to be found.
+            ErrorType::InvalidCert
+            | ErrorType::TLSHandshakeFailure
+            | ErrorType::ConnectTimedout
+            | ErrorType::ConnectRefused
+            | ErrorType::ConnectNoRoute
+            | ErrorType::ConnectError => None,
+            _ => self.findings.take(),
+        };
+        let failure = found.or_else(|| NodeFailure::of(error))?;
+        self.state.metrics.tls_failed(failure.reason);
+        Some(format!("TLS: {}", failure.why))
     }
 
     /// Whether a request may go there.

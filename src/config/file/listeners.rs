@@ -88,11 +88,12 @@ pub enum TlsVersion {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClientAuth {
-    /// Only `required` exists.
+    /// `required` (default) or `none`.
     #[serde(default)]
     pub mode: ClientAuthMode,
-    /// PEM bundle of the internal CA: roots, and intermediates that clients don't send or whose CRLs are given.
-    pub ca: String,
+    /// PEM bundle of the internal CA: roots, and intermediates that clients don't send or whose CRLs are given. Needed
+    /// with `required`; this and all the rest is refused with `none`.
+    pub ca: Option<String>,
     /// Files of certificate revocation lists, PEM or DER, up to 128 MiB each. Default: none; then, unless
     /// [`Self::crl_url`] has some, nothing is checked.
     #[serde(default)]
@@ -125,7 +126,7 @@ impl ClientAuth {
     pub fn of(ca: &str) -> Self {
         Self {
             mode: ClientAuthMode::Required,
-            ca: ca.into(),
+            ca: Some(ca.into()),
             crl: Vec::new(),
             crl_url: Vec::new(),
             crl_refresh: None,
@@ -136,6 +137,11 @@ impl ClientAuth {
             ocsp_timeout: None,
             ocsp_failure: None,
         }
+    }
+
+    /// Whether clients are asked for a certificate.
+    pub fn asks(&self) -> bool {
+        self.mode == ClientAuthMode::Required
     }
 
     /// Default of [`Self::ocsp_timeout`].
@@ -216,6 +222,9 @@ pub enum ClientAuthMode {
     /// No certificate, no connection.
     #[default]
     Required,
+    /// Nobody is asked, and no client is anybody. Only on addresses of private networks: for the calls that our own Hive
+    /// makes to its peers.
+    None,
 }
 
 /// `listeners[].limits`

@@ -101,7 +101,10 @@ listeners:
 {listener}",
             top = self.top,
             more_admin = self.admin,
-            client_auth = with(&self.client_auth, &[("ca", "ca.pem")]),
+            client_auth = match self.client_auth.contains("mode: none") {
+                true => self.client_auth.clone(),
+                false => with(&self.client_auth, &[("ca", "ca.pem"), ("crl", "[]")]),
+            },
             tls = self.tls,
             server = with(&self.server, &[("drain", "1s"), ("threads", "2")]),
             limits = with(
