@@ -11,10 +11,10 @@ use prometheus::{
 
 use super::crl::CrlFamilies;
 use super::expiry::{Expiring, Expiry, ExpiryGauges};
-use super::labels::UpstreamTlsFailure;
 use super::handles::{
     ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics,
 };
+use super::labels::UpstreamTlsFailure;
 
 /// The `path` and `route` of a request that no route took.
 pub const UNMATCHED: &str = "unmatched";
@@ -462,6 +462,7 @@ mod tests {
         metrics.set_expiries(&Expiring::ALL.map(expiry));
         metrics.upstream("hive").first_byte(Duration::from_millis(2));
         let node = metrics.upstream_node("hive", "10.0.0.1:3000");
+        metrics.expect_tls("hive");
         node.set_up(true);
         node.record(UpstreamResult::Ok);
         (metrics, vec![node])

@@ -251,7 +251,10 @@ mod tests {
         for (from, to) in [(asked, open), (open, asked)] {
             let mut new = load("127.0.0.1:1", to);
             assert!(held(&load("127.0.0.1:1", from), &mut new).is_empty());
-            assert_eq!((asks(&new.listeners[0]), &new.routes[0].listeners), (to == asked, &RouteListeners::Of(vec![0])));
+            assert_eq!(
+                (asks(&new.listeners[0]), &new.routes[0].listeners),
+                (to == asked, &RouteListeners::Of(vec![0]))
+            );
         }
     }
 

@@ -37,9 +37,9 @@ impl NodeFailure {
     pub fn of(error: &Error) -> Option<Self> {
         let text = error.to_string();
         match error.etype() {
-            ErrorType::InvalidCert => Some(HEARD.take().unwrap_or_else(|| {
-                Self::new(Reason::Other, "the node's certificate was not verified")
-            })),
+            ErrorType::InvalidCert => Some(
+                HEARD.take().unwrap_or_else(|| Self::new(Reason::Other, "the node's certificate was not verified")),
+            ),
             ErrorType::TLSHandshakeFailure => Some(openssl_error(&text).unwrap_or_else(|| {
                 let aborted = text.contains("unexpected EOF") || text.contains("reset by peer");
                 Self::new(if aborted { Reason::Aborted } else { Reason::Other }, text.replace(['\n', '\r'], " "))

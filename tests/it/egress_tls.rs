@@ -12,7 +12,8 @@ fn unasked(nodes: &[SocketAddr]) -> Setup {
     let mut setup = Setup::new(nodes);
     setup.client_auth = "mode: none".into();
     setup.server = "watch: 0s".into();
-    setup.routes = ROUTES.lines().filter(|line| line.contains("peers: any")).collect::<Vec<_>>().join("\n");
+    let open: Vec<_> = ROUTES.lines().filter(|line| line.contains("peers: any")).collect();
+    setup.routes = format!("\n{}\n", open.join("\n"));
     setup
 }
 
@@ -63,8 +64,8 @@ fn nobody_is_anybody_there() {
     }
     assert!(gateway.access_log().iter().all(|l| l["peer"].is_null() && l["spiffe_id"].is_null()));
     // SNI and Host must agree as ever, and nobody speaks plain text.
-    let misdirected = nobody(&gateway).sni(Some("other.test")).get(gateway.address, "/echo").unwrap();
-    assert_eq!(misdirected.status, 421);
+    let mut misdirected = nobody(&gateway).sni(Some("other.test")).connect(gateway.address).unwrap();
+    assert_eq!(misdirected.exchange(ECHO.as_bytes()).unwrap().status, 421);
     let plain = Connection::plain(gateway.address).unwrap().exchange(ECHO.as_bytes());
     assert!(plain.is_err(), "{plain:?}");
 }
@@ -93,6 +94,7 @@ fn a_reload_that_begins_or_ends_to_ask_reaches_connections_that_are_open() {
 fn check_refuses_it_where_strangers_come() {
     let mut setup = unasked(&[]);
     setup.upstreams = upstream("hive", "http", &["127.0.0.1:9".parse().unwrap()], "");
+    setup.peers = "[]".into();
     let (said, summary) = setup.check();
     assert!(said.is_empty() && summary.contains("asks for no client certificate"), "{said}{summary}");
     setup.listener = "

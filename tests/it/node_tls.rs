@@ -1,15 +1,17 @@
 //! Handshakes with nodes that fail: nothing is sent, the log says why, a metric counts by reason.
 
-use std::io::Read;
-use std::net::{SocketAddr, TcpListener};
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 
 use hive_gateway::cli::pki::KeyKind;
-use openssl::ssl::{AlpnError, Ssl, SslContext, SslContextBuilder, SslMethod, SslVersion, select_next_proto};
+use openssl::ssl::{
+    AlpnError, HandshakeError, Ssl, SslContext, SslContextBuilder, SslMethod, SslVersion, select_next_proto,
+};
 
 use crate::support::certs::{self, Identity, Leaf, Pki, client_leaf, from_now, server_leaf};
 use crate::support::gateway::{Gateway, Setup, upstream};
-use crate::support::node::{Node, server_context};
+use crate::support::node::server_context;
 use crate::support::wait_until;
 
 const FAILURES: &str = "hive_gateway_upstream_tls_failures_total";
@@ -46,9 +48,17 @@ impl Listening {
         let sink = heard.clone();
         std::thread::spawn(move || {
             for tcp in listener.incoming().map_while(Result::ok) {
-                let Ok(mut stream) = Ssl::new(&context).unwrap().accept(tcp) else { continue };
                 let mut bytes = Vec::new();
-                let _ = stream.read_to_end(&mut bytes);
+                match Ssl::new(&context).unwrap().accept(tcp) {
+                    Ok(mut stream) => _ = stream.read_to_end(&mut bytes),
+                    Err(HandshakeError::Failure(failed)) => {
+                        // Closed at once, with bytes unread, the connection would be reset, and the alert lost.
+                        let mut tcp = failed.get_ref();
+                        let _ = tcp.shutdown(Shutdown::Write);
+                        let _ = tcp.read_to_end(&mut Vec::new());
+                    }
+                    Err(_) => {}
+                }
                 sink.lock().unwrap().extend(bytes);
             }
         });
@@ -85,7 +95,11 @@ fn a_node_s_certificate_that_is_not_good_is_told_in_openssl_s_words() {
         (named(Leaf::server("old", from_now(-7200, -60))), "expired", "certificate has expired: \"CN=old\" issued by"),
         (named(Leaf::server("new", from_now(3600, 7200))), "not_yet_valid", "certificate is not yet valid"),
         (stranger.leaf(&server_leaf(&[NAME])), "unknown_ca", "\"CN=Stranger"),
-        (mesh.leaf(&server_leaf(&["a.example", "b.example"])), "name_mismatch", "[a.example, b.example], not for hive.internal"),
+        (
+            mesh.leaf(&server_leaf(&["a.example", "b.example"])),
+            "name_mismatch",
+            "[a.example, b.example], not for hive.internal",
+        ),
         (mesh.leaf(&Leaf::server(NAME, day)), "name_mismatch", "has no DNS name among its SANs"),
         (named(Leaf::client("client", day)), "wrong_purpose", "\"CN=client\""),
         (named(weak), "weak_signature", "EE certificate key too weak"),
@@ -167,27 +181,32 @@ fn a_node_that_wants_a_certificate_is_told_to_want_one() {
     let own = ", cert: gw.pem, key: gw.key";
     let tls = |more: &str| format!("server_name: {NAME}{more}");
     // TLS 1.3: the node finds out when the gateway's handshake is over.
-    let node = Node::start_tls(&identity, &mesh);
+    let node = Listening::start(server_context(&identity, &mesh, b"\x08http/1.1"));
     let error = refused(&setup(&mesh, node.address, &tls(""), NO_PROBES).start(), "client_certificate");
     assert!(error.starts_with("TLS: the node wants a client certificate: "), "{error}");
     // Another CA's is one too many.
-    let node = Node::start_tls(&identity, &Pki::new("Other"));
+    let node = Listening::start(server_context(&identity, &Pki::new("Other"), b"\x08http/1.1"));
     let error = refused(&setup(&mesh, node.address, &tls(own), NO_PROBES).start(), "alert");
     assert!(error.contains("unknown ca"), "{error}");
-    assert_eq!(node.count(), 0);
+    assert_eq!(*node.heard.lock().unwrap(), b"");
 }
 
 #[test]
 fn what_is_no_tls_or_breaks_off_is_told() {
     let mesh = Pki::new("Hive");
-    let plain = Node::start();
     let tls = format!("server_name: {NAME}");
-    let error = refused(&setup(&mesh, plain.address, &tls, NO_PROBES).start(), "not_tls");
-    assert!(error.starts_with("TLS: "), "{error}");
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || listener.incoming().map_while(Result::ok).for_each(drop));
-    refused(&setup(&mesh, address, &tls, NO_PROBES).start(), "aborted");
+    for (answer, reason) in [(&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], "not_tls"), (b"", "aborted")] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for mut tcp in listener.incoming().map_while(Result::ok) {
+                let _ = tcp.read(&mut [0; 4096]);
+                let _ = tcp.write_all(answer);
+            }
+        });
+        let error = refused(&setup(&mesh, address, &tls, NO_PROBES).start(), reason);
+        assert!(error.starts_with("TLS: "), "{error}");
+    }
 }
 
 #[test]

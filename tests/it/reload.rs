@@ -193,7 +193,11 @@ fn a_failure_is_over_when_the_old_file_comes_back() {
         (&serde_json::json!([]), &1.into()),
         "{status}"
     );
-    assert_eq!((gateway.metric(TLS_RELOADS, OK), gateway.metric(TLS_RELOADS, FAILED)), (0.0, 1.0), "nothing was loaded");
+    assert_eq!(
+        (gateway.metric(TLS_RELOADS, OK), gateway.metric(TLS_RELOADS, FAILED)),
+        (0.0, 1.0),
+        "nothing was loaded"
+    );
     // A failure that somebody asked for ends in the same way, but not while the configuration itself is wrong.
     let ask_in_vain = || {
         replace_file(&file, b"nonsense");

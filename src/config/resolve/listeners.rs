@@ -220,7 +220,10 @@ pub(super) fn check_peers_can_be_known(r: &mut Resolver<'_>, listeners: &[Listen
                 r.error(&path, format!("{why}, so no client there is one of these peers; write peers: any"));
             }
             None if !serving(route, listeners).any(|l| l.protocol == Protocol::Https && asks(l)) => {
-                r.warn(&path, "no listener of this route asks for a certificate, so no client ever is one of these peers");
+                r.warn(
+                    &path,
+                    "no listener of this route asks for a certificate, so no client ever is one of these peers",
+                );
             }
             None => {}
         }
