@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use hive_gateway::config::file::{Balance, HealthCheck, UpstreamProtocol, UpstreamTimeouts};
+use hive_gateway::config::file::{Balance, HealthCheck, TlsVersion, UpstreamProtocol, UpstreamTimeouts};
 use hive_gateway::names::UpstreamName;
 use hive_gateway::observe::Metrics;
 use hive_gateway::tls::UpstreamTlsMaterial;
@@ -21,6 +21,7 @@ fn material() -> UpstreamTlsMaterial {
         ca: Arc::new(Box::new([])),
         server_name: "hive.internal".into(),
         spiffe_id: None,
+        min_version: TlsVersion::Tls12,
         client: None,
         generation: 1,
         client_facts: None,

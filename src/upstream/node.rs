@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue};
 use parking_lot::Mutex;
 use pingora::protocols::Digest;
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorType};
+use pingora::{Error, ErrorSource, ErrorType};
 
 use super::peer;
 use super::settings::{NodeSettings, Settings, SettingsError};
@@ -136,18 +136,18 @@ impl Node {
     /// To be called with the error that a try at the node ended with, before anything is waited for: if a TLS handshake
     /// failed, counts that and says why.
     pub fn tls_failure(&self, error: &Error) -> Option<String> {
-        if !self.proves_id {
+        if !self.proves_id || *error.esource() == ErrorSource::Downstream {
             return None;
         }
         let found = match error.etype() {
-            // The handshake did not come so far that there is something to be found.
-            ErrorType::InvalidCert
-            | ErrorType::TLSHandshakeFailure
-            | ErrorType::ConnectTimedout
-            | ErrorType::ConnectRefused
-            | ErrorType::ConnectNoRoute
-            | ErrorType::ConnectError => None,
-            _ => self.findings.take(),
+            // What becomes of a connection with which something was found wrong.
+            &WRONG_NODE
+            | ErrorType::H2Error
+            | ErrorType::HandshakeError
+            | ErrorType::ConnectionClosed
+            | ErrorType::WriteError
+            | ErrorType::ReadError => self.findings.take(),
+            _ => None,
         };
         let failure = found.or_else(|| NodeFailure::of(error))?;
         self.state.metrics.tls_failed(failure.reason);
