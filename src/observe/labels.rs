@@ -210,8 +210,8 @@ label!(
         WeakSignature => "weak_signature",
         /// The node speaks only TLS versions below `tls.min_version`.
         ProtocolVersion => "protocol_version",
-        /// The node speaks no HTTP/2, and `protocol: http2` is set.
-        NoHttp2 => "no_http2",
+        /// The node does not speak what `protocol` says, by ALPN.
+        NoApplicationProtocol => "no_application_protocol",
         /// The node wants a client certificate that it did not get.
         ClientCertificate => "client_certificate",
         /// The node broke off with another TLS alert: usually it does not trust the gateway's certificate.

@@ -61,7 +61,7 @@ fn openssl_error(text: &str) -> Option<NodeFailure> {
         // SSL_R_… (openssl/sslerr.h, the same from 3.0 to 3.6); an alert of the node's is 1000 and its number (RFC 8446,
         // section 6): protocol_version, no_application_protocol, certificate_required.
         1070 | 252 | 258 | 166 | 396 | 191 => Reason::ProtocolVersion,
-        1120 => Reason::NoHttp2,
+        1120 => Reason::NoApplicationProtocol,
         1116 => Reason::ClientCertificate,
         1000..=1255 => Reason::Alert,
         155 | 156 | 267 => Reason::NotTls,

@@ -84,7 +84,7 @@ impl Expected {
         }
         if self.http2 && ssl.selected_alpn_protocol() != Some(b"h2") {
             let why = "the node offers no HTTP/2 (ALPN h2), which protocol: http2 asks for; write protocol: http1";
-            return Err(NodeFailure::new(Reason::NoHttp2, why));
+            return Err(NodeFailure::new(Reason::NoApplicationProtocol, why));
         }
         Ok(())
     }
@@ -141,7 +141,7 @@ mod tests {
     fn each_finding_is_told_once() {
         let findings = Findings::default();
         assert_eq!(findings.take(), None);
-        let failure = |why: &str| NodeFailure::new(Reason::NoHttp2, why);
+        let failure = |why: &str| NodeFailure::new(Reason::NoApplicationProtocol, why);
         findings.add(failure("a"));
         findings.add(failure("b"));
         assert_eq!([findings.take(), findings.take(), findings.take()], [Some(failure("b")), Some(failure("b")), None]);

@@ -155,7 +155,7 @@ fn a_node_without_http_2_is_not_fallen_back_to_in_silence() {
         let node = Listening::start(context);
         let more = format!("{NO_PROBES}, protocol: http2");
         let gateway = setup(&mesh, node.address, &format!("server_name: {NAME}"), &more).start();
-        let error = refused(&gateway, "no_http2");
+        let error = refused(&gateway, "no_application_protocol");
         assert!(error.contains("no HTTP/2") && error.contains("write protocol: http1"), "{error}");
         assert_eq!(*node.heard.lock().unwrap(), b"");
     }
