@@ -23,7 +23,7 @@ use openssl::ssl::{
     SslVersion, select_next_proto,
 };
 
-const HANDSHAKES: usize = 1000;
+const HANDSHAKES: usize = 600;
 const ROUNDS: usize = 5;
 /// Clients at once.
 const CLIENTS: usize = 4;
@@ -112,7 +112,8 @@ impl Server {
         let binary = argument("--gateway").unwrap_or_else(|| env!("CARGO_BIN_EXE_hive-gateway").into());
         let run = Command::new(binary).args(["run", "--config"]).arg(&file).env("RUST_LOG", "error").spawn();
         let revoked = if serials.is_empty() { "0" } else { serials };
-        let name = format!("gateway, {revoked} revoked, {peers} peers");
+        let s = if peers == 1 { "" } else { "s" };
+        let name = format!("gateway, {revoked} revoked, {peers} peer{s}");
         Self { name, child: run.unwrap(), address, costs: Vec::new() }
     }
 
