@@ -10,7 +10,7 @@ use crate::config::file::{
     self, ClientAuth, ExpiredCrl, ListenerLimits, ListenerTimeouts, ListenerTls, OcspCheck, OcspFailure, Protocol,
 };
 use crate::config::{Listener, Route, RouteListeners, RoutePeers};
-use crate::tls::CrlUrl;
+use crate::tls::{CrlUrl, UrlPrefix};
 
 pub(super) fn resolve(r: &mut Resolver<'_>, raw: Vec<file::Listener>) -> Vec<Listener> {
     if raw.is_empty() {
@@ -87,6 +87,7 @@ fn no_client_auth(r: &mut Resolver<'_>, at: &str, auth: &ClientAuth) {
         ("ca", auth.ca.is_some()),
         ("crl", !auth.crl.is_empty()),
         ("crl_url", !auth.crl_url.is_empty()),
+        ("crl_distribution_points", !auth.crl_distribution_points.is_empty()),
         ("crl_refresh", auth.crl_refresh.is_some()),
         ("crl_check", auth.crl_check.is_some()),
         ("expired_crl", auth.expired_crl.is_some()),
@@ -120,10 +121,17 @@ fn client_auth(r: &mut Resolver<'_>, at: &str, auth: &mut ClientAuth) {
             r.error(&format!("{at}.crl_url[{i}]"), why);
         }
     }
+    r.once(&format!("{at}.crl_distribution_points"), &auth.crl_distribution_points);
+    for (i, prefix) in auth.crl_distribution_points.iter().enumerate() {
+        if let Err(why) = UrlPrefix::parse(prefix) {
+            r.error(&format!("{at}.crl_distribution_points[{i}]"), why);
+        }
+    }
     if let Some(refresh) = auth.crl_refresh {
         r.span(&format!("{at}.crl_refresh"), refresh, SECOND, DAY);
-        if auth.crl_url.is_empty() {
-            r.error(&format!("{at}.crl_refresh"), "there is nothing to ask for; write crl_url, or leave it out");
+        if auth.crl_url.is_empty() && auth.crl_distribution_points.is_empty() {
+            let remedy = "write crl_url or crl_distribution_points, or leave it out";
+            r.error(&format!("{at}.crl_refresh"), format!("there is nothing to ask for; {remedy}"));
         }
     }
     if let Some(Err(why)) = auth.ocsp_url.as_deref().map(CrlUrl::parse) {
@@ -150,15 +158,23 @@ fn client_auth(r: &mut Resolver<'_>, at: &str, auth: &mut ClientAuth) {
         let why = "who silences the responder keeps revoked clients in";
         r.warn(&format!("{at}.ocsp_failure"), format!("without an answer clients come in: {why}"));
     }
-    if auth.crl.is_empty() && auth.crl_url.is_empty() {
+    if !auth.checks_crls() {
         // An empty list says that it is meant so.
         if auth.ocsp == OcspCheck::Off && !r.located.has(&format!("{at}.crl")) {
             let why = "no revocation: a client thrown out of the mesh comes in until its certificate expires";
-            r.warn(at, format!("{why}; write crl or crl_url, or crl: [] where certificates live for hours"));
+            r.warn(
+                at,
+                format!(
+                    "{why}; write crl, crl_url or crl_distribution_points, or crl: [] where certificates live for hours"
+                ),
+            );
         }
         for (key, given) in [("crl_check", auth.crl_check.is_some()), ("expired_crl", auth.expired_crl.is_some())] {
             if given {
-                r.error(&format!("{at}.{key}"), "nothing is checked without crl or crl_url; write one of them");
+                r.error(
+                    &format!("{at}.{key}"),
+                    "nothing is checked without crl, crl_url or crl_distribution_points; write one of them",
+                );
             }
         }
     }
