@@ -6,6 +6,7 @@
 mod defense;
 mod hive;
 mod listeners;
+mod overload;
 mod process;
 mod routes;
 mod upstreams;
@@ -17,6 +18,7 @@ use serde::Deserialize;
 pub use defense::*;
 pub use hive::*;
 pub use listeners::*;
+pub use overload::*;
 pub use process::*;
 pub use routes::*;
 pub use upstreams::*;
@@ -49,6 +51,9 @@ pub struct File {
     pub upstreams: Vec<Upstream>,
     /// What gateways of a fleet share. Default: nothing.
     pub redis: Option<Redis>,
+    /// What the process takes on, and what it sheds when it is behind.
+    #[serde(default)]
+    pub overload: Overload,
     /// The operator's own listener. Default: `127.0.0.1:9901`, no secret.
     #[serde(default)]
     pub admin: Admin,

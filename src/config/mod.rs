@@ -62,6 +62,8 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// What gateways of a fleet share. Some, if a limit is shared.
     pub redis: Option<Redis>,
+    /// What the process takes on, and what it sheds when it is behind.
+    pub overload: file::Overload,
     /// The operator's own listener.
     pub admin: Admin,
     /// Where the access log goes; a file's path is absolute.
@@ -146,6 +148,8 @@ pub struct Route {
     pub json_rpc: Option<file::JsonRpc>,
     /// How long Hive may take.
     pub timeouts: file::RouteTimeouts,
+    /// When it is shed.
+    pub priority: file::Priority,
     /// How often clients may ask.
     pub rate_limits: Vec<file::RateLimit>,
     /// Which requests are not taken.
@@ -225,6 +229,8 @@ pub struct Upstream {
     pub protocol: file::UpstreamProtocol,
     /// How a node is known to be alive.
     pub health_check: file::HealthCheck,
+    /// How many requests may wait for an answer.
+    pub adaptive_concurrency: Option<file::AdaptiveConcurrency>,
     /// Waiting for nodes.
     pub timeouts: file::UpstreamTimeouts,
     /// Some if and only if the endpoints are `https://`; file names are absolute.

@@ -14,12 +14,15 @@ mod forward;
 mod frames;
 mod gateway;
 pub mod listener;
+mod overload;
 mod rate_limit;
 mod record;
 mod refuse;
 mod shared;
 pub mod sketch;
+mod transport;
 mod watch;
+mod wire;
 
 pub use gateway::Gateway;
 pub use shared::Shared;

@@ -203,6 +203,18 @@ fn network(r: &mut Resolver<'_>, path: &str, text: &str) -> Option<IpNet> {
 fn limits(r: &mut Resolver<'_>, at: &str, limits: &ListenerLimits) {
     r.range(&format!("{at}.connections"), &limits.connections, &(1..=1_000_000));
     r.range(&format!("{at}.connections_per_address"), &limits.connections_per_address, &(1..=1_000_000));
+    for (key, limit) in [
+        ("connections_per_peer", limits.connections_per_peer),
+        ("handshakes", limits.handshakes),
+        ("handshakes_per_address", limits.handshakes_per_address),
+        ("requests", limits.requests),
+        ("requests_per_address", limits.requests_per_address),
+        ("requests_per_peer", limits.requests_per_peer),
+    ] {
+        if let Some(limit) = limit {
+            r.range(&format!("{at}.{key}"), &limit, &(1..=1_000_000));
+        }
+    }
     r.size(&format!("{at}.request_header"), limits.request_header, &(1 << 10..=256 << 10));
     r.range(&format!("{at}.requests_per_connection"), &limits.requests_per_connection, &(1..=u32::MAX));
 }

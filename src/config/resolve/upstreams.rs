@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::Resolver;
 use super::endpoint::{self, Url};
 use super::listeners::is_private;
+use super::overload;
 use super::ranges::{HOUR, MILLISECOND, MINUTE};
 use crate::config::file::{self, HealthCheck, UpstreamTimeouts, UpstreamTls};
 use crate::config::{Endpoint, Upstream};
@@ -40,6 +41,9 @@ fn upstream(r: &mut Resolver<'_>, at: &str, raw: file::Upstream) -> Upstream {
     }
     plain_text(r, at, &endpoints, raw.trusted);
     health_check(r, &format!("{at}.health_check"), &raw.health_check);
+    if let Some(adaptive) = &raw.adaptive_concurrency {
+        overload::adaptive_concurrency(r, &format!("{at}.adaptive_concurrency"), adaptive);
+    }
     timeouts(r, &format!("{at}.timeouts"), &raw.timeouts);
     Upstream {
         tls: raw.tls.map(|tls| upstream_tls(r, &tls_path, tls)),
@@ -48,6 +52,7 @@ fn upstream(r: &mut Resolver<'_>, at: &str, raw: file::Upstream) -> Upstream {
         balance: raw.balance,
         protocol: raw.protocol,
         health_check: raw.health_check,
+        adaptive_concurrency: raw.adaptive_concurrency,
         timeouts: raw.timeouts,
         trusted: raw.trusted,
     }
