@@ -153,6 +153,9 @@ fn listeners(text: &mut String, config: &Config, now_unix: i64, issued: Option<&
                 line(text, format_args!("      OCSP answers to staple from {}", staple.responder()));
             }
         }
+        if !context.asks_clients() {
+            line(text, format_args!("    asks for no client certificate: whoever reaches it may call"));
+        }
         for authority in context.authorities() {
             line(text, format_args!("    clients of {}", facts(authority, now_unix)));
         }
@@ -161,7 +164,9 @@ fn listeners(text: &mut String, config: &Config, now_unix: i64, issued: Option<&
             _ => "TLS 1.2 and 1.3 (min_version: \"1.3\" if every client can)",
         };
         line(text, format_args!("    {versions}"));
-        lists(text, &context, now_unix);
+        if context.asks_clients() {
+            lists(text, &context, now_unix);
+        }
     }
 }
 

@@ -19,6 +19,8 @@ mod resolve;
 mod wording;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trust_tests;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

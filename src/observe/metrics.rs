@@ -15,6 +15,7 @@ use super::handles::{
     ConcurrencyMetrics, ListenerMetrics, NodeMetrics, OverloadMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight,
     RouteMetrics, UpstreamMetrics, WafMetrics,
 };
+use super::labels::UpstreamTlsFailure;
 
 /// The `path` and `route` of a request that no route took.
 pub const UNMATCHED: &str = "unmatched";
@@ -150,6 +151,8 @@ definitions! {
         "1 while the node is healthy, else 0.";
     UPSTREAM_REQUESTS: Kind::Counter, "upstream_requests_total", ["upstream", "node", "result"],
         "Tries at a node, by result.";
+    UPSTREAM_TLS_FAILURES: Kind::Counter, "upstream_tls_failures_total", ["upstream", "reason"],
+        "TLS handshakes with nodes that failed, probes' too, by reason.";
     UPSTREAM_IN_FLIGHT: Kind::Gauge, "upstream_in_flight", ["upstream", "node"],
         "Requests at the node.";
     BODY_MEMORY: Kind::Gauge, "body_memory_bytes", [],
@@ -247,6 +250,7 @@ pub(super) struct NodeFamilies {
     pub(super) up: IntGaugeVec,
     pub(super) requests: IntCounterVec,
     pub(super) in_flight: IntGaugeVec,
+    pub(super) tls_failures: IntCounterVec,
     pub(super) live: Mutex<HashMap<(String, String), std::sync::Weak<NodeMetrics>>>,
 }
 
@@ -341,6 +345,7 @@ impl Metrics {
                 up: gauges(&r, &UPSTREAM_NODE_UP),
                 requests: counters(&r, &UPSTREAM_REQUESTS),
                 in_flight: gauges(&r, &UPSTREAM_IN_FLIGHT),
+                tls_failures: counters(&r, &UPSTREAM_TLS_FAILURES),
                 live: Mutex::default(),
             }),
             body_memory: gauge(&r, &BODY_MEMORY),
@@ -455,6 +460,14 @@ impl Metrics {
         NodeMetrics::resolve(&self.nodes, upstream, node)
     }
 
+    /// Shows all reasons for which handshakes with an upstream's nodes may fail, so that the first failure is an increase
+    /// and not a new series.
+    pub fn expect_tls(&self, upstream: &str) {
+        for reason in UpstreamTlsFailure::ALL {
+            self.nodes.tls_failures.with_label_values(&[upstream, reason.as_str()]);
+        }
+    }
+
     /// Memory that waiting request bodies take, bytes: add and subtract.
     pub fn body_memory(&self) -> &IntGauge {
         &self.body_memory
@@ -531,6 +544,7 @@ mod tests {
         metrics.upstream("hive").first_byte(Duration::from_millis(2));
         metrics.upstream_concurrency("hive").set_limit(3);
         let node = metrics.upstream_node("hive", "10.0.0.1:3000");
+        metrics.expect_tls("hive");
         node.set_up(true);
         node.record(UpstreamResult::Ok);
         (metrics, vec![node])

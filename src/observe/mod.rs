@@ -27,7 +27,7 @@ pub use handles::{
 pub use handshake::HandshakeResult;
 pub use labels::{
     CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, OcspResult, OverloadAction, OverloadLimit,
-    RateLimitDecision, RedisFallback, UpstreamResult, WafVerdict,
+    RateLimitDecision, RedisFallback, UpstreamResult, UpstreamTlsFailure, WafVerdict,
 };
 pub use line_limit::{Line, LineLimit};
 pub use metrics::Metrics;

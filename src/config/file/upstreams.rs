@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
-use super::{UpstreamSpiffe, seconds};
+use super::{TlsVersion, UpstreamSpiffe, seconds};
 use crate::names::UpstreamName;
 use crate::units::{Percent, Span};
 
@@ -96,7 +96,7 @@ pub enum UpstreamProtocol {
     /// HTTP/1.1, what Hive's Node.js speaks.
     #[default]
     Http1,
-    /// HTTP/2: by ALPN on `https://`, by prior knowledge on `http://`.
+    /// HTTP/2: by ALPN on `https://`, by prior knowledge on `http://`. A node that offers none is not used.
     Http2,
 }
 
@@ -192,6 +192,9 @@ pub struct UpstreamTls {
     pub server_name: Option<String>,
     /// The SPIFFE ID that every node's certificate must carry, as in `peers[].uri`, in place of the name.
     pub spiffe_id: Option<String>,
+    /// `"1.2"` (default) or `"1.3"`. A node that speaks less is refused.
+    #[serde(default)]
+    pub min_version: TlsVersion,
     /// The gateway's client certificate (chain, leaf first), with `key`.
     pub cert: Option<String>,
     /// Its key.

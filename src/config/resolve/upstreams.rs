@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Resolver;
 use super::endpoint::{self, Url};
+use super::listeners::is_private;
 use super::overload;
 use super::ranges::{HOUR, MILLISECOND, MINUTE};
 use crate::config::file::{self, HealthCheck, UpstreamTimeouts, UpstreamTls};
@@ -38,6 +39,7 @@ fn upstream(r: &mut Resolver<'_>, at: &str, raw: file::Upstream) -> Upstream {
         }
         _ => {}
     }
+    plain_text(r, at, &endpoints, raw.trusted);
     health_check(r, &format!("{at}.health_check"), &raw.health_check);
     if let Some(adaptive) = &raw.adaptive_concurrency {
         overload::adaptive_concurrency(r, &format!("{at}.adaptive_concurrency"), adaptive);
@@ -89,6 +91,17 @@ fn endpoints(r: &mut Resolver<'_>, at: &str, raw: &[file::Endpoint]) -> Vec<Endp
         all.push(Endpoint { url: url.clone(), tls: parsed.tls, host, address, weight: *weight });
     }
     all
+}
+
+/// Nodes that are called in plain text over networks where others may listen: for our own Hive the operator's own
+/// network is good enough, for a partner's gateway none but this machine's.
+fn plain_text(r: &mut Resolver<'_>, at: &str, endpoints: &[Endpoint], trusted: bool) {
+    let safe = |ip: IpAddr| if trusted { is_private(ip) } else { ip.to_canonical().is_loopback() };
+    if let Some(node) = endpoints.iter().find(|e| !e.tls && !safe(e.address.ip())) {
+        let what = if trusted { "the gateway's secret, who calls" } else { "federation tokens" };
+        let why = format!("{} is called in plain text: {what} and all else can be read on the way", node.url);
+        r.warn(&format!("{at}.endpoints"), format!("{why}; write https:// and tls"));
+    }
 }
 
 /// The URL itself, where it stands in a block with a weight.
