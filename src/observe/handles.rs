@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::handshake::HandshakeResult;
 use super::labels::{
     CloseReason, ConnectionRefusal, ConnectionState, MethodLabel, OverloadAction, OverloadLimit, RateLimitDecision,
-    RedisFallback, SpanResult, UpstreamResult, WafVerdict,
+    RedisFallback, SpanResult, UpstreamResult, UpstreamTlsFailure, WafVerdict,
 };
 use super::metrics::{ListenerFamilies, NodeFamilies, RouteFamilies};
 use prometheus::{Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
@@ -379,6 +379,11 @@ impl NodeMetrics {
     /// What came of a try at the node.
     pub fn record(&self, result: UpstreamResult) {
         self.requests[result.index()].inc();
+    }
+
+    /// A TLS handshake with the node failed. Looked up by name each time: these are rare.
+    pub fn tls_failed(&self, reason: UpstreamTlsFailure) {
+        self.families.tls_failures.with_label_values(&[&self.key.0, reason.as_str()]).inc();
     }
 }
 

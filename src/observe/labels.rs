@@ -325,6 +325,40 @@ label!(
     }
 );
 
+label!(
+    /// Why a TLS handshake with a node came to nothing.
+    UpstreamTlsFailure {
+        /// The node's certificate, or one above it, is past its end.
+        Expired => "expired",
+        /// The node's certificate, or one above it, is before its begin.
+        NotYetValid => "not_yet_valid",
+        /// The node's chain leads to no CA of `tls.ca`.
+        UnknownCa => "unknown_ca",
+        /// The node's certificate is for other names than `tls.server_name`, or for none.
+        NameMismatch => "name_mismatch",
+        /// The node's certificate has another SPIFFE ID than `tls.spiffe_id`, or none.
+        WrongSpiffeId => "wrong_spiffe_id",
+        /// The node's certificate is not for TLS servers, or was issued by one that is not a CA's.
+        WrongPurpose => "wrong_purpose",
+        /// SHA-1, or a key that is too small, in the node's certificate or above it.
+        WeakSignature => "weak_signature",
+        /// The node speaks only TLS versions below `tls.min_version`.
+        ProtocolVersion => "protocol_version",
+        /// The node does not speak what `protocol` says, by ALPN.
+        NoApplicationProtocol => "no_application_protocol",
+        /// The node wants a client certificate that it did not get.
+        ClientCertificate => "client_certificate",
+        /// The node broke off with another TLS alert: usually it does not trust the gateway's certificate.
+        Alert => "alert",
+        /// The connection ended in the middle.
+        Aborted => "aborted",
+        /// Not TLS at all.
+        NotTls => "not_tls",
+        /// Anything else; the log says what.
+        Other => "other",
+    }
+);
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,6 +16,7 @@ use super::handles::{
     ConcurrencyMetrics, ListenerMetrics, NodeMetrics, OverloadMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight,
     RouteMetrics, SpanMetrics, UpstreamMetrics, WafMetrics,
 };
+use super::labels::UpstreamTlsFailure;
 use super::peers::{PeerFamilies, PeerHandles};
 use super::process::{self, ProcessMetrics};
 use super::refusals::RefusalTable;
@@ -144,6 +145,8 @@ definitions! {
         "When the client certificate that nodes are shown expires, seconds since 1970.";
     UPSTREAM_CA_NOT_AFTER: Kind::Gauge, "upstream_ca_not_after_seconds", ["upstream", "subject"],
         "When a CA that nodes are trusted by expires, seconds since 1970.";
+    SPIFFE_AGENT_UP: Kind::Gauge, "spiffe_agent_up", [],
+        "1 while the SPIFFE agent's updates are listened to, else 0, also where none is asked.";
     UPSTREAM_FIRST_BYTE: Kind::Histogram(DURATION_BUCKETS), "upstream_first_byte_seconds", ["upstream"],
         "From a node's pick to the first byte of its answer.";
     UPSTREAM_RETRIES: Kind::Counter, "upstream_retries_total", ["upstream"],
@@ -154,6 +157,8 @@ definitions! {
         "1 while the node is healthy, else 0.";
     UPSTREAM_REQUESTS: Kind::Counter, "upstream_requests_total", ["upstream", "node", "result"],
         "Tries at a node, by result.";
+    UPSTREAM_TLS_FAILURES: Kind::Counter, "upstream_tls_failures_total", ["upstream", "reason"],
+        "TLS handshakes with nodes that failed, probes' too, by reason.";
     UPSTREAM_IN_FLIGHT: Kind::Gauge, "upstream_in_flight", ["upstream", "node"],
         "Requests at the node.";
     BODY_MEMORY: Kind::Gauge, "body_memory_bytes", [],
@@ -258,6 +263,7 @@ pub(super) struct NodeFamilies {
     pub(super) up: IntGaugeVec,
     pub(super) requests: IntCounterVec,
     pub(super) in_flight: IntGaugeVec,
+    pub(super) tls_failures: IntCounterVec,
     pub(super) live: Mutex<HashMap<(String, String), std::sync::Weak<NodeMetrics>>>,
 }
 
@@ -281,6 +287,7 @@ pub struct Metrics {
     redis: HistogramVec,
     redis_fallbacks: IntCounterVec,
     redis_up: IntGauge,
+    spiffe_agent_up: IntGauge,
     listeners: ListenerFamilies,
     pub(super) crls: CrlFamilies,
     expiries: ExpiryGauges,
@@ -323,6 +330,7 @@ impl Metrics {
             redis: histograms(&r, &REDIS),
             redis_fallbacks: counters(&r, &REDIS_FALLBACKS),
             redis_up: gauge(&r, &REDIS_UP),
+            spiffe_agent_up: gauge(&r, &SPIFFE_AGENT_UP),
             listeners: ListenerFamilies {
                 connections: gauges(&r, &CONNECTIONS),
                 accepted: counters(&r, &CONNECTIONS_ACCEPTED),
@@ -355,6 +363,7 @@ impl Metrics {
                 up: gauges(&r, &UPSTREAM_NODE_UP),
                 requests: counters(&r, &UPSTREAM_REQUESTS),
                 in_flight: gauges(&r, &UPSTREAM_IN_FLIGHT),
+                tls_failures: counters(&r, &UPSTREAM_TLS_FAILURES),
                 live: Mutex::default(),
             }),
             body_memory: gauge(&r, &BODY_MEMORY),
@@ -425,6 +434,11 @@ impl Metrics {
         RedisMetrics::new(self.redis.with_label_values::<&str>(&[]), &self.redis_fallbacks, self.redis_up.clone())
     }
 
+    /// 1 while the SPIFFE agent is listened to.
+    pub fn spiffe_agent_up(&self) -> &IntGauge {
+        &self.spiffe_agent_up
+    }
+
     /// Handles of a listener.
     pub fn listener(&self, name: &str) -> Arc<ListenerMetrics> {
         Arc::new(ListenerMetrics::new(&self.listeners, name))
@@ -470,6 +484,14 @@ impl Metrics {
     /// raises no alarm.
     pub fn upstream_node(&self, upstream: &str, node: &str) -> Arc<NodeMetrics> {
         NodeMetrics::resolve(&self.nodes, upstream, node)
+    }
+
+    /// Shows all reasons for which handshakes with an upstream's nodes may fail, so that the first failure is an increase
+    /// and not a new series.
+    pub fn expect_tls(&self, upstream: &str) {
+        for reason in UpstreamTlsFailure::ALL {
+            self.nodes.tls_failures.with_label_values(&[upstream, reason.as_str()]);
+        }
     }
 
     /// Memory that waiting request bodies take, bytes: add and subtract.
@@ -530,6 +552,7 @@ mod tests {
         metrics.upstream("hive").first_byte(Duration::from_millis(2));
         metrics.upstream_concurrency("hive").set_limit(3);
         let node = metrics.upstream_node("hive", "10.0.0.1:3000");
+        metrics.expect_tls("hive");
         node.set_up(true);
         node.record(UpstreamResult::Ok);
         (metrics, vec![node])

@@ -39,7 +39,7 @@ pub use handles::{
 pub use handshake::HandshakeResult;
 pub use labels::{
     CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, OcspResult, OverloadAction, OverloadLimit,
-    RateLimitDecision, RedisFallback, SpanResult, UpstreamResult, WafVerdict,
+    RateLimitDecision, RedisFallback, SpanResult, UpstreamResult, UpstreamTlsFailure, WafVerdict,
 };
 pub use line_limit::{Line, LineLimit};
 pub use log_format::{Extras, LogFormat, Template};

@@ -41,7 +41,7 @@ pub async fn run(shared: &Arc<Shared>, session: &mut Session, ctx: &mut Context,
     let (Some(route), Some(begun)) = (&ctx.route, &ctx.begun) else { return Err(Error::new(ErrorType::InternalError)) };
     let settings = begun.snapshot.listener(begun.connection.listener.index);
     let watch = settings
-        .filter(|_| begun.connection.tls.is_some())
+        .filter(|_| begun.connection.identity.is_some())
         .map(|settings| CertificateWatch::new(shared.clone(), begun.connection.clone(), settings.revocation, now));
     let deadline = now + route.response;
     let timer = pin!(tokio::time::sleep_until(deadline.into()));

@@ -117,7 +117,9 @@ pub fn connected(shared: &Shared, ctx: &mut Context, reused: bool) {
 
 /// No connection came about: nothing of the request was sent, so another node may have it.
 pub fn connect_failed(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
+    let tls_failure = ctx.upstream.picked.as_ref().and_then(|picked| picked.node().tls_failure(&error));
     let (result, refusal) = match error.etype() {
+        _ if tls_failure.is_some() => (UpstreamResult::TlsFailed, Refusal::UpstreamConnectFailed),
         ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => {
             (UpstreamResult::ConnectTimeout, Refusal::UpstreamConnectTimeout)
         }
@@ -127,7 +129,7 @@ pub fn connect_failed(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
         _ => (UpstreamResult::ConnectFailed, Refusal::UpstreamConnectFailed),
     };
     record_failure(ctx, result);
-    ctx.error = Some(describe(&error));
+    ctx.error = Some(tls_failure.unwrap_or_else(|| describe(&error)));
     ctx.upstream.unreachable = Some(refusal);
     if let Some(picked) = &ctx.upstream.picked {
         picked.node().connect_failed();
@@ -143,7 +145,9 @@ pub fn connect_failed(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
 pub fn broke(session: &Session, ctx: &mut Context, mut error: Box<Error>, exchange: &Exchange) -> Box<Error> {
     let client = *error.esource() == ErrorSource::Downstream;
     record_failure(ctx, if client { UpstreamResult::ClientGone } else { UpstreamResult::Broken });
-    ctx.error = Some(describe(&error));
+    // With TLS 1.3 a node may refuse the gateway's certificate when the request is already on its way.
+    let tls_failure = ctx.upstream.picked.as_ref().and_then(|picked| picked.node().tls_failure(&error));
+    ctx.error = Some(tls_failure.unwrap_or_else(|| describe(&error)));
     let harmless = matches!(session.req_header().method, http::Method::GET | http::Method::HEAD);
     let stale = exchange.reused() && (harmless || !exchange.sent_any());
     error.set_retry(!client && stale && ctx.upstream.status.is_none() && (ctx.upstream.tries as usize) < TRIES_MAX);

@@ -287,12 +287,12 @@ impl Listener {
         let mut handshaken = match (&transport, &settings.tls) {
             (Transport::Tls(stream), Some(context)) => {
                 let client = context.client(stream.ssl(), self.shared.clock.unix_seconds());
-                if client.is_none() {
+                if client.is_none() && context.asks_clients() {
                     // A want of memory. Who can't be looked at again can't stay.
                     log::error!("listener {}: the client's chain can't be kept", self.listener.name);
                     return;
                 }
-                let identity = tls::identity(stream.ssl()).map(Arc::new);
+                let identity = context.identity(stream.ssl()).map(Arc::new);
                 Handshaken { tls: Some(tls::facts(stream.ssl())), identity, client, peer_load: None }
             }
             _ => Handshaken::default(),

@@ -240,14 +240,16 @@ fn request(tracing: &Tracing, length: usize) -> pingora::Result<RequestHeader> {
 fn trust(tracing: &Tracing) -> Result<Option<tls::UpstreamTlsMaterial>, Failure> {
     let Some(ca) = &tracing.ca else { return Ok(None) };
     let settings = file::UpstreamTls {
-        ca: ca.clone(),
+        ca: Some(ca.clone()),
+        spiffe: None,
         server_name: Some(tracing.collector.host.clone()),
         spiffe_id: None,
+        min_version: file::TlsVersion::default(),
         cert: None,
         key: None,
     };
     let now = crate::clock::Clock::System.unix_seconds();
-    tls::build_upstream(&settings, Path::new("/"), now).map(Some).map_err(|faults| {
+    tls::build_upstream(&settings, Path::new("/"), now, None).map(Some).map_err(|faults| {
         Failure::Passing(faults.into_iter().map(|fault| fault.message).collect::<Vec<_>>().join("; "))
     })
 }

@@ -152,7 +152,8 @@ impl<'a> Files<'a> {
     #[cfg(not(unix))]
     fn check_key_mode(&mut self, _field: &str, _file: &str) {}
 
-    fn check_chain(&mut self, field: &str, file: &str, chain: &[X509], role: Role) {
+    /// Whether a chain, called `file`, is whole, holds now and is fit for `role`.
+    pub(super) fn check_chain(&mut self, field: &str, file: &str, chain: &[X509], role: Role) {
         if chain.len() > CHAIN_LENGTH_MAX {
             self.fault(field, format!("{file} holds {} certificates; at most {CHAIN_LENGTH_MAX}", chain.len()));
             return;
@@ -175,6 +176,16 @@ impl<'a> Files<'a> {
         if let Some(leaf) = chain.first() {
             self.check_leaf(field, file, leaf, role);
             self.doubt_leaf(field, file, leaf);
+            self.doubt_rest(field, file, leaf);
+        }
+    }
+
+    /// Whoever rotates a certificate does so before two thirds of its life are over; one that is older was forgotten.
+    fn doubt_rest(&mut self, field: &str, which: &str, cert: &X509Ref) {
+        let (from, to) = (unix_seconds(cert.not_before()), unix_seconds(cert.not_after()));
+        if self.now <= to && self.now >= from.saturating_add(to.saturating_sub(from) / 3 * 2) {
+            let end = cert.not_after();
+            self.warn(field, format!("{which}: two thirds of its life are over, it expires at {end}; renew it"));
         }
     }
 
@@ -224,9 +235,14 @@ impl<'a> Files<'a> {
         }
     }
 
-    /// A bundle of CA certificates: at least one root that holds now.
+    /// A file's bundle of CA certificates: at least one root that holds now.
     pub(super) fn bundle(&mut self, field: &str, file: &str) -> Option<Vec<X509>> {
         let certs = self.certificates(field, file)?;
+        self.check_bundle(field, file, certs)
+    }
+
+    /// A bundle of CA certificates, if it is one. `file` is what to call it.
+    pub(super) fn check_bundle(&mut self, field: &str, file: &str, certs: Vec<X509>) -> Option<Vec<X509>> {
         let faults_before = self.faults.len();
         for (at, cert) in certs.iter().enumerate() {
             let which = || format!("{file}, certificate {} ({:?})", at + 1, name(cert.subject_name()));
@@ -236,6 +252,7 @@ impl<'a> Files<'a> {
             if let Some(why) = self.date_fault(cert) {
                 self.warn(field, format!("{}: {why}", which()));
             }
+            self.doubt_rest(field, &which(), cert);
             if let Some(why) = weakness(cert) {
                 self.warn(field, format!("{}: {why}; certificates below it are refused", which()));
             }

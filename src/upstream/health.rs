@@ -123,7 +123,7 @@ impl NodeWatch {
         self.node.probe_began(self.clock.now());
         let result = match tokio::time::timeout(limit, self.check.check(&self.target)).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(e)) => Err(reason(&e)),
+            Ok(Err(e)) => Err(self.node.tls_failure(&e).unwrap_or_else(|| reason(&e))),
             Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
         };
         let why = result.clone().err().unwrap_or_default();

@@ -60,6 +60,9 @@ impl Upstream {
         seed: Option<u64>,
     ) -> Result<Arc<Self>, SettingsError> {
         settings.check()?;
+        if settings.tls.is_some() {
+            metrics.expect_tls(settings.name.as_str());
+        }
         let nodes: Box<[Arc<Node>]> = (0u16..)
             .zip(&settings.nodes)
             .map(|(index, node)| {

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue};
 use parking_lot::Mutex;
 use pingora::protocols::Digest;
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorType};
+use pingora::{Error, ErrorSource, ErrorType};
 
 use super::idle_links::IdleLinks;
 use super::link::Link;
@@ -17,7 +17,7 @@ use super::peer;
 use super::settings::{NodeSettings, Settings, SettingsError};
 use crate::config::file::UpstreamProtocol;
 use crate::observe::NodeMetrics;
-use crate::tls::NodeProof;
+use crate::tls::{Findings, NodeFailure, NodeProof};
 
 /// Another node than the one that is configured took the connection.
 pub const WRONG_NODE: ErrorType = ErrorType::Custom("WrongNode");
@@ -69,6 +69,8 @@ pub struct Node {
     generation: u64,
     /// Whether a connection counts only with [`NodeProof::Right`].
     proves_id: bool,
+    /// What was found wrong with it in handshakes, and not told yet.
+    findings: Arc<Findings>,
     /// Off: the node counts as up, whatever its state says from a time when it was on.
     checked: bool,
     pub(super) state: Arc<State>,
@@ -85,13 +87,15 @@ impl Node {
     ) -> Result<Self, SettingsError> {
         let host = HeaderValue::from_str(&node.host)
             .map_err(|_| SettingsError::Probe(format!("{:?} can't be sent as Host", node.host)))?;
+        let findings = Arc::default();
         let node = Self {
             index,
             url: node.url.as_str().into(),
             address: node.address,
             host,
             weight: node.weight,
-            peer: peer::template(node, settings),
+            peer: peer::template(node, settings, &findings),
+            findings,
             idle: settings.timeouts.idle.0,
             connect: settings.timeouts.connect.0,
             http2: matches!(settings.protocol, UpstreamProtocol::Http2),
@@ -133,10 +137,32 @@ impl Node {
         let why = match NodeProof::of(digest) {
             _ if !self.proves_id => return Ok(()),
             Some(NodeProof::Right) => return Ok(()),
-            Some(NodeProof::Wrong(why)) => why.clone(),
+            Some(NodeProof::Wrong(failure)) => failure.why.clone(),
             None => "the node's certificate was not looked at".to_owned(),
         };
         Error::e_explain(WRONG_NODE, why)
+    }
+
+    /// To be called with the error that a try at the node ended with, before anything is waited for: if a TLS handshake
+    /// failed, counts that and says why.
+    pub fn tls_failure(&self, error: &Error) -> Option<String> {
+        if !self.proves_id || *error.esource() == ErrorSource::Downstream {
+            return None;
+        }
+        let found = match error.etype() {
+            // What becomes of a connection with which something was found wrong.
+            &WRONG_NODE
+            | ErrorType::TLSHandshakeFailure
+            | ErrorType::H2Error
+            | ErrorType::HandshakeError
+            | ErrorType::ConnectionClosed
+            | ErrorType::WriteError
+            | ErrorType::ReadError => self.findings.take(),
+            _ => None,
+        };
+        let failure = found.or_else(|| NodeFailure::of(error))?;
+        self.state.metrics.tls_failed(failure.reason);
+        Some(format!("TLS: {}", failure.why))
     }
 
     /// Whether a request may go there.

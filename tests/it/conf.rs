@@ -27,7 +27,7 @@ fn yaml_files(directory: &str) -> Vec<PathBuf> {
 }
 
 fn around(read_files: bool) -> Surroundings<'static> {
-    Surroundings { env: &|_| None, addresses: &no_names, now_unix: NOW, read_files }
+    Surroundings { env: &|_| None, addresses: &no_names, now_unix: NOW, read_files, issued: None }
 }
 
 fn no_names(_: &str, _: u16) -> io::Result<Vec<SocketAddr>> {
@@ -153,6 +153,20 @@ fn secrets_come_from_their_files_and_are_never_shown() {
     assert_eq!(loaded.config.hive.gateway_auth.as_ref().unwrap().expose(), secret);
     assert_eq!(loaded.config.admin.bearer.as_ref().unwrap().expose(), "0123456789abcdef");
     assert!(!format!("{loaded:?}").contains("0123456789abcdef"));
+}
+
+#[test]
+fn a_secret_that_everybody_can_read_is_a_warning() {
+    use std::os::unix::fs::PermissionsExt;
+    let (_directory, base) = furnished();
+    let secret = base.join("secrets/gateway");
+    let warned = |mode| {
+        fs::set_permissions(&secret, fs::Permissions::from_mode(mode)).unwrap();
+        shown(&load_furnished(&root().join("conf/reference.yaml"), &base, |text| text).unwrap().warnings)
+    };
+    let said = warned(0o644);
+    assert!(said.contains("hive.gateway_auth_secret_file: ") && said.contains("(mode 0644); use 0600"), "{said}");
+    assert_eq!((warned(0o600), warned(0o640)), (String::new(), String::new()));
 }
 
 #[test]

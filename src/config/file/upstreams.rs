@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
-use super::seconds;
+use super::{TlsVersion, UpstreamSpiffe, seconds};
 use crate::names::UpstreamName;
 use crate::units::{Percent, Span};
 
@@ -96,7 +96,7 @@ pub enum UpstreamProtocol {
     /// HTTP/1.1, what Hive's Node.js speaks.
     #[default]
     Http1,
-    /// HTTP/2: by ALPN on `https://`, by prior knowledge on `http://`.
+    /// HTTP/2: by ALPN on `https://`, by prior knowledge on `http://`. A node that offers none is not used.
     Http2,
 }
 
@@ -183,13 +183,18 @@ impl Default for UpstreamTimeouts {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamTls {
-    /// PEM bundle that the nodes' certificates chain to.
-    pub ca: String,
+    /// PEM bundle that the nodes' certificates chain to. Needed without `spiffe`.
+    pub ca: Option<String>,
+    /// Client certificate and CAs from a SPIFFE agent, in place of `ca`, `cert` and `key`. With it `spiffe_id` is needed.
+    pub spiffe: Option<UpstreamSpiffe>,
     /// The name that every node's certificate must carry; sent as SNI. Never empty. Needed without `spiffe_id`; with it
     /// only the SNI, by default the ID's trust domain.
     pub server_name: Option<String>,
     /// The SPIFFE ID that every node's certificate must carry, as in `peers[].uri`, in place of the name.
     pub spiffe_id: Option<String>,
+    /// `"1.2"` (default) or `"1.3"`. A node that speaks less is refused.
+    #[serde(default)]
+    pub min_version: TlsVersion,
     /// The gateway's client certificate (chain, leaf first), with `key`.
     pub cert: Option<String>,
     /// Its key.

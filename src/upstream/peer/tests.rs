@@ -65,9 +65,11 @@ fn material(generation: u64) -> UpstreamTlsMaterial {
         spiffe_id: None,
         client: Some(Arc::new(client)),
         generation,
+        min_version: crate::config::file::TlsVersion::Tls12,
         client_facts: None,
         authorities: Vec::new(),
         warnings: Vec::new(),
+        waiting: false,
     }
 }
 
