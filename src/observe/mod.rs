@@ -12,6 +12,7 @@ mod expiry;
 mod json_line;
 pub mod record;
 mod record_defense;
+mod buckets;
 mod crl;
 mod line_limit;
 pub mod access_log;

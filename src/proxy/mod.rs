@@ -20,6 +20,7 @@ mod record;
 mod refuse;
 mod shared;
 pub mod sketch;
+pub mod socket;
 mod transport;
 mod watch;
 mod wire;
