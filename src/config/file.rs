@@ -9,6 +9,7 @@ mod listeners;
 mod overload;
 mod process;
 mod routes;
+mod spiffe;
 mod upstreams;
 
 use std::time::Duration;
@@ -21,6 +22,7 @@ pub use listeners::*;
 pub use overload::*;
 pub use process::*;
 pub use routes::*;
+pub use spiffe::*;
 pub use upstreams::*;
 
 use crate::units::Span;
@@ -49,6 +51,8 @@ pub struct File {
     pub routes: Vec<Route>,
     /// Hive nodes, in groups.
     pub upstreams: Vec<Upstream>,
+    /// Who issues the gateway's certificates, where `tls.spiffe` asks for it.
+    pub spiffe: Option<Spiffe>,
     /// What gateways of a fleet share. Default: nothing.
     pub redis: Option<Redis>,
     /// What the process takes on, and what it sheds when it is behind.

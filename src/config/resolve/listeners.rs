@@ -66,8 +66,9 @@ fn listener(r: &mut Resolver<'_>, at: &str, raw: file::Listener) -> Listener {
 }
 
 fn listener_tls(r: &mut Resolver<'_>, at: &str, mut tls: ListenerTls) -> ListenerTls {
-    if tls.certificates.is_empty() {
-        r.error(&format!("{at}.certificates"), "the list is empty; write at least one { cert, key }");
+    match &tls.spiffe {
+        Some(spiffe) => super::spiffe::listener(r, at, &tls, spiffe),
+        None => needs_files(r, at, &tls),
     }
     for files in &mut tls.certificates {
         files.cert = r.material(&files.cert);
@@ -76,6 +77,31 @@ fn listener_tls(r: &mut Resolver<'_>, at: &str, mut tls: ListenerTls) -> Listene
     client_auth(r, &format!("{at}.client_auth"), &mut tls.client_auth);
     super::certificates::listener(r, at, &tls);
     tls
+}
+
+/// What a listener needs that no SPIFFE agent serves.
+fn needs_files(r: &mut Resolver<'_>, at: &str, tls: &ListenerTls) {
+    let (certificates, auth) = (format!("{at}.certificates"), format!("{at}.client_auth"));
+    let missing = |key: &str, example: &str| format!("the key {key:?} is missing; write {example}");
+    if tls.certificates.is_empty() && !r.has_guess(&certificates) && !r.has_guess(&format!("{at}.spiffe")) {
+        match r.located.has(&certificates) {
+            true => r.error(&certificates, "the list is empty; write at least one { cert, key }"),
+            false => {
+                let example = "certificates: [{ cert: server.pem, key: server.key }], or spiffe: {}";
+                r.error(at, missing("certificates", example));
+            }
+        }
+    }
+    if tls.client_auth.asks()
+        && tls.client_auth.ca.is_none()
+        && !r.has_guess(&auth)
+        && !r.has_guess(&format!("{at}.spiffe"))
+    {
+        match r.located.has(&auth) {
+            true => r.error(&auth, missing("ca", "ca: mesh-ca.pem")),
+            false => r.error(at, missing("client_auth", "client_auth: { mode: required, ca: mesh-ca.pem }")),
+        }
+    }
 }
 
 /// Whether only this machine or a private network has the address: RFC 1918, RFC 4193, link-local and loopback.
@@ -111,10 +137,8 @@ fn client_auth(r: &mut Resolver<'_>, at: &str, auth: &mut ClientAuth) {
     if !auth.asks() {
         return no_client_auth(r, at, auth);
     }
-    match &mut auth.ca {
-        Some(ca) => *ca = r.material(ca),
-        None if r.has_guess(&format!("{at}.ca")) || r.has_guess(&format!("{at}.mode")) => {}
-        None => r.error(at, "the key \"ca\" is missing; write ca: mesh-ca.pem"),
+    if let Some(ca) = &mut auth.ca {
+        *ca = r.material(ca);
     }
     for file in &mut auth.crl {
         *file = r.material(file);

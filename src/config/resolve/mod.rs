@@ -14,6 +14,7 @@ mod rate_limits;
 mod redis;
 mod routes;
 mod secrets;
+mod spiffe;
 mod upstreams;
 
 use std::collections::{BTreeSet, HashMap};
@@ -52,6 +53,7 @@ pub(super) fn resolve(
     let hive = process::hive(&mut r, file.hive, &peers);
     let upstreams = upstreams::resolve(&mut r, file.upstreams);
     let listeners = listeners::resolve(&mut r, file.listeners);
+    let spiffe = spiffe::resolve(&mut r, file.spiffe, &listeners, &upstreams);
     let routes = routes::resolve(&mut r, file.routes, &listeners, &peers, &upstreams, &hive.federation);
     rate_limits::check(&mut r, &listeners, &routes, &hive.federation);
     let redis = redis::resolve(&mut r, file.redis);
@@ -74,6 +76,7 @@ pub(super) fn resolve(
         peers,
         routes,
         upstreams,
+        spiffe,
         redis,
         overload,
         admin,
