@@ -70,6 +70,12 @@ pub enum Refusal {
     JsonRpcMethodNotAllowed,
     /// No node of the upstream is healthy.
     NoHealthyUpstream,
+    /// `circuit_breaker.max_requests` requests run.
+    UpstreamMaxRequests,
+    /// `circuit_breaker.max_pending` requests wait for a connection.
+    UpstreamMaxPending,
+    /// No connection came free within `circuit_breaker.pending_timeout`.
+    UpstreamPendingTimeout,
     /// No node took the connection.
     UpstreamConnectFailed,
     /// No node took the connection in time.
@@ -83,6 +89,9 @@ pub enum Refusal {
     /// A defect of the gateway's own.
     Internal,
 }
+
+/// What a client is told when the circuit breaker is open; the code says which limit.
+const BUSY: &str = "The Hive nodes are busy. Try again.";
 
 impl Refusal {
     /// The HTTP status.
@@ -150,7 +159,12 @@ impl Refusal {
     pub fn retry_after_seconds(&self) -> Option<u32> {
         match self {
             Refusal::RateLimited { retry_after_seconds, .. } => Some(*retry_after_seconds),
-            Refusal::NoHealthyUpstream | Refusal::BodyMemoryExhausted | Refusal::ShuttingDown => Some(1),
+            Refusal::NoHealthyUpstream
+            | Refusal::UpstreamMaxRequests
+            | Refusal::UpstreamMaxPending
+            | Refusal::UpstreamPendingTimeout
+            | Refusal::BodyMemoryExhausted
+            | Refusal::ShuttingDown => Some(1),
             _ => None,
         }
     }
@@ -225,6 +239,9 @@ impl Refusal {
             Refusal::JsonRpcInvalid(_) => (400, "invalid_json_rpc", -32600, "The body is not a JSON-RPC request."),
             Refusal::JsonRpcMethodNotAllowed => (403, "json_rpc_method_not_allowed", -32601, "Method not allowed."),
             Refusal::NoHealthyUpstream => (503, "no_healthy_upstream", -32603, "No Hive node is available."),
+            Refusal::UpstreamMaxRequests => (503, "upstream_max_requests", -32603, BUSY),
+            Refusal::UpstreamMaxPending => (503, "upstream_max_pending", -32603, BUSY),
+            Refusal::UpstreamPendingTimeout => (503, "upstream_pending_timeout", -32603, BUSY),
             Refusal::UpstreamConnectFailed => {
                 (502, "upstream_connect_failed", -32603, "No Hive node could be reached.")
             }

@@ -11,7 +11,7 @@ use crate::config::{self, Config};
 use crate::headers::{ProductHeaders, Spoofable};
 use crate::json_rpc::{self, MethodPolicy};
 use crate::names::{ListenerName, RouteName};
-use crate::observe::{CrlShown, Expiring, Expiry, Metrics, NodeMetrics, RouteMetrics, UpstreamMetrics};
+use crate::observe::{CrlShown, Expiring, Expiry, Metrics, RouteMetrics, UpstreamMetrics};
 use crate::policy::admission;
 use crate::policy::federation::Federation;
 use crate::policy::peers::{Peer, PeerMatcher, Peers};
@@ -92,8 +92,6 @@ pub struct UpstreamSnapshot {
     pub upstream: Arc<Upstream>,
     /// Counters of the upstream as a whole.
     pub metrics: Arc<UpstreamMetrics>,
-    /// Counters per node, by [`crate::upstream::Node::index`].
-    pub nodes: Vec<Arc<NodeMetrics>>,
     /// Whether block `hive` of the configuration is about these nodes.
     pub trusted: bool,
     /// What it proves and believes over TLS; none on plain upstreams.
@@ -130,10 +128,12 @@ pub struct Route {
     pub body_limit: u64,
     /// Present on JSON-RPC routes.
     pub json_rpc: Option<JsonRpc>,
-    /// Longest wait for the first byte of the answer.
+    /// Longest wait for the first byte of the answer, from admission on.
     pub response: Duration,
     /// Longest silence inside the answer.
     pub stream_idle: Duration,
+    /// Longest time to the answer's end.
+    pub max_stream_duration: Option<Duration>,
     /// How often clients may ask.
     pub rate_limits: Limits,
 }
@@ -241,6 +241,7 @@ impl Snapshot {
                 None => metrics.set_crls(config.name.as_str(), &[]),
             }
         }
+        self.upstreams.iter().for_each(|u| u.upstream.take_effect());
         metrics.set_config_generation(self.generation);
     }
 }
@@ -316,6 +317,7 @@ fn routes(
             json_rpc,
             response: r.timeouts.response.0,
             stream_idle: r.timeouts.stream_idle.0,
+            max_stream_duration: r.timeouts.max_stream_duration.map(|span| span.0),
             rate_limits: rate_limits(&format!("route/{}", r.name), &r.rate_limits, metrics),
         });
         let hosts = r.hosts.iter().map(|h| HostPattern::parse(h)).collect::<Result<Vec<_>, _>>()?;
@@ -421,20 +423,26 @@ fn upstream(
         host: e.host.clone(),
         tls: e.tls,
         weight: e.weight,
+        priority: e.priority,
     });
     let settings = Settings {
         name: config.name.clone(),
         nodes: nodes.collect(),
         balance: config.balance,
+        hash_keys: config.hash_keys.clone(),
+        hash_balance_factor: config.hash_balance_factor,
+        panic_threshold: config.panic_threshold,
+        slow_start: config.slow_start,
+        outlier: config.outlier.clone(),
+        circuit_breaker: config.circuit_breaker,
         protocol: config.protocol,
         health_check: config.health_check.clone(),
         timeouts: config.timeouts.clone(),
         tls,
     };
     let name = config.name.as_str();
-    let nodes: Vec<_> = settings.nodes.iter().map(|n| metrics.upstream_node(name, &n.url)).collect();
     let upstream = Upstream::new(settings, metrics, before.map(|b| &*b.upstream), None)
         .map_err(|e| format!("upstream {name}: {e}"))?;
     let metrics = metrics.upstream(name);
-    Ok(Arc::new(UpstreamSnapshot { upstream, metrics, nodes, trusted: config.trusted, tls: facts }))
+    Ok(Arc::new(UpstreamSnapshot { upstream, metrics, trusted: config.trusted, tls: facts }))
 }

@@ -6,6 +6,7 @@
 mod hive;
 mod listeners;
 mod process;
+mod resilience;
 mod routes;
 mod upstreams;
 
@@ -16,6 +17,7 @@ use serde::Deserialize;
 pub use hive::*;
 pub use listeners::*;
 pub use process::*;
+pub use resilience::*;
 pub use routes::*;
 pub use upstreams::*;
 

@@ -6,8 +6,10 @@ use std::time::Duration;
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::handshake::HandshakeResult;
-use super::labels::{CloseReason, ConnectionRefusal, MethodLabel, RateLimitDecision, RedisFallback, UpstreamResult};
-use super::metrics::{ListenerFamilies, NodeFamilies, RouteFamilies};
+use super::labels::{
+    BreakerLimit, CloseReason, ConnectionRefusal, MethodLabel, RateLimitDecision, RedisFallback, UpstreamResult,
+};
+use super::metrics::{BreakerFamilies, ListenerFamilies, NodeFamilies, RouteFamilies};
 
 /// Statuses in one block of [`Codes`].
 const BLOCK: usize = 16;
@@ -195,11 +197,17 @@ impl RedisMetrics {
 pub struct UpstreamMetrics {
     first_byte: Histogram,
     retries: IntCounter,
+    panic: IntGauge,
 }
 
 impl UpstreamMetrics {
-    pub(super) fn new(first_byte: Histogram, retries: IntCounter) -> Self {
-        Self { first_byte, retries }
+    pub(super) fn new(first_byte: Histogram, retries: IntCounter, panic: IntGauge) -> Self {
+        Self { first_byte, retries, panic }
+    }
+
+    /// Whether requests go to all nodes, because too few are usable.
+    pub fn set_panic(&self, panic: bool) {
+        self.panic.set(i64::from(panic));
     }
 
     /// The first byte of a node's answer came so long after the node was picked.
@@ -213,12 +221,66 @@ impl UpstreamMetrics {
     }
 }
 
+/// Counters and gauges of an upstream's circuit breaker.
+pub struct BreakerMetrics {
+    families: Arc<BreakerFamilies>,
+    upstream: String,
+    overflow: Vec<IntCounter>,
+}
+
+impl BreakerMetrics {
+    pub(super) fn new(families: &Arc<BreakerFamilies>, upstream: &str) -> Self {
+        *families.live.lock().entry(upstream.to_owned()).or_default() += 1;
+        let overflow = BreakerLimit::ALL.iter();
+        let overflow = overflow.map(|limit| families.overflow.with_label_values(&[upstream, limit.as_str()])).collect();
+        Self { families: families.clone(), upstream: upstream.to_owned(), overflow }
+    }
+
+    /// A request met the limit.
+    pub fn overflowed(&self, limit: BreakerLimit) {
+        self.overflow[limit.index()].inc();
+    }
+
+    /// How many there are of how many that may be.
+    pub fn set(&self, limit: BreakerLimit, count: u32, max: u32) {
+        let labels = [self.upstream.as_str(), limit.as_str()];
+        self.families.open.with_label_values(&labels).set(i64::from(count >= max));
+        self.families.remaining.with_label_values(&labels).set(i64::from(max.saturating_sub(count)));
+    }
+
+    /// How many requests wait.
+    pub fn set_pending(&self, count: u32) {
+        self.families.pending.with_label_values(&[self.upstream.as_str()]).set(i64::from(count));
+    }
+}
+
+impl Drop for BreakerMetrics {
+    fn drop(&mut self) {
+        let mut live = self.families.live.lock();
+        if let Some(others) = live.get_mut(&self.upstream).filter(|count| **count > 1) {
+            *others -= 1;
+            return;
+        }
+        live.remove(&self.upstream);
+        // A missing series is what is wanted.
+        for limit in BreakerLimit::ALL {
+            let labels = [self.upstream.as_str(), limit.as_str()];
+            let _ = self.families.open.remove_label_values(&labels);
+            let _ = self.families.remaining.remove_label_values(&labels);
+            let _ = self.families.overflow.remove_label_values(&labels);
+        }
+        let _ = self.families.pending.remove_label_values(&[self.upstream.as_str()]);
+    }
+}
+
 /// Counters of one node of an upstream.
 pub struct NodeMetrics {
     families: Arc<NodeFamilies>,
     key: (String, String),
     up: IntGauge,
     in_flight: IntGauge,
+    ejected: IntGauge,
+    ejections: IntCounter,
     requests: Vec<IntCounter>,
 }
 
@@ -235,6 +297,8 @@ impl NodeMetrics {
         let metrics = Arc::new(Self {
             up: families.up.with_label_values(&[upstream, node]),
             in_flight: families.in_flight.with_label_values(&[upstream, node]),
+            ejected: families.ejected.with_label_values(&[upstream, node]),
+            ejections: families.ejections.with_label_values(&[upstream, node]),
             requests: requests.collect(),
             families: families.clone(),
             key: key.clone(),
@@ -258,6 +322,17 @@ impl NodeMetrics {
         self.in_flight.dec();
     }
 
+    /// The node is left alone because its requests failed.
+    pub fn ejected(&self) {
+        self.ejected.set(1);
+        self.ejections.inc();
+    }
+
+    /// It is back.
+    pub fn returned(&self) {
+        self.ejected.set(0);
+    }
+
     /// What came of a try at the node.
     pub fn record(&self, result: UpstreamResult) {
         self.requests[result.index()].inc();
@@ -276,6 +351,8 @@ impl Drop for NodeMetrics {
         // A missing series is what is wanted.
         let _ = self.families.up.remove_label_values(&labels);
         let _ = self.families.in_flight.remove_label_values(&labels);
+        let _ = self.families.ejected.remove_label_values(&labels);
+        let _ = self.families.ejections.remove_label_values(&labels);
         for result in UpstreamResult::ALL {
             let _ = self.families.requests.remove_label_values(&[labels[0], labels[1], result.as_str()]);
         }

@@ -1,7 +1,7 @@
 //! Every metric: its name, help and labels, and the families behind the handles of [`super::handles`].
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 use prometheus::core::Collector;
@@ -12,7 +12,8 @@ use prometheus::{
 use super::crl::CrlFamilies;
 use super::expiry::{Expiring, Expiry, ExpiryGauges};
 use super::handles::{
-    ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics,
+    BreakerMetrics, ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics,
+    UpstreamMetrics,
 };
 
 /// The `path` and `route` of a request that no route took.
@@ -124,6 +125,20 @@ definitions! {
         "From a node's pick to the first byte of its answer.";
     UPSTREAM_RETRIES: Kind::Counter, "upstream_retries_total", ["upstream"],
         "Tries at another node after the first one failed.";
+    BREAKER_OPEN: Kind::Gauge, "upstream_circuit_breaker_open", ["upstream", "limit"],
+        "1 while a limit of the circuit breaker is reached, else 0.";
+    BREAKER_REMAINING: Kind::Gauge, "upstream_circuit_breaker_remaining", ["upstream", "limit"],
+        "How many more fit below a limit of the circuit breaker.";
+    BREAKER_OVERFLOW: Kind::Counter, "upstream_circuit_breaker_overflow_total", ["upstream", "limit"],
+        "Requests that met a limit of the circuit breaker: connections had to wait, retries were not tried again, others were refused.";
+    UPSTREAM_PENDING: Kind::Gauge, "upstream_pending", ["upstream"],
+        "Requests that wait for a connection.";
+    UPSTREAM_PANIC: Kind::Gauge, "upstream_panic", ["upstream"],
+        "1 while fewer nodes than panic_threshold are usable and requests go to all of them, else 0.";
+    UPSTREAM_NODE_EJECTED: Kind::Gauge, "upstream_node_ejected", ["upstream", "node"],
+        "1 while the node is left alone because its requests failed, else 0.";
+    UPSTREAM_EJECTIONS: Kind::Counter, "upstream_ejections_total", ["upstream", "node"],
+        "How often a node was ejected because its requests failed.";
     UPSTREAM_NODE_UP: Kind::Gauge, "upstream_node_up", ["upstream", "node"],
         "1 while the node is healthy, else 0.";
     UPSTREAM_REQUESTS: Kind::Counter, "upstream_requests_total", ["upstream", "node", "result"],
@@ -221,7 +236,25 @@ pub(super) struct NodeFamilies {
     pub(super) up: IntGaugeVec,
     pub(super) requests: IntCounterVec,
     pub(super) in_flight: IntGaugeVec,
+    pub(super) ejected: IntGaugeVec,
+    pub(super) ejections: IntCounterVec,
     pub(super) live: Mutex<HashMap<(String, String), std::sync::Weak<NodeMetrics>>>,
+}
+
+/// The families that circuit breakers resolve their handles in.
+pub(super) struct BreakerFamilies {
+    pub(super) open: IntGaugeVec,
+    pub(super) remaining: IntGaugeVec,
+    pub(super) overflow: IntCounterVec,
+    pub(super) pending: IntGaugeVec,
+    /// How many breakers have handles, by upstream: an upstream may be taken out and put back while requests run.
+    pub(super) live: Mutex<HashMap<String, usize>>,
+}
+
+/// What is counted elsewhere, and shown only when somebody looks: so it costs requests nothing.
+pub trait AtScrape: Send + Sync {
+    /// Sets the gauges.
+    fn show(&self);
 }
 
 /// All metrics of the process.
@@ -244,6 +277,9 @@ pub struct Metrics {
     expiries: ExpiryGauges,
     upstream_first_byte: HistogramVec,
     upstream_retries: IntCounterVec,
+    upstream_panic: IntGaugeVec,
+    breakers: Arc<BreakerFamilies>,
+    at_scrape: Mutex<Vec<Weak<dyn AtScrape>>>,
     nodes: Arc<NodeFamilies>,
     body_memory: IntGauge,
     pub(super) access_log_lines: IntCounter,
@@ -297,10 +333,21 @@ impl Metrics {
             ]),
             upstream_first_byte: histograms(&r, &UPSTREAM_FIRST_BYTE),
             upstream_retries: counters(&r, &UPSTREAM_RETRIES),
+            upstream_panic: gauges(&r, &UPSTREAM_PANIC),
+            breakers: Arc::new(BreakerFamilies {
+                open: gauges(&r, &BREAKER_OPEN),
+                remaining: gauges(&r, &BREAKER_REMAINING),
+                overflow: counters(&r, &BREAKER_OVERFLOW),
+                pending: gauges(&r, &UPSTREAM_PENDING),
+                live: Mutex::default(),
+            }),
+            at_scrape: Mutex::default(),
             nodes: Arc::new(NodeFamilies {
                 up: gauges(&r, &UPSTREAM_NODE_UP),
                 requests: counters(&r, &UPSTREAM_REQUESTS),
                 in_flight: gauges(&r, &UPSTREAM_IN_FLIGHT),
+                ejected: gauges(&r, &UPSTREAM_NODE_EJECTED),
+                ejections: counters(&r, &UPSTREAM_EJECTIONS),
                 live: Mutex::default(),
             }),
             body_memory: gauge(&r, &BODY_MEMORY),
@@ -316,6 +363,7 @@ impl Metrics {
 
     /// The Prometheus text format, version 0.0.4: see [`CONTENT_TYPE`].
     pub fn encode(&self) -> String {
+        self.at_scrape.lock().retain(|shown| shown.upgrade().inspect(|shown| shown.show()).is_some());
         let mut text = String::with_capacity(16 << 10);
         if let Err(e) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
             log::error!("metrics can't be written: {e}");
@@ -368,7 +416,18 @@ impl Metrics {
         Arc::new(UpstreamMetrics::new(
             self.upstream_first_byte.with_label_values(&[upstream]),
             self.upstream_retries.with_label_values(&[upstream]),
+            self.upstream_panic.with_label_values(&[upstream]),
         ))
+    }
+
+    /// Handles of an upstream's circuit breaker. Its series vanish with them.
+    pub fn breaker(&self, upstream: &str) -> BreakerMetrics {
+        BreakerMetrics::new(&self.breakers, upstream)
+    }
+
+    /// Has it shown at each scrape, for as long as it lives.
+    pub fn show_at_scrape(&self, shown: &Arc<dyn AtScrape>) {
+        self.at_scrape.lock().push(Arc::downgrade(shown));
     }
 
     /// Handles of a node. The node's series vanish with the last of them, so that a node taken out of the configuration
@@ -448,6 +507,9 @@ mod tests {
         let expiry = |kind| Expiry { kind, owner: "federation", subject: "CN=x", not_after: 1_800_000_000 };
         metrics.set_expiries(&Expiring::ALL.map(expiry));
         metrics.upstream("hive").first_byte(Duration::from_millis(2));
+        let breaker = Box::leak(Box::new(metrics.breaker("hive")));
+        breaker.set(crate::observe::BreakerLimit::Pending, 1, 2);
+        breaker.set_pending(1);
         let node = metrics.upstream_node("hive", "10.0.0.1:3000");
         node.set_up(true);
         node.record(UpstreamResult::Ok);

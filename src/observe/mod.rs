@@ -20,13 +20,14 @@ pub use access_log::{AccessLog, AccessLogTarget};
 pub use crl::CrlShown;
 pub use expiry::{Expiring, Expiry};
 pub use handles::{
-    ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics,
+    BreakerMetrics, ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics,
+    UpstreamMetrics,
 };
 pub use handshake::HandshakeResult;
 pub use labels::{
-    CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, OcspResult, RateLimitDecision, RedisFallback,
-    UpstreamResult,
+    BreakerLimit, CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, OcspResult, RateLimitDecision,
+    RedisFallback, UpstreamResult,
 };
 pub use line_limit::{Line, LineLimit};
-pub use metrics::Metrics;
+pub use metrics::{AtScrape, Metrics};
 pub use record::{AccessRecord, HandshakeRecord, HandshakesOmitted};

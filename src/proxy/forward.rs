@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -11,15 +12,16 @@ use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
+use super::admit::Stop;
 use super::context::{Begun, Context, TRIES_MAX};
-use super::session::{self, DEADLINE, Expired, GONE, Wait};
+use super::session::{self, DEADLINE, Expired, GONE, Times, Wait};
 use super::watch::{CertificateWatch, refusal_of};
-use super::{Shared, admit};
+use super::{Shared, admit, affinity};
 use crate::headers;
 use crate::observe::UpstreamResult;
 use crate::refusal::Refusal;
 use crate::request::ClientAddress;
-use crate::upstream::WRONG_NODE;
+use crate::upstream::{Ask, Overflow, WRONG_NODE};
 
 /// Strips what a client may not say, and hands the request's body and deadlines to the forwarding.
 pub fn begin(shared: &Arc<Shared>, session: &mut Session, ctx: &mut Context, body: Bytes) {
@@ -28,9 +30,16 @@ pub fn begin(shared: &Arc<Shared>, session: &mut Session, ctx: &mut Context, bod
     for name in begun.snapshot.spoofable.to_remove(&session.req_header().headers) {
         session.req_header_mut().remove_header(&name);
     }
+    let keys = route.upstream.upstream.hash_keys();
+    let key = if keys.is_empty() { None } else { affinity::key(keys, session, ctx) };
     let now = shared.clock.now();
-    let wait = Wait::new(now, route.response, route.stream_idle);
-    ctx.upstream.started = Some(now);
+    let times = Times {
+        response: route.response,
+        stream_idle: route.stream_idle,
+        max_stream_duration: route.max_stream_duration,
+    };
+    let wait = Wait::new(now, times);
+    ctx.upstream.key = key;
     ctx.upstream.wait = Some(wait.clone());
     let settings = begun.snapshot.listener(begun.connection.listener.index);
     let watch = settings
@@ -39,22 +48,74 @@ pub fn begin(shared: &Arc<Shared>, session: &mut Session, ctx: &mut Context, bod
     session::wrap(&mut session.downstream_session, body, wait, watch);
 }
 
+/// Waits until the upstream's circuit breaker lets the request on. Ends with an error when the client goes away, or the
+/// time to the first byte is over.
+pub async fn enter(shared: &Shared, session: &mut Session, ctx: &mut Context) -> Result<(), Stop> {
+    let route = ctx.route.clone().ok_or(Refusal::Internal)?;
+    let upstream = &route.upstream.upstream;
+    if let Some(permit) = upstream.enter().map_err(refusal_of_overflow)? {
+        ctx.upstream.permit = Some(permit);
+        return Ok(());
+    }
+    let since = shared.clock.now();
+    let entered = tokio::select! {
+        biased;
+        entered = upstream.wait() => entered.map_err(|overflow| refusal_of_overflow(overflow).into()),
+        gone = gone(session) => Err(Stop::Gone(gone)),
+    };
+    ctx.upstream.queued = Some(shared.clock.now().saturating_duration_since(since));
+    ctx.upstream.permit = Some(entered?);
+    Ok(())
+}
+
+/// Why the client's side ended. As long as it does not, this waits.
+async fn gone(session: &mut Session) -> Box<Error> {
+    loop {
+        // The wrapper around the client's session has read the body, and knows the deadlines.
+        if let Err(error) = session.downstream_session.read_body_or_idle(true).await {
+            return error;
+        }
+    }
+}
+
+fn refusal_of_overflow(overflow: Overflow) -> Refusal {
+    match overflow {
+        Overflow::Pending => Refusal::UpstreamMaxPending,
+        Overflow::PendingTimeout => Refusal::UpstreamPendingTimeout,
+        Overflow::Requests => Refusal::UpstreamMaxRequests,
+    }
+}
+
 /// Picks a node that has not been tried.
 pub fn pick(shared: &Shared, ctx: &mut Context) -> Result<Box<HttpPeer>> {
     let route = ctx.route.as_ref().ok_or_else(|| Error::new(ErrorType::InternalError))?;
+    let upstream = &route.upstream.upstream;
     let way = &mut ctx.upstream;
     way.picked = None;
-    let Some(picked) = route.upstream.upstream.pick(&way.tried) else {
+    let now = shared.clock.now();
+    let left = match &way.wait {
+        Some(wait) => wait.response_left(now).ok_or_else(|| Error::explain(DEADLINE, "no time is left to connect"))?,
+        None => route.response,
+    };
+    if way.tries > 0 {
+        way.retry = way.retry.take().or_else(|| upstream.retry());
+        if way.retry.is_none() {
+            // The failure that there was is the answer.
+            ctx.refusal = way.unreachable.take().or(Some(Refusal::UpstreamFailed));
+            return Err(Error::explain(ErrorType::ConnectNoRoute, "no other try: retry_budget is used up"));
+        }
+    }
+    let Some(picked) = upstream.pick(&Ask { tried: &way.tried, key: way.key, now }) else {
         // After a try that failed, that try's reason is the better answer.
         ctx.refusal = way.unreachable.take().or(Some(Refusal::NoHealthyUpstream));
         return Err(Error::explain(ErrorType::ConnectNoRoute, "no healthy node left"));
     };
-    let peer = picked.peer(route.response, route.stream_idle);
+    let peer = picked.peer(left, route.stream_idle);
     way.tries += 1;
     if !way.tried.is_empty() {
         route.upstream.metrics.retried();
     }
-    way.try_started = Some(shared.clock.now());
+    way.try_started = Some(now);
     way.picked = Some(picked);
     Ok(peer)
 }
@@ -65,15 +126,14 @@ pub fn connected(shared: &Shared, ctx: &mut Context, reused: bool, digest: Optio
     let picked = way.picked.as_ref().ok_or_else(|| Error::new(ErrorType::InternalError))?;
     picked.node().check_proof(digest)?;
     way.connected = true;
-    way.connect = match way.try_started {
-        Some(started) if !reused => Some(shared.clock.now().saturating_duration_since(started)),
-        _ => None,
-    };
+    if !reused {
+        way.add_connect(shared.clock.now());
+    }
     Ok(())
 }
 
 /// No connection came about: nothing of the request was sent, so another node may have it.
-pub fn connect_failed(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
+pub fn connect_failed(shared: &Shared, ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
     let (result, refusal) = match error.etype() {
         ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => {
             (UpstreamResult::ConnectTimeout, Refusal::UpstreamConnectTimeout)
@@ -83,12 +143,14 @@ pub fn connect_failed(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
         }
         _ => (UpstreamResult::ConnectFailed, Refusal::UpstreamConnectFailed),
     };
-    record_result(ctx, result);
+    let now = shared.clock.now();
+    record_result(ctx, result, now);
     ctx.error = Some(describe(&error));
+    ctx.upstream.add_connect(now);
     ctx.upstream.unreachable = Some(refusal);
     if let Some(picked) = &ctx.upstream.picked {
         picked.node().connect_failed();
-        ctx.upstream.tried.push(picked.node().index());
+        ctx.upstream.tried.push(picked.node().id());
     }
     error.set_retry(ctx.upstream.tried.len() < TRIES_MAX);
     error
@@ -96,19 +158,20 @@ pub fn connect_failed(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
 
 /// The exchange with a node broke. It may have read the request, so only what changes nothing is tried again: GET and
 /// HEAD on a connection from the pool that the node had closed meanwhile (design, decision 3).
-pub fn broke(session: &Session, ctx: &mut Context, mut error: Box<Error>, reused: bool) -> Box<Error> {
+pub fn broke(shared: &Shared, session: &Session, ctx: &mut Context, mut error: Box<Error>, reused: bool) -> Box<Error> {
     if *error.etype() == WRONG_NODE {
-        return connect_failed(ctx, error);
+        return connect_failed(shared, ctx, error);
     }
     let wait = ctx.upstream.wait.as_ref();
     let result = match wait.and_then(|w| w.expired()) {
         _ if wait.is_some_and(|w| w.gone().is_some()) => UpstreamResult::ClientGone,
         Some(Expired::Response) => UpstreamResult::ResponseTimeout,
         Some(Expired::StreamIdle) => UpstreamResult::StreamTimeout,
+        Some(Expired::StreamDuration) => UpstreamResult::StreamDuration,
         None if *error.esource() == ErrorSource::Downstream => UpstreamResult::ClientGone,
         None => UpstreamResult::Broken,
     };
-    record_result(ctx, result);
+    record_result(ctx, result, shared.clock.now());
     ctx.error = Some(describe(&error));
     let harmless = matches!(session.req_header().method, http::Method::GET | http::Method::HEAD);
     if harmless && reused && ctx.upstream.status.is_none() {
@@ -119,11 +182,9 @@ pub fn broke(session: &Session, ctx: &mut Context, mut error: Box<Error>, reused
     error
 }
 
-fn record_result(ctx: &Context, result: UpstreamResult) {
-    if let (Some(route), Some(picked)) = (&ctx.route, &ctx.upstream.picked)
-        && let Some(node) = route.upstream.nodes.get(usize::from(picked.node().index()))
-    {
-        node.record(result);
+fn record_result(ctx: &Context, result: UpstreamResult, now: Instant) {
+    if let (Some(route), Some(picked)) = (&ctx.route, &ctx.upstream.picked) {
+        route.upstream.upstream.record(picked, result, ctx.upstream.status, now);
     }
 }
 
@@ -301,12 +362,12 @@ pub fn rewrite_response(shared: &Shared, response: &mut ResponseHeader, ctx: &mu
     Ok(())
 }
 
-fn answered(ctx: &mut Context, status: u16, now: std::time::Instant) {
+fn answered(ctx: &mut Context, status: u16, now: Instant) {
     ctx.upstream.status = Some(status);
     ctx.error = None;
     let first_byte = ctx.upstream.try_started.map(|started| now.saturating_duration_since(started));
     ctx.upstream.first_byte = first_byte;
-    record_result(ctx, if status >= 500 { UpstreamResult::ServerError } else { UpstreamResult::Ok });
+    record_result(ctx, if status >= 500 { UpstreamResult::ServerError } else { UpstreamResult::Ok }, now);
     if let (Some(route), Some(first_byte)) = (&ctx.route, first_byte) {
         route.upstream.metrics.first_byte(first_byte);
     }

@@ -39,11 +39,15 @@ impl ProxyHttp for Gateway {
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
-        match admit::admit(&self.shared, session, ctx).await {
+        let admitted = match admit::admit(&self.shared, session, ctx).await {
             Ok(body) => {
                 forward::begin(&self.shared, session, ctx, body);
-                Ok(false)
+                forward::enter(&self.shared, session, ctx).await
             }
+            Err(stop) => Err(stop),
+        };
+        match admitted {
+            Ok(()) => Ok(false),
             Err(admit::Stop::Refused(refusal)) => {
                 refuse::refuse(session, ctx, refusal).await;
                 Ok(true)
@@ -106,7 +110,7 @@ impl ProxyHttp for Gateway {
         ctx: &mut Context,
         error: Box<Error>,
     ) -> Box<Error> {
-        forward::connect_failed(ctx, error)
+        forward::connect_failed(&self.shared, ctx, error)
     }
 
     fn error_while_proxy(
@@ -117,7 +121,7 @@ impl ProxyHttp for Gateway {
         ctx: &mut Context,
         reused: bool,
     ) -> Box<Error> {
-        forward::broke(session, ctx, error, reused)
+        forward::broke(&self.shared, session, ctx, error, reused)
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> FailToProxy {

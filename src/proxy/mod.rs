@@ -4,6 +4,7 @@
 //! request: [`admit`] decides, [`refuse`] says no, [`forward`] rewrites and sends, [`record`] writes down.
 
 mod admit;
+mod affinity;
 mod body;
 pub mod connection;
 mod context;

@@ -24,6 +24,9 @@ const LINGER_BYTES: u64 = 256 << 10;
 
 /// Answers with `refusal` and leaves it in `ctx` for the log.
 pub async fn refuse(session: &mut Session, ctx: &mut Context, refusal: Refusal) {
+    if let Some(wait) = &ctx.upstream.wait {
+        session::unwrap(&mut session.downstream_session, wait);
+    }
     let body_left = !session.as_downstream_mut().is_body_done();
     let much_left = body_left && body::announced(session).is_none_or(|n| n > LINGER_BYTES);
     if refusal.closes_connection() || much_left {

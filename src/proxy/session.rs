@@ -36,14 +36,24 @@ pub const DEADLINE: ErrorType = ErrorType::Custom("Deadline");
 /// What a request waits for, and until when. Shared by the session and the request's context.
 pub struct Wait {
     start: Instant,
-    response: Duration,
-    stream_idle: Duration,
+    times: Times,
     /// Nanoseconds from `start` to the last sign of life of the answer; 0 before the first.
     last_activity_ns: AtomicU64,
     expired: AtomicU8,
     gone: OnceLock<Gone>,
     /// The client's own session, once its wrapper is gone.
     returned: Mutex<Option<HttpSession>>,
+}
+
+/// How long a request may take once it is admitted.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// To the answer's first byte.
+    pub response: Duration,
+    /// Silence within the answer.
+    pub stream_idle: Duration,
+    /// To the answer's end.
+    pub max_stream_duration: Option<Duration>,
 }
 
 /// Which deadline passed.
@@ -53,15 +63,16 @@ pub enum Expired {
     Response,
     /// The answer had begun and fell silent for `timeouts.stream_idle`.
     StreamIdle,
+    /// The answer had begun and went on for `timeouts.max_stream_duration`.
+    StreamDuration,
 }
 
 impl Wait {
     /// Starts to wait for an answer.
-    pub fn new(start: Instant, response: Duration, stream_idle: Duration) -> Arc<Self> {
+    pub fn new(start: Instant, times: Times) -> Arc<Self> {
         Arc::new(Self {
             start,
-            response,
-            stream_idle,
+            times,
             last_activity_ns: AtomicU64::new(0),
             expired: AtomicU8::new(0),
             gone: OnceLock::new(),
@@ -80,6 +91,7 @@ impl Wait {
         match self.expired.load(Ordering::Relaxed) {
             1 => Some(Expired::Response),
             2 => Some(Expired::StreamIdle),
+            3 => Some(Expired::StreamDuration),
             _ => None,
         }
     }
@@ -89,11 +101,25 @@ impl Wait {
         self.gone.get().copied()
     }
 
+    /// How much is left of the time to the first byte; none is left once it has passed.
+    pub fn response_left(&self, now: Instant) -> Option<Duration> {
+        let left = (self.start + self.times.response).saturating_duration_since(now);
+        if left.is_zero() {
+            self.expired.store(Expired::Response as u8 + 1, Ordering::Relaxed);
+            return None;
+        }
+        Some(left)
+    }
+
     /// When it ends, if nothing happens until then.
     fn deadline(&self) -> (Instant, Expired) {
-        match self.last_activity_ns.load(Ordering::Relaxed) {
-            0 => (self.start + self.response, Expired::Response),
-            ns => (self.start + Duration::from_nanos(ns) + self.stream_idle, Expired::StreamIdle),
+        let next = match self.last_activity_ns.load(Ordering::Relaxed) {
+            0 => (self.start + self.times.response, Expired::Response),
+            ns => (self.start + Duration::from_nanos(ns) + self.times.stream_idle, Expired::StreamIdle),
+        };
+        match self.times.max_stream_duration.map(|longest| self.start + longest) {
+            Some(last) if last < next.0 => (last, Expired::StreamDuration),
+            _ => next,
         }
     }
 
@@ -107,6 +133,7 @@ impl Wait {
         let what = match kind {
             Expired::Response => "no answer within timeouts.response",
             Expired::StreamIdle => "the answer fell silent for timeouts.stream_idle",
+            Expired::StreamDuration => "the answer was not at its end within timeouts.max_stream_duration",
         };
         Some(Error::explain(DEADLINE, what))
     }

@@ -57,14 +57,14 @@ pub async fn run_health_checks(upstream: Arc<Upstream>, clock: Clock, mut shutdo
         return;
     }
     let seed = fresh_seed();
-    for node in upstream.nodes() {
+    for node in upstream.nodes().iter() {
         let watch = NodeWatch {
             node: node.clone(),
             check: Probe::new(&upstream.health_check),
             target: target(node),
             upstream: upstream.clone(),
             clock: clock.clone(),
-            seed: mix(seed, node.index().into()),
+            seed: mix(seed, node.index.into()),
         };
         tokio::spawn(watch.run(shutdown.clone()));
     }
@@ -86,7 +86,7 @@ impl NodeWatch {
     async fn run(self, mut shutdown: ShutdownWatch) {
         let mut wait = match self.node.last_probe() {
             Some(last) => self.interval(0).saturating_sub(self.clock.now().saturating_duration_since(last)),
-            None => FIRST_PROBE_STAGGER * u32::from(self.node.index()),
+            None => FIRST_PROBE_STAGGER * u32::from(self.node.index),
         };
         for n in 1.. {
             tokio::select! {

@@ -70,8 +70,8 @@ fn fixed_hasher() -> impl Hasher {
 }
 
 impl Picked {
-    /// The peer for this request. `response` is the longest wait for the answer's first byte, `stream_idle` the longest
-    /// silence inside it.
+    /// The peer for this request. `response` is the longest wait for the answer's first byte, connecting included;
+    /// `stream_idle` the longest silence inside the answer.
     ///
     /// Pingora has one `read_timeout` per request: the longest wait of any single read, from the answer's first byte to
     /// its last, and no filter can change it once the request runs (pingora-proxy, `proxy_h1.rs`, `proxy_1to1`). So it
@@ -88,6 +88,7 @@ impl Node {
         peer.options.idle_timeout = Some(idle);
         // A connection that was released under a longer limit must not be reused once the node has named a shorter one.
         peer.group_key ^= u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        peer.options.total_connection_timeout = Some(self.connect.min(response));
         peer.options.read_timeout = Some(response.max(stream_idle));
         // A node that doesn't read the request's body: nothing else would end that, for the answer isn't awaited then.
         peer.options.write_timeout = Some(response);
