@@ -1,10 +1,11 @@
+use std::net::SocketAddr;
 use std::time::{Instant, SystemTime};
 
 use proptest::prelude::*;
 
-use super::super::fakes::{any, unprobed};
+use super::super::fakes::{build, node, plain, settings, unprobed};
 use super::super::node::Thresholds;
-use super::super::{Picked, Upstream};
+use super::super::{Picked, Settings, Upstream, hash_key};
 use super::*;
 
 const LIMITS: Thresholds = Thresholds { healthy_after: 1, unhealthy_after: 1 };
@@ -17,7 +18,7 @@ fn set_up(upstream: &Upstream, index: usize, up: bool) {
 fn counts(upstream: &Upstream, picks: usize) -> Vec<usize> {
     let mut counts = vec![0; upstream.nodes().len()];
     for _ in 0..picks {
-        counts[usize::from(upstream.pick(&any()).unwrap().node().index)] += 1;
+        counts[usize::from(upstream.pick(&plain()).unwrap().node().index)] += 1;
     }
     counts
 }
@@ -49,11 +50,11 @@ fn a_dead_nodes_share_is_spread_over_all_others() {
 #[test]
 fn a_heavy_node_gets_no_burst() {
     let upstream = unprobed(Balance::RoundRobin, &[5, 1, 1]);
-    let picks: Vec<u16> = (0..70).map(|_| upstream.pick(&any()).unwrap().node().index).collect();
+    let picks: Vec<u16> = (0..70).map(|_| upstream.pick(&plain()).unwrap().node().index).collect();
     let longest = picks.chunk_by(|a, b| a == b).map(<[u16]>::len).max().unwrap();
     assert!(longest <= 4, "{picks:?}");
     let light = unprobed(Balance::RoundRobin, &[1, 1, 1]);
-    let picks: Vec<u16> = (0..30).map(|_| light.pick(&any()).unwrap().node().index).collect();
+    let picks: Vec<u16> = (0..30).map(|_| light.pick(&plain()).unwrap().node().index).collect();
     assert!(picks.windows(2).all(|w| w[0] != w[1]), "{picks:?}");
 }
 
@@ -64,7 +65,7 @@ fn a_slow_node_gets_less() {
     let mut stuck: Vec<Picked> = Vec::new();
     let mut running = std::collections::VecDeque::new();
     for _ in 0..3_000 {
-        let picked = upstream.pick(&any()).unwrap();
+        let picked = upstream.pick(&plain()).unwrap();
         if picked.node().index == 0 {
             stuck.push(picked)
         } else {
@@ -82,7 +83,7 @@ fn a_slow_node_gets_less() {
 #[test]
 fn held_requests_stand_in_proportion_to_the_weights() {
     let upstream = unprobed(Balance::LeastRequests, &[1, 2, 5]);
-    let held: Vec<Picked> = (0..8_000).filter_map(|_| upstream.pick(&any())).collect();
+    let held: Vec<Picked> = (0..8_000).filter_map(|_| upstream.pick(&plain())).collect();
     for (node, fair) in upstream.nodes().iter().zip([1000u32, 2000, 5000]) {
         assert!(node.in_flight().abs_diff(fair) <= fair / 50, "{} for {fair}", node.in_flight());
     }
@@ -94,10 +95,107 @@ fn held_requests_stand_in_proportion_to_the_weights() {
 fn the_same_seed_picks_the_same_nodes() {
     let run = || {
         let upstream = unprobed(Balance::LeastRequests, &[1, 2, 5, 1]);
-        let held: Vec<Picked> = (0..500).filter_map(|_| upstream.pick(&any())).collect();
+        let held: Vec<Picked> = (0..500).filter_map(|_| upstream.pick(&plain())).collect();
         held.iter().map(|p| p.node().index).collect::<Vec<_>>()
     };
     assert_eq!(run(), run());
+}
+
+fn keyed(weights: &[u16], factor: Option<u16>) -> Arc<Upstream> {
+    let port = |i: usize| SocketAddr::from(([127, 0, 0, 1], u16::try_from(i + 1).unwrap()));
+    let nodes = weights.iter().enumerate().map(|(i, &w)| node(port(i), w)).collect();
+    build(Settings { balance: Balance::ConsistentHash, hash_balance_factor: factor, ..settings(nodes) })
+}
+
+fn pick_key(upstream: &Upstream, key: u64) -> Picked {
+    let key = Some(hash_key(format!("task-{key}").as_bytes()));
+    upstream.pick(&Ask { key, ..plain() }).unwrap()
+}
+
+#[test]
+fn a_key_meets_the_same_node_in_every_gateway_and_run() {
+    let (one, other) = (keyed(&[1; 5], None), keyed(&[1; 5], None));
+    for key in 0..1000 {
+        let first = pick_key(&one, key).node().index;
+        assert_eq!([pick_key(&one, key).node().index, pick_key(&other, key).node().index], [first; 2]);
+    }
+}
+
+#[test]
+fn keys_are_spread_by_weight() {
+    let upstream = keyed(&[1, 2, 5], None);
+    (0..80_000).for_each(|key| drop(pick_key(&upstream, key)));
+    for (node, fair) in upstream.status().iter().zip([10_000.0, 20_000.0, 50_000.0]) {
+        assert!((node.requests as f64 / fair - 1.0).abs() < 0.04, "{} for {fair}", node.requests);
+    }
+}
+
+#[test]
+fn only_a_dead_nodes_keys_move_and_they_come_back_with_it() {
+    let upstream = keyed(&[1; 4], None);
+    let met = || (0..4000).map(|key| pick_key(&upstream, key).node().index).collect::<Vec<_>>();
+    let before = met();
+    set_up(&upstream, 2, true);
+    set_up(&upstream, 2, false);
+    upstream.refresh();
+    let without = met();
+    let mut moved = [0; 4];
+    for (was, is) in before.iter().zip(&without) {
+        assert!(*was == 2 || was == is);
+        moved[usize::from(*is)] += usize::from(*was == 2);
+    }
+    assert!([0, 1, 3].iter().all(|i| moved[*i] > 250) && moved[2] == 0, "{moved:?}");
+    set_up(&upstream, 2, true);
+    upstream.refresh();
+    assert_eq!(met(), before);
+}
+
+#[test]
+fn a_busy_node_gives_its_keys_away_beyond_the_factor() {
+    let upstream = keyed(&[1; 4], Some(125));
+    // The breaker counts what is at the nodes; here each request of one hot key stays.
+    let mut held = Vec::new();
+    for _ in 0..400 {
+        let permit = upstream.enter().unwrap();
+        held.push((pick_key(&upstream, 1), permit));
+    }
+    let most = upstream.nodes().iter().map(|n| n.in_flight()).max().unwrap();
+    assert!((100..=126).contains(&most), "{most}");
+    let free = keyed(&[1; 4], None);
+    let held: Vec<_> = (0..400).map(|_| pick_key(&free, 1)).collect();
+    assert_eq!(held[0].node().in_flight(), 400, "without a factor the key stays");
+}
+
+#[test]
+fn a_request_without_a_key_goes_where_there_is_room() {
+    let upstream = keyed(&[1, 1], None);
+    let held: Vec<_> = (0..100).map(|_| upstream.pick(&plain()).unwrap()).collect();
+    assert!(upstream.nodes().iter().all(|n| n.in_flight() == 50));
+    drop(held);
+}
+
+#[test]
+fn a_returning_node_gets_its_share_bit_by_bit() {
+    for balance in [Balance::RoundRobin, Balance::LeastRequests] {
+        let nodes = (1..=4).map(|port| node(SocketAddr::from(([127, 0, 0, 1], port)), 1)).collect();
+        let span = Duration::from_secs(10);
+        let upstream = build(Settings { balance, slow_start: span, ..settings(nodes) });
+        let start = Instant::now();
+        for up in [true, false, true] {
+            let result = if up { Ok(()) } else { Err("told so".to_owned()) };
+            upstream.nodes()[0].probed(result, &LIMITS, start, SystemTime::UNIX_EPOCH);
+        }
+        upstream.refresh();
+        let share = |after: Duration| {
+            let before = upstream.status()[0].requests;
+            (0..4000).for_each(|_| drop(upstream.pick(&Ask { now: start + after, ..plain() }).unwrap()));
+            upstream.status()[0].requests - before
+        };
+        for (after, fair) in [(0, 100), (5, 500), (9, 900), (10, 1000)] {
+            let got = share(Duration::from_secs(after));
+            assert!(got.abs_diff(fair) <= 60, "{balance:?} after {after} s: {got} for {fair}");
+        }
+    }
 }
 
 #[test]
@@ -136,7 +234,7 @@ proptest! {
         let possible = nodes.iter().any(|n| n.1 && !n.2);
         let mut held = Vec::new();
         for _ in 0..picks {
-            let picked = upstream.pick(&Ask { tried: &tried, ..super::super::fakes::any() });
+            let picked = upstream.pick(&Ask { tried: &tried, ..plain() });
             prop_assert_eq!(picked.is_some(), possible);
             if let Some(picked) = picked {
                 prop_assert!(picked.node().is_usable());

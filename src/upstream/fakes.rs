@@ -109,7 +109,7 @@ pub(super) fn node(address: SocketAddr, weight: u16) -> NodeSettings {
 }
 
 /// For a request without a key.
-pub(super) fn any() -> Ask<'static> {
+pub(super) fn plain() -> Ask<'static> {
     Ask::any(Instant::now())
 }
 

@@ -15,7 +15,7 @@ use pingora::protocols::http::client::HttpSession;
 use pingora::upstreams::peer::Peer;
 use pingora::utils::tls::CertKey;
 
-use super::super::fakes::{Does, FakeNode, OK, any, build, node, rebuild, settings, until};
+use super::super::fakes::{Does, FakeNode, OK, build, node, plain, rebuild, settings, until};
 use super::super::{SettingsError, Upstream};
 use super::*;
 use crate::config::file::UpstreamTimeouts;
@@ -30,7 +30,7 @@ fn idle(settings: Settings, idle: Duration) -> Settings {
 
 /// One request as the proxy makes it; whether its connection was an old one.
 async fn request(connector: &Connector, upstream: &Upstream) -> bool {
-    let picked = upstream.pick(&any()).unwrap();
+    let picked = upstream.pick(&plain()).unwrap();
     let peer = picked.peer(MINUTE, MINUTE);
     let (mut session, reused) = connector.get_http_session(&*peer).await.unwrap();
     let mut head = RequestHeader::build("GET", b"/", None).unwrap();
@@ -86,7 +86,7 @@ const ANYWHERE: std::net::SocketAddr =
 #[test]
 fn a_peer_carries_the_limits_and_nothing_that_weakens_it() {
     let upstream = build(https(ANYWHERE, Some(material(1))));
-    let peer = upstream.pick(&any()).unwrap().peer(MINUTE, MINUTE * 5);
+    let peer = upstream.pick(&plain()).unwrap().peer(MINUTE, MINUTE * 5);
     assert_eq!(peer.options.total_connection_timeout, Some(Duration::from_secs(2)));
     assert_eq!(peer.options.connection_timeout, None);
     assert_eq!(peer.options.idle_timeout, Some(Duration::from_secs(4)));
@@ -112,7 +112,7 @@ fn tls_without_the_means_to_verify_is_refused() {
 
 #[test]
 fn connections_are_shared_only_under_the_same_upstream_and_material() {
-    let hash = |upstream: &Upstream| upstream.pick(&any()).unwrap().peer(MINUTE, MINUTE).reuse_hash();
+    let hash = |upstream: &Upstream| upstream.pick(&plain()).unwrap().peer(MINUTE, MINUTE).reuse_hash();
     let tls = material(1);
     let old = build(https(ANYWHERE, Some(tls.clone())));
     let same = rebuild(https(ANYWHERE, Some(tls.clone())), Some(&old));
@@ -191,7 +191,7 @@ async fn tcp_and_tls_share_one_limit() {
     let fake = FakeNode::start(Does::Hang).await;
     let timeouts = UpstreamTimeouts { connect: Span(Duration::from_millis(100)), ..UpstreamTimeouts::default() };
     let upstream = build(Settings { timeouts, ..https(fake.address, Some(material(1))) });
-    let peer = upstream.pick(&any()).unwrap().peer(MINUTE, MINUTE);
+    let peer = upstream.pick(&plain()).unwrap().peer(MINUTE, MINUTE);
     let before = Instant::now();
     let error = Connector::<()>::new(None).get_http_session(&*peer).await.err().unwrap();
     assert_eq!(error.etype(), &ErrorType::ConnectTimedout);
