@@ -16,8 +16,15 @@ const OVERPROVISIONING: usize = 1400;
 /// What does not change while the node set is the same.
 pub(super) struct NodeSet {
     pub(super) nodes: Arc<[Arc<Node>]>,
-    /// By priority, ascending: the members, and their table if keys are looked up.
-    groups: Box<[(Box<[u16]>, Option<Arc<Maglev>>)]>,
+    /// By priority, ascending.
+    groups: Box<[Members]>,
+}
+
+/// All nodes of one priority.
+struct Members {
+    indexes: Box<[u16]>,
+    /// By key, if any are looked up.
+    table: Option<Arc<Maglev>>,
 }
 
 impl NodeSet {
@@ -27,12 +34,12 @@ impl NodeSet {
         priorities.sort_unstable();
         priorities.dedup();
         let group = |priority: u8| {
-            let members: Box<[u16]> = nodes.iter().filter(|n| n.priority == priority).map(|n| n.index).collect();
+            let indexes: Box<[u16]> = nodes.iter().filter(|n| n.priority == priority).map(|n| n.index).collect();
             let table = keyed.then(|| {
-                let named = members.iter().map(|i| &nodes[usize::from(*i)]);
+                let named = indexes.iter().map(|i| &nodes[usize::from(*i)]);
                 Arc::new(Maglev::new(named.map(|n| (n.index, n.url.as_bytes(), n.weight)).collect()))
             });
-            (members, table)
+            Members { indexes, table }
         };
         Self { groups: priorities.into_iter().map(group).collect(), nodes: nodes.into() }
     }
@@ -93,9 +100,10 @@ impl View {
         let (mode, shares) = mode_and_shares(&set, &seen, panic_threshold);
         let usable = |index: u16| seen[usize::from(index)].counts(mode);
         let mut until = 0;
-        let groups = set.groups.iter().zip(shares).map(|((members, table), share)| {
+        let groups = set.groups.iter().zip(shares).map(|(all, share)| {
             until += share;
-            Group::new(&set.nodes, members.iter().copied().filter(|i| usable(*i)).collect(), table.clone(), until)
+            let members = all.indexes.iter().copied().filter(|i| usable(*i));
+            Group::new(&set.nodes, members.collect(), all.table.clone(), until)
         });
         let rising: Box<[_]> = seen.iter().map(|s| s.times.rising.filter(|_| !slow_start.is_zero())).collect();
         let ends = seen.iter().flat_map(|s| [s.times.until, s.times.rising.map(|since| since + slow_start)]);
@@ -184,9 +192,9 @@ impl Seen {
 /// Who counts, and what share of the load each group has, in 1/65536.
 fn mode_and_shares(set: &NodeSet, seen: &[Seen], panic_threshold: Percent) -> (Mode, Vec<u32>) {
     let shares = |mode: Mode| {
-        let available = set.groups.iter().map(|(members, _)| {
-            let usable = members.iter().filter(|i| seen[usize::from(**i)].counts(mode)).count();
-            (usable * OVERPROVISIONING / members.len().max(1)).min(1000)
+        let available = set.groups.iter().map(|all| {
+            let usable = all.indexes.iter().filter(|i| seen[usize::from(**i)].counts(mode)).count();
+            (usable * OVERPROVISIONING / all.indexes.len().max(1)).min(1000)
         });
         split(&available.collect::<Vec<_>>())
     };
