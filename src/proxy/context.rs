@@ -116,7 +116,7 @@ pub struct UpstreamWay {
     pub picked: Option<Picked>,
     /// Counts it while it is at the nodes.
     pub permit: Option<Permit>,
-    /// Counts it while it is tried again.
+    /// Counts it while it is tried again and not answered yet.
     pub retry: Option<RetryPermit>,
     /// How long it waited for a connection.
     pub queued: Option<Duration>,

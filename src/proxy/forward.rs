@@ -21,7 +21,7 @@ use crate::headers;
 use crate::observe::UpstreamResult;
 use crate::refusal::Refusal;
 use crate::request::ClientAddress;
-use crate::upstream::{Ask, Overflow, WRONG_NODE};
+use crate::upstream::{Ask, Outcome, Overflow, WRONG_NODE};
 
 /// Strips what a client may not say, and hands the request's body and deadlines to the forwarding.
 pub fn begin(shared: &Arc<Shared>, session: &mut Session, ctx: &mut Context, body: Bytes) {
@@ -183,9 +183,16 @@ pub fn broke(shared: &Shared, session: &Session, ctx: &mut Context, mut error: B
 }
 
 fn record_result(ctx: &Context, result: UpstreamResult, now: Instant) {
-    if let (Some(route), Some(picked)) = (&ctx.route, &ctx.upstream.picked) {
-        route.upstream.upstream.record(picked, result, ctx.upstream.status, now);
-    }
+    let way = &ctx.upstream;
+    let (Some(route), Some(picked)) = (&ctx.route, &way.picked) else { return };
+    let took = way.try_started.map(|started| now.saturating_duration_since(started)).unwrap_or_default();
+    // The greater part of the request's time, or all that connecting may take.
+    let enough = match result {
+        UpstreamResult::ConnectTimeout => picked.node().connect_limit().min(route.response / 2),
+        _ => route.response / 2,
+    };
+    let outcome = Outcome { result, status: way.status, fair: took >= enough };
+    route.upstream.upstream.record(picked, outcome, now);
 }
 
 /// What the client is told when forwarding failed.
@@ -364,6 +371,7 @@ pub fn rewrite_response(shared: &Shared, response: &mut ResponseHeader, ctx: &mu
 
 fn answered(ctx: &mut Context, status: u16, now: Instant) {
     ctx.upstream.status = Some(status);
+    ctx.upstream.retry = None;
     ctx.error = None;
     let first_byte = ctx.upstream.try_started.map(|started| now.saturating_duration_since(started));
     ctx.upstream.first_byte = first_byte;

@@ -37,7 +37,7 @@ pub use balance::Ask;
 pub use breaker::{BreakerStatus, Overflow, Permit, RetryPermit};
 pub use health::run_health_checks;
 pub use node::{Health, Node, NodeId, NodeStatus, WRONG_NODE};
-pub use outlier::Standing;
+pub use outlier::{Outcome, Standing};
 pub use settings::{BreakerLimits, ConnectionLimits, NodeSettings, Settings, SettingsError};
 
 use balance::Balancer;
@@ -206,8 +206,8 @@ impl Upstream {
             Mode::Panic => {
                 warn!("upstream {name}: panic: fewer than {least} of the nodes are usable; all get requests")
             }
-            Mode::LastResort => warn!("upstream {name}: every node is down or ejected; ejected ones get requests"),
-            Mode::Normal => info!("upstream {name}: only usable nodes get requests again"),
+            Mode::LastResort => warn!("upstream {name}: no node is left but ejected ones; they get requests"),
+            Mode::Normal => info!("upstream {name}: only nodes that are well get requests again"),
         }
     }
 }

@@ -79,7 +79,6 @@ pub struct Node {
     checked: bool,
     /// Off: it takes part, whatever its state says from a time when it was on.
     ejects: bool,
-    /// Longest wait for TCP and TLS.
     pub(super) connect: Duration,
     pub(super) state: Arc<State>,
 }
@@ -150,6 +149,11 @@ impl Node {
             None => "the node's certificate was not looked at".to_owned(),
         };
         Error::e_explain(WRONG_NODE, why)
+    }
+
+    /// Longest wait for TCP and TLS together.
+    pub fn connect_limit(&self) -> Duration {
+        self.connect
     }
 
     /// Whether the probes have nothing against it.

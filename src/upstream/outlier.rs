@@ -160,21 +160,36 @@ impl Ejection {
     }
 }
 
+/// What came of a try.
+#[derive(Debug, Clone, Copy)]
+pub struct Outcome {
+    /// As it is counted.
+    pub result: UpstreamResult,
+    /// The answer's, if there is one.
+    pub status: Option<u16>,
+    /// Whether the node had time enough: not if most of it was spent waiting or elsewhere. A timeout then says nothing of
+    /// the node.
+    pub fair: bool,
+}
+
 /// Statuses that say that the node could not do its work (RFC 9110, sections 15.6.3 to 15.6.5).
 const GATEWAY_ERRORS: std::ops::RangeInclusive<u16> = 502..=504;
 
-/// What one try says of its node.
-fn verdict(result: UpstreamResult, status: Option<u16>) -> Verdict {
-    match result {
-        UpstreamResult::ConnectFailed
-        | UpstreamResult::ConnectTimeout
-        | UpstreamResult::TlsFailed
-        | UpstreamResult::ResponseTimeout
-        | UpstreamResult::StreamTimeout
-        | UpstreamResult::Broken => Verdict::Failed,
-        UpstreamResult::ServerError if status.is_some_and(|s| GATEWAY_ERRORS.contains(&s)) => Verdict::Failed,
-        UpstreamResult::Ok | UpstreamResult::ServerError => Verdict::Answered,
-        UpstreamResult::ClientGone | UpstreamResult::StreamDuration => Verdict::Nothing,
+impl Outcome {
+    /// What it says of its node.
+    fn verdict(&self) -> Verdict {
+        match self.result {
+            UpstreamResult::ConnectTimeout | UpstreamResult::ResponseTimeout if !self.fair => Verdict::Nothing,
+            UpstreamResult::ConnectFailed
+            | UpstreamResult::ConnectTimeout
+            | UpstreamResult::TlsFailed
+            | UpstreamResult::ResponseTimeout
+            | UpstreamResult::StreamTimeout
+            | UpstreamResult::Broken => Verdict::Failed,
+            UpstreamResult::ServerError if self.status.is_some_and(|s| GATEWAY_ERRORS.contains(&s)) => Verdict::Failed,
+            UpstreamResult::Ok | UpstreamResult::ServerError => Verdict::Answered,
+            UpstreamResult::ClientGone | UpstreamResult::StreamDuration => Verdict::Nothing,
+        }
     }
 }
 
@@ -187,16 +202,15 @@ enum Verdict {
 }
 
 impl Upstream {
-    /// What came of a try: counted, and perhaps the node is ejected for it, or is back. `status` is the answer's, if there
-    /// is one.
-    pub fn record(&self, picked: &Picked, result: UpstreamResult, status: Option<u16>, now: Instant) {
+    /// What came of a try: counted, and perhaps the node is ejected for it, or is back.
+    pub fn record(&self, picked: &Picked, outcome: Outcome, now: Instant) {
         let node = &picked.node;
-        node.metrics().record(result);
+        node.metrics().record(outcome.result);
         if !self.outlier.enabled {
             return;
         }
-        match verdict(result, status) {
-            Verdict::Failed => self.failed(picked, result, now),
+        match outcome.verdict() {
+            Verdict::Failed => self.failed(picked, outcome.result, now),
             Verdict::Answered if picked.probe => self.recovered(node, now),
             // A node that answers and then breaks off, each time, must not look well for its headers.
             Verdict::Answered | Verdict::Nothing => {}

@@ -32,7 +32,11 @@ fn at(upstream: &Upstream, index: u16, now: Instant) -> Option<Picked> {
 
 fn fail(upstream: &Upstream, index: u16, times: u32, now: Instant) {
     let picked: Vec<_> = (0..times).map(|_| at(upstream, index, now).unwrap()).collect();
-    picked.iter().for_each(|p| upstream.record(p, UpstreamResult::ConnectFailed, None, now));
+    picked.iter().for_each(|p| upstream.record(p, came_to(UpstreamResult::ConnectFailed, None), now));
+}
+
+fn came_to(result: UpstreamResult, status: Option<u16>) -> Outcome {
+    Outcome { result, status, fair: true }
 }
 
 fn standing(upstream: &Upstream, index: usize) -> Standing {
@@ -44,7 +48,7 @@ fn failures_in_a_row_eject_and_a_good_answer_begins_anew() {
     let (upstream, now) = (upstream(3), Instant::now());
     fail(&upstream, 0, 2, now);
     let good = at(&upstream, 0, now).unwrap();
-    upstream.record(&good, UpstreamResult::Ok, Some(200), now);
+    upstream.record(&good, came_to(UpstreamResult::Ok, Some(200)), now);
     upstream.completed(&good, 200);
     fail(&upstream, 0, 2, now);
     assert_eq!(standing(&upstream, 0), Standing::In);
@@ -76,7 +80,7 @@ fn what_counts_against_a_node_and_what_does_not() {
         let (upstream, now) = (upstream(3), Instant::now());
         for _ in 0..10 {
             let Some(picked) = at(&upstream, 0, now) else { break };
-            upstream.record(&picked, result, status, now);
+            upstream.record(&picked, came_to(result, status), now);
             if let Some(status) = status.filter(|_| result == UpstreamResult::ServerError) {
                 upstream.completed(&picked, status);
             }
@@ -86,12 +90,28 @@ fn what_counts_against_a_node_and_what_does_not() {
 }
 
 #[test]
+fn a_timeout_of_a_request_that_had_no_time_left_is_not_the_nodes() {
+    for (result, counts) in [
+        (UpstreamResult::ConnectTimeout, false),
+        (UpstreamResult::ResponseTimeout, false),
+        (UpstreamResult::ConnectFailed, true),
+    ] {
+        let (upstream, now) = (upstream(2), Instant::now());
+        for _ in 0..5 {
+            let Some(picked) = at(&upstream, 0, now) else { break };
+            upstream.record(&picked, Outcome { result, status: None, fair: false }, now);
+        }
+        assert_eq!(standing(&upstream, 0) == Standing::Ejected, counts, "{result:?}");
+    }
+}
+
+#[test]
 fn a_node_that_answers_and_then_breaks_off_is_ejected() {
     let (upstream, now) = (upstream(3), Instant::now());
     for _ in 0..3 {
         let picked = at(&upstream, 0, now).unwrap();
-        upstream.record(&picked, UpstreamResult::Ok, Some(200), now);
-        upstream.record(&picked, UpstreamResult::Broken, Some(200), now);
+        upstream.record(&picked, came_to(UpstreamResult::Ok, Some(200)), now);
+        upstream.record(&picked, came_to(UpstreamResult::Broken, Some(200)), now);
     }
     assert_eq!(standing(&upstream, 0), Standing::Ejected);
 }
@@ -106,11 +126,11 @@ fn after_its_time_one_request_shows_whether_it_is_well() {
     assert_eq!(standing(&upstream, 0), Standing::Probing);
     assert!(at(&upstream, 0, later).is_none(), "one request alone");
     // Its client goes away: it has shown nothing, and the next one may.
-    upstream.record(&probe, UpstreamResult::ClientGone, None, later);
+    upstream.record(&probe, came_to(UpstreamResult::ClientGone, None), later);
     drop(probe);
     assert_eq!(standing(&upstream, 0), Standing::HalfOpen);
     let probe = at(&upstream, 0, later).unwrap();
-    upstream.record(&probe, UpstreamResult::Ok, Some(200), later);
+    upstream.record(&probe, came_to(UpstreamResult::Ok, Some(200)), later);
     assert_eq!(standing(&upstream, 0), Standing::In);
     assert!(at(&upstream, 0, later).is_some());
     drop(probe);
@@ -126,13 +146,13 @@ fn a_probe_that_fails_ejects_for_longer_and_time_in_good_order_shortens() {
     let mut now = start + 10 * SECOND;
     for longer in [20, 30, 40] {
         let probe = at(&upstream, 0, now).unwrap();
-        upstream.record(&probe, UpstreamResult::ServerError, Some(503), now);
+        upstream.record(&probe, came_to(UpstreamResult::ServerError, Some(503)), now);
         drop(probe);
         assert_eq!(length(now), longer);
         now += longer * SECOND;
     }
     let probe = at(&upstream, 0, now).unwrap();
-    upstream.record(&probe, UpstreamResult::Ok, Some(200), now);
+    upstream.record(&probe, came_to(UpstreamResult::Ok, Some(200)), now);
     drop(probe);
     // Back for less than the last ejection took: the count goes on.
     now += 39 * SECOND;
@@ -140,7 +160,7 @@ fn a_probe_that_fails_ejects_for_longer_and_time_in_good_order_shortens() {
     assert_eq!(length(now), 50);
     now += 50 * SECOND;
     let probe = at(&upstream, 0, now).unwrap();
-    upstream.record(&probe, UpstreamResult::Ok, Some(200), now);
+    upstream.record(&probe, came_to(UpstreamResult::Ok, Some(200)), now);
     now += 50 * SECOND;
     fail(&upstream, 0, 3, now);
     assert_eq!(length(now), 10);
@@ -152,7 +172,7 @@ fn an_ejection_has_a_longest_time() {
     let mut now = Instant::now();
     fail(&upstream, 0, 3, now);
     now += 10 * SECOND;
-    upstream.record(&at(&upstream, 0, now).unwrap(), UpstreamResult::Broken, None, now);
+    upstream.record(&at(&upstream, 0, now).unwrap(), came_to(UpstreamResult::Broken, None), now);
     assert!(at(&upstream, 0, now + 14 * SECOND).is_none());
     assert!(at(&upstream, 0, now + 15 * SECOND).is_some());
 }
@@ -210,7 +230,7 @@ fn a_reload_forgets_no_ejection_unless_it_turns_them_off() {
     let off = rebuild(with(3, Outlier { enabled: false, ..quick() }), Some(&old));
     assert!(at(&off, 1, now).is_some());
     for _ in 0..10 {
-        off.record(&at(&off, 2, now).unwrap(), UpstreamResult::Broken, None, now);
+        off.record(&at(&off, 2, now).unwrap(), came_to(UpstreamResult::Broken, None), now);
     }
     assert!(at(&off, 2, now).is_some());
 }
@@ -222,7 +242,7 @@ fn a_returning_node_rises_slowly() {
     fail(&upstream, 0, 3, start);
     let back = start + 10 * SECOND;
     let probe = at(&upstream, 0, back).unwrap();
-    upstream.record(&probe, UpstreamResult::Ok, Some(200), back);
+    upstream.record(&probe, came_to(UpstreamResult::Ok, Some(200)), back);
     drop(probe);
     let share = |now: Instant| {
         let picks = (0..1000).map(|_| upstream.pick(&Ask { now, ..plain() }).unwrap());

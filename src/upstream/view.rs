@@ -202,7 +202,7 @@ fn mode_and_shares(set: &NodeSet, seen: &[Seen], panic_threshold: Percent) -> (M
     let (enough, normal) = shares(Mode::Normal);
     if !enough && well * 1000 < seen.len() * usize::from(panic_threshold.0) {
         (Mode::Panic, shares(Mode::Panic).1)
-    } else if well == 0 {
+    } else if well == 0 && seen.iter().any(|s| s.healthy) {
         (Mode::LastResort, shares(Mode::LastResort).1)
     } else {
         (Mode::Normal, normal)
