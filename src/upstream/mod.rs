@@ -8,7 +8,7 @@
 //! run_health_checks ─ one loop per node ─ Node (unknown, up, down)
 //! ```
 //!
-//! The nodes stand in one swappable [`view::View`]: whoever has picked one holds it until its request is done, so another
+//! The nodes stand in one swappable view: whoever has picked one holds it until its request is done, so another
 //! set of nodes may take its place at any time, and a node that is no longer in it drains. What is learned of a node is kept
 //! in its state, which the next set or configuration takes over by URL and address.
 
