@@ -85,7 +85,7 @@ impl Drop for Temporary {
 fn furnished() -> (Temporary, PathBuf) {
     let directory = Temporary::new();
     let at = directory.0.as_path();
-    for name in ["tls", "secrets", "log"] {
+    for name in ["tls", "secrets", "log", "state"] {
         fs::create_dir(at.join(name)).unwrap();
     }
     let validity = Validity::hours_from(NOW, 24);
