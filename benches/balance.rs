@@ -1,4 +1,4 @@
-//! What it costs to pick a node and to make its peer, for one request.
+//! What it costs to pick a node for one request.
 
 #![allow(clippy::expect_used)] // A bench that can't be set up has nothing to measure.
 
@@ -11,35 +11,21 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use hive_gateway::config::file::{Balance, HealthCheck, Outlier, UpstreamProtocol, UpstreamTimeouts};
 use hive_gateway::names::UpstreamName;
 use hive_gateway::observe::Metrics;
-use hive_gateway::tls::UpstreamTlsMaterial;
 use hive_gateway::units::Percent;
 use hive_gateway::upstream::{Ask, BreakerLimits, ConnectionLimits, NodeSettings, Settings, Upstream, hash_key};
 use pingora::lb::LoadBalancer;
 use pingora::lb::selection::RoundRobin;
 
-fn material() -> UpstreamTlsMaterial {
-    UpstreamTlsMaterial {
-        ca: Arc::new(Box::new([])),
-        server_name: "hive.internal".into(),
-        spiffe_id: None,
-        client: None,
-        generation: 1,
-        client_facts: None,
-        authorities: Vec::new(),
-        warnings: Vec::new(),
-    }
-}
-
 fn addresses(count: u32) -> impl Iterator<Item = SocketAddr> {
     (0..count).map(|i| SocketAddr::from(((0x0a00_0001 + i).to_be_bytes(), 3000)))
 }
 
-fn upstream(balance: Balance, count: u32, tls: bool) -> Arc<Upstream> {
+fn upstream(balance: Balance, count: u32) -> Arc<Upstream> {
     let nodes = addresses(count).map(|address| NodeSettings {
         url: format!("http://{address}"),
         address,
         host: address.to_string(),
-        tls,
+        tls: false,
         weight: 1,
         priority: 0,
     });
@@ -65,7 +51,7 @@ fn upstream(balance: Balance, count: u32, tls: bool) -> Arc<Upstream> {
         protocol: UpstreamProtocol::Http1,
         health_check: HealthCheck::default(),
         timeouts: UpstreamTimeouts::default(),
-        tls: tls.then(material),
+        tls: None,
     };
     Upstream::new(settings, &Metrics::new(), None, Some(1)).expect("fine settings")
 }
@@ -74,13 +60,13 @@ fn picks(c: &mut Criterion) {
     let mut group = c.benchmark_group("pick");
     for count in [3, 1000] {
         for (name, balance) in [("round_robin", Balance::RoundRobin), ("least_requests", Balance::LeastRequests)] {
-            let upstream = upstream(balance, count, false);
+            let upstream = upstream(balance, count);
             // A request is under way at each node, else least_requests has nothing to compare.
             let ask = Ask::any(Instant::now());
             let _busy: Vec<_> = (0..count).map(|_| (upstream.enter(), upstream.pick(&ask))).collect();
             group.bench_function(BenchmarkId::new(name, count), |b| b.iter(|| black_box(upstream.pick(&ask))));
         }
-        let upstream = upstream(Balance::ConsistentHash, count, false);
+        let upstream = upstream(Balance::ConsistentHash, count);
         let keys: Vec<u64> = (0..4096u64).map(|n| hash_key(&n.to_le_bytes())).collect();
         let asks: Vec<_> = keys.iter().map(|key| Ask { key: Some(*key), ..Ask::any(Instant::now()) }).collect();
         let _busy: Vec<_> = (0..count as usize).map(|n| (upstream.enter(), upstream.pick(&asks[n]))).collect();
@@ -99,22 +85,11 @@ fn picks(c: &mut Criterion) {
     group.finish();
 }
 
-fn peers(c: &mut Criterion) {
-    let mut group = c.benchmark_group("peer");
-    let limit = Duration::from_secs(300);
-    for (name, tls) in [("plain", false), ("tls", true)] {
-        let upstream = upstream(Balance::RoundRobin, 3, tls);
-        let picked = upstream.pick(&Ask::any(Instant::now())).expect("a node");
-        group.bench_function(name, |b| b.iter(|| black_box(picked.peer(limit, limit))));
-    }
-    group.finish();
-}
-
 /// What a request pays for the circuit breaker.
 fn breaker(c: &mut Criterion) {
-    let upstream = upstream(Balance::RoundRobin, 3, false);
+    let upstream = upstream(Balance::RoundRobin, 3);
     c.bench_function("breaker", |b| b.iter(|| black_box(upstream.enter())));
 }
 
-criterion_group!(benches, picks, breaker, peers);
+criterion_group!(benches, picks, breaker);
 criterion_main!(benches);

@@ -8,7 +8,6 @@ use http::HeaderValue;
 
 use super::affinity::Ids;
 use super::connection::Connection;
-use super::session::Wait;
 use crate::observe::{RequestInFlight, RouteMetrics};
 use crate::policy::body_memory::Share;
 use crate::policy::peers::Peer;
@@ -16,6 +15,7 @@ use crate::policy::rate_limit::Limit;
 use crate::refusal::Refusal;
 use crate::request::ClientAddress;
 use crate::snapshot::{Route, Snapshot};
+use crate::tls::Gone;
 use crate::upstream::{NodeId, Permit, Picked, RetryPermit};
 
 /// Most nodes that one request is offered to.
@@ -90,6 +90,8 @@ impl Begun {
 pub struct Body {
     /// Bytes read.
     pub length: u64,
+    /// Whether its length was not announced (HTTP/1.1).
+    pub chunked: bool,
     /// How long that took.
     pub took: Option<Duration>,
     /// The memory it takes, given back at the end.
@@ -132,7 +134,7 @@ pub struct UpstreamWay {
     pub tries: u32,
     /// When the present try began.
     pub try_started: Option<Instant>,
-    /// How long connecting took, over all tries; none if the only connection came from the pool.
+    /// How long connecting took, over all tries; none if the only connection had rested.
     pub connect: Option<Duration>,
     /// How long the first byte took.
     pub first_byte: Option<Duration>,
@@ -140,8 +142,21 @@ pub struct UpstreamWay {
     pub connected: bool,
     /// The answer's status.
     pub status: Option<u16>,
-    /// Until when the answer is waited for.
-    pub wait: Option<Arc<Wait>>,
+    /// Why the gateway gave it up.
+    pub over: Option<Over>,
+}
+
+/// Why the gateway gives an exchange up that is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// Nothing came within `timeouts.response`.
+    Response,
+    /// The answer had begun and fell silent for `timeouts.stream_idle`.
+    StreamIdle,
+    /// The answer was not at its end within `timeouts.max_stream_duration`.
+    StreamDuration,
+    /// The client may have no answer any more.
+    Gone(Gone),
 }
 
 impl UpstreamWay {

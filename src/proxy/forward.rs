@@ -1,102 +1,94 @@
 //! From an admitted request to a node and back: which node, what it is told, when another is tried.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
-use http::HeaderValue;
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderName, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::protocols::Digest;
 use pingora::proxy::Session;
-use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
-use super::admit::Stop;
-use super::context::{Begun, Context, TRIES_MAX};
-use super::session::{self, DEADLINE, Expired, GONE, Times, Wait};
-use super::watch::{CertificateWatch, refusal_of};
+use super::context::{Begun, Context, Over, TRIES_MAX};
+use super::exchange::{DEADLINE, Ended, GONE};
+use super::watch::refusal_of;
 use super::{Shared, admit, affinity};
 use crate::headers;
 use crate::observe::UpstreamResult;
 use crate::refusal::Refusal;
 use crate::request::ClientAddress;
-use crate::upstream::{Ask, Outcome, Overflow, WRONG_NODE};
+use crate::upstream::{Ask, Exchange, Outcome, Overflow, Picked, Request, WRONG_NODE};
 
-/// Strips what a client may not say, and hands the request's body and deadlines to the forwarding.
-pub fn begin(shared: &Arc<Shared>, session: &mut Session, ctx: &mut Context, body: Bytes) {
-    let (Some(route), Some(begun)) = (&ctx.route, &ctx.begun) else { return };
-    // Stripped here, before Pingora looks at `Connection` and what it nominates.
+/// The request as nodes get it: what a client may not say is taken out, what the gateway says is put in.
+pub fn prepare(session: &mut Session, ctx: &mut Context, body: Bytes) -> Result<Request> {
+    let (Some(begun), Some(route)) = (&ctx.begun, &ctx.route) else { return Err(Error::new(ErrorType::InternalError)) };
+    let upstream = &route.upstream.upstream;
+    let http2 = upstream.speaks_http2();
+    if !upstream.hash_keys().is_empty() {
+        // As the client wrote them: a key may be a header that is not passed on.
+        ctx.upstream.key = affinity::key(upstream.hash_keys(), session, ctx);
+    }
     for name in begun.snapshot.spoofable.to_remove(&session.req_header().headers) {
         session.req_header_mut().remove_header(&name);
     }
-    let keys = route.upstream.upstream.hash_keys();
-    let key = if keys.is_empty() { None } else { affinity::key(keys, session, ctx) };
-    let now = shared.clock.now();
-    let times = Times {
-        response: route.response,
-        stream_idle: route.stream_idle,
-        max_stream_duration: route.max_stream_duration,
-    };
-    let wait = Wait::new(now, times);
-    ctx.upstream.key = key;
-    ctx.upstream.wait = Some(wait.clone());
-    let settings = begun.snapshot.listener(begun.connection.listener.index);
-    let watch = settings
-        .filter(|_| begun.connection.tls.is_some())
-        .map(|settings| CertificateWatch::new(shared.clone(), begun.connection.clone(), settings.revocation, now));
-    session::wrap(&mut session.downstream_session, body, wait, watch);
+    let header = session.req_header_mut();
+    ctx.body.chunked = header.headers.contains_key(headers::TRANSFER_ENCODING);
+    rewrite_request(header, ctx)?;
+    let no_body = header.method == http::Method::HEAD;
+    let http1 = if http2 { Bytes::new() } else { encode(header) };
+    Ok(Request { http2: http2.then(|| header.clone()), http1, body, no_body })
 }
 
-/// Waits until the upstream's circuit breaker lets the request on. Ends with an error when the client goes away, or the
-/// time to the first byte is over.
-pub async fn enter(shared: &Shared, session: &mut Session, ctx: &mut Context) -> Result<(), Stop> {
-    let route = ctx.route.clone().ok_or(Refusal::Internal)?;
-    let upstream = &route.upstream.upstream;
-    if let Some(permit) = upstream.enter().map_err(refusal_of_overflow)? {
-        ctx.upstream.permit = Some(permit);
-        return Ok(());
-    }
-    let since = shared.clock.now();
-    let entered = tokio::select! {
-        biased;
-        entered = upstream.wait() => entered.map_err(|overflow| refusal_of_overflow(overflow).into()),
-        gone = gone(session) => Err(Stop::Gone(gone)),
-    };
-    ctx.upstream.queued = Some(shared.clock.now().saturating_duration_since(since));
-    ctx.upstream.permit = Some(entered?);
-    Ok(())
-}
-
-/// Why the client's side ended. As long as it does not, this waits.
-async fn gone(session: &mut Session) -> Box<Error> {
-    loop {
-        // The wrapper around the client's session has read the body, and knows the deadlines.
-        if let Err(error) = session.downstream_session.read_body_or_idle(true).await {
-            return error;
+/// The header for an HTTP/1.1 node. What concerns only the client's connection stays here (RFC 9110, section 7.6.1).
+fn encode(header: &RequestHeader) -> Bytes {
+    let mut out = BytesMut::with_capacity(1024);
+    out.put_slice(header.method.as_str().as_bytes());
+    out.put_slice(b" ");
+    out.put_slice(header.raw_path());
+    out.put_slice(b" HTTP/1.1\r\n");
+    for (name, value) in &header.headers {
+        if headers::HOP_BY_HOP.contains(name) || *name == headers::COOKIE {
+            continue;
         }
+        put_field(&mut out, name, value.as_bytes());
     }
+    // HTTP/2 splits a cookie into fields, HTTP/1.1 has one (RFC 9113, section 8.2.3).
+    let mut cookies = header.headers.get_all(headers::COOKIE).iter();
+    if let Some(first) = cookies.next() {
+        let mut whole = first.as_bytes().to_vec();
+        for crumb in cookies {
+            whole.extend_from_slice(b"; ");
+            whole.extend_from_slice(crumb.as_bytes());
+        }
+        put_field(&mut out, &headers::COOKIE, &whole);
+    }
+    out.put_slice(b"\r\n");
+    out.freeze()
 }
 
-fn refusal_of_overflow(overflow: Overflow) -> Refusal {
-    match overflow {
+fn put_field(out: &mut BytesMut, name: &HeaderName, value: &[u8]) {
+    out.put_slice(name.as_str().as_bytes());
+    out.put_slice(b": ");
+    out.put_slice(value);
+    out.put_slice(b"\r\n");
+}
+
+/// The circuit breaker does not let the request on.
+pub fn refused(ctx: &mut Context, overflow: Overflow) -> Box<Error> {
+    ctx.refusal = Some(match overflow {
         Overflow::Pending => Refusal::UpstreamMaxPending,
         Overflow::PendingTimeout => Refusal::UpstreamPendingTimeout,
         Overflow::Requests => Refusal::UpstreamMaxRequests,
-    }
+    });
+    Error::explain(ErrorType::ConnectNoRoute, "the circuit breaker is open")
 }
 
 /// Picks a node that has not been tried.
-pub fn pick(shared: &Shared, ctx: &mut Context) -> Result<Box<HttpPeer>> {
+pub fn pick<'a>(shared: &Shared, ctx: &'a mut Context) -> Result<&'a Picked> {
     let route = ctx.route.as_ref().ok_or_else(|| Error::new(ErrorType::InternalError))?;
     let upstream = &route.upstream.upstream;
     let way = &mut ctx.upstream;
     way.picked = None;
-    let now = shared.clock.now();
-    let left = match &way.wait {
-        Some(wait) => wait.response_left(now).ok_or_else(|| Error::explain(DEADLINE, "no time is left to connect"))?,
-        None => route.response,
-    };
     if way.tries > 0 {
         way.retry = way.retry.take().or_else(|| upstream.retry());
         if way.retry.is_none() {
@@ -105,31 +97,27 @@ pub fn pick(shared: &Shared, ctx: &mut Context) -> Result<Box<HttpPeer>> {
             return Err(Error::explain(ErrorType::ConnectNoRoute, "no other try: retry_budget is used up"));
         }
     }
+    let now = shared.clock.now();
     let Some(picked) = upstream.pick(&Ask { tried: &way.tried, key: way.key, now }) else {
         // After a try that failed, that try's reason is the better answer.
         ctx.refusal = way.unreachable.take().or(Some(Refusal::NoHealthyUpstream));
         return Err(Error::explain(ErrorType::ConnectNoRoute, "no healthy node left"));
     };
-    let peer = picked.peer(left, route.stream_idle);
     way.tries += 1;
     if !way.tried.is_empty() {
         route.upstream.metrics.retried();
     }
+    way.connected = false;
     way.try_started = Some(now);
-    way.picked = Some(picked);
-    Ok(peer)
+    Ok(way.picked.insert(picked))
 }
 
-/// A connection to the node is there, if it is the node's.
-pub fn connected(shared: &Shared, ctx: &mut Context, reused: bool, digest: Option<&Digest>) -> Result<()> {
-    let way = &mut ctx.upstream;
-    let picked = way.picked.as_ref().ok_or_else(|| Error::new(ErrorType::InternalError))?;
-    picked.node().check_proof(digest)?;
-    way.connected = true;
+/// A connection to the node is there.
+pub fn connected(shared: &Shared, ctx: &mut Context, reused: bool) {
+    ctx.upstream.connected = true;
     if !reused {
-        way.add_connect(shared.clock.now());
+        ctx.upstream.add_connect(shared.clock.now());
     }
-    Ok(())
 }
 
 /// No connection came about: nothing of the request was sent, so another node may have it.
@@ -144,7 +132,7 @@ pub fn connect_failed(shared: &Shared, ctx: &mut Context, mut error: Box<Error>)
         _ => (UpstreamResult::ConnectFailed, Refusal::UpstreamConnectFailed),
     };
     let now = shared.clock.now();
-    record_result(ctx, result, now);
+    record_result(ctx, result, true, now);
     ctx.error = Some(describe(&error));
     ctx.upstream.add_connect(now);
     ctx.upstream.unreachable = Some(refusal);
@@ -156,52 +144,64 @@ pub fn connect_failed(shared: &Shared, ctx: &mut Context, mut error: Box<Error>)
     error
 }
 
-/// The exchange with a node broke. It may have read the request, so only what changes nothing is tried again: GET and
-/// HEAD on a connection from the pool that the node had closed meanwhile (design, decision 3).
-pub fn broke(shared: &Shared, session: &Session, ctx: &mut Context, mut error: Box<Error>, reused: bool) -> Box<Error> {
-    if *error.etype() == WRONG_NODE {
-        return connect_failed(shared, ctx, error);
-    }
-    let wait = ctx.upstream.wait.as_ref();
-    let result = match wait.and_then(|w| w.expired()) {
-        _ if wait.is_some_and(|w| w.gone().is_some()) => UpstreamResult::ClientGone,
-        Some(Expired::Response) => UpstreamResult::ResponseTimeout,
-        Some(Expired::StreamIdle) => UpstreamResult::StreamTimeout,
-        Some(Expired::StreamDuration) => UpstreamResult::StreamDuration,
-        None if *error.esource() == ErrorSource::Downstream => UpstreamResult::ClientGone,
-        None => UpstreamResult::Broken,
-    };
-    record_result(ctx, result, shared.clock.now());
-    ctx.error = Some(describe(&error));
+/// The exchange with a node broke. If nothing was sent, the next connection may have it. Else the node may have read
+/// it, so only what changes nothing is tried again: GET and HEAD on a connection that had rested and that the node had
+/// closed meanwhile (design, decision 3).
+pub fn broke(
+    shared: &Shared,
+    session: &Session,
+    ctx: &mut Context,
+    mut error: Box<Error>,
+    exchange: &Exchange,
+) -> Box<Error> {
+    let client = *error.esource() == ErrorSource::Downstream;
     let harmless = matches!(session.req_header().method, http::Method::GET | http::Method::HEAD);
-    if harmless && reused && ctx.upstream.status.is_none() {
-        error.retry.decide_reuse(true);
-    } else {
-        error.set_retry(false);
-    }
+    let stale = exchange.reused() && (harmless || !exchange.sent_any()) && ctx.upstream.status.is_none();
+    let result = if client { UpstreamResult::ClientGone } else { UpstreamResult::Broken };
+    // A node may close a connection that rests; that says nothing against it.
+    record_result(ctx, result, !stale, shared.clock.now());
+    ctx.error = Some(describe(&error));
+    error.set_retry(!client && stale && (ctx.upstream.tries as usize) < TRIES_MAX);
     error
 }
 
-fn record_result(ctx: &Context, result: UpstreamResult, now: Instant) {
+/// The exchange was given up.
+pub fn ended(shared: &Shared, ctx: &mut Context, ended: Ended) -> Box<Error> {
+    let Ended { mut error, over } = ended;
+    ctx.upstream.over = over;
+    let result = match over {
+        Some(Over::Response) => UpstreamResult::ResponseTimeout,
+        Some(Over::StreamIdle) => UpstreamResult::StreamTimeout,
+        Some(Over::StreamDuration) => UpstreamResult::StreamDuration,
+        Some(Over::Gone(_)) | None => UpstreamResult::ClientGone,
+    };
+    let now = shared.clock.now();
+    record_result(ctx, result, true, now);
+    if ctx.upstream.picked.is_some() && !ctx.upstream.connected {
+        ctx.upstream.add_connect(now);
+    }
+    ctx.error = Some(describe(&error));
+    error.set_retry(false);
+    error
+}
+
+/// `fair`: as far as the caller knows, it says something of the node.
+fn record_result(ctx: &Context, result: UpstreamResult, fair: bool, now: Instant) {
     let way = &ctx.upstream;
     let (Some(route), Some(picked)) = (&ctx.route, &way.picked) else { return };
     let took = way.try_started.map(|started| now.saturating_duration_since(started)).unwrap_or_default();
-    // The greater part of the request's time, or all that connecting may take.
-    let enough = match result {
-        UpstreamResult::ConnectTimeout => picked.node().connect_limit().min(route.response / 2),
-        _ => route.response / 2,
-    };
-    let outcome = Outcome { result, status: way.status, fair: took >= enough };
+    // Not if most of the request's time was spent in the queue or at other nodes.
+    let had_time = result != UpstreamResult::ResponseTimeout || took >= route.response / 2;
+    let outcome = Outcome { result, status: way.status, fair: fair && had_time };
     route.upstream.upstream.record(picked, outcome, now);
 }
 
 /// What the client is told when forwarding failed.
 pub fn refusal_for(error: &Error, ctx: &Context) -> Refusal {
-    if let Some(gone) = ctx.upstream.wait.as_ref().and_then(|w| w.gone()) {
-        return refusal_of(gone);
-    }
-    if ctx.upstream.wait.as_ref().and_then(|w| w.expired()).is_some() {
-        return Refusal::UpstreamTimeout;
+    match ctx.upstream.over {
+        Some(Over::Gone(gone)) => return refusal_of(gone),
+        Some(Over::Response | Over::StreamIdle | Over::StreamDuration) => return Refusal::UpstreamTimeout,
+        None => {}
     }
     if ctx.upstream.status.is_some() {
         // The node did answer; that its answer can't be passed on is not the client's doing.
@@ -242,6 +242,14 @@ pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result
         return Err(Error::explain(ErrorType::InternalError, "a request without a beginning"));
     };
     request.remove_header(&headers::EXPECT);
+    // HTTP/2 names the host in a field of its own.
+    if !request.headers.contains_key(headers::HOST)
+        && let Some(authority) = request.uri.authority()
+    {
+        let host = HeaderValue::from_str(authority.as_str());
+        let host = host.map_err(|_| Error::explain(ErrorType::InvalidHTTPHeader, "an authority that is no host"))?;
+        request.insert_header(headers::HOST, host)?;
+    }
     if request.raw_path().first() != Some(&b'/') {
         let target = admit::origin_form(request.raw_path()).to_vec();
         request.set_raw_path(&target)?;
@@ -331,9 +339,6 @@ pub fn rewrite_response(shared: &Shared, response: &mut ResponseHeader, ctx: &mu
         return Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
     }
     let now = shared.clock.now();
-    if let Some(wait) = &ctx.upstream.wait {
-        wait.activity(now);
-    }
     if ctx.upstream.status.is_none() {
         answered(ctx, response.status.as_u16(), now);
     }
@@ -375,7 +380,8 @@ fn answered(ctx: &mut Context, status: u16, now: Instant) {
     ctx.error = None;
     let first_byte = ctx.upstream.try_started.map(|started| now.saturating_duration_since(started));
     ctx.upstream.first_byte = first_byte;
-    record_result(ctx, if status >= 500 { UpstreamResult::ServerError } else { UpstreamResult::Ok }, now);
+    let result = if status >= 500 { UpstreamResult::ServerError } else { UpstreamResult::Ok };
+    record_result(ctx, result, true, now);
     if let (Some(route), Some(first_byte)) = (&ctx.route, first_byte) {
         route.upstream.metrics.first_byte(first_byte);
     }

@@ -1,7 +1,7 @@
 //! Requests, from accept to log line, on Pingora.
 //!
 //! [`listener`] accepts and authenticates connections; [`Gateway`] is the `ProxyHttp` that Pingora calls for each
-//! request: [`admit`] decides, [`refuse`] says no, [`forward`] rewrites and sends, [`record`] writes down.
+//! request: [`admit`] decides, [`refuse`] says no, [`exchange`] forwards, with [`forward`] for what is rewritten and what follows from a failure, [`record`] writes down.
 
 mod admit;
 mod affinity;
@@ -9,6 +9,7 @@ mod body;
 pub mod connection;
 mod context;
 mod downstream;
+mod exchange;
 mod forward;
 mod frames;
 mod gateway;
@@ -16,7 +17,6 @@ pub mod listener;
 mod rate_limit;
 mod record;
 mod refuse;
-mod session;
 mod shared;
 pub mod sketch;
 mod watch;

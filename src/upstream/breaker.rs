@@ -11,9 +11,8 @@
 //! | `max_requests` | refused at once |
 //! | `retry_budget` | no other node is tried; the first try's failure is the answer |
 //!
-//! Pingora opens connections by itself, so what can be held is this: over HTTP/1.1 a request has a connection of its own
-//! from before it is opened until the answer's end, and here the requests are counted. No node ever has more than
-//! `max_connections` of them, and all nodes together carry no more requests than that. Idle ones, which Pingora keeps for
+//! Over HTTP/1.1 a request has a connection of its own from before it is opened until the answer's end, and here the requests
+//! are counted: all nodes together carry no more than `max_connections`. Idle connections, which are kept for
 //! `timeouts.idle`, come on top. Over HTTP/2 there is no such relation, so there only `max_requests` counts.
 
 use std::sync::Arc;

@@ -3,9 +3,9 @@
 //! ```text
 //! Upstream::enter ─ breaker: a permit, at once or after a wait
 //!   └ Upstream::pick ─ balance (in turn, least requests, by key) over a view of the node set ─ Picked (counts while it lives)
-//!       └ Picked::peer ─ the HttpPeer that Pingora connects to, with this request's limits
+//!       └ Picked::connect ─ a connection that rests, or a new one ─ Exchange
 //!           └ Upstream::record ─ outlier: what its requests say of a node
-//! run_health_checks ─ one loop per node ─ Node (unknown, up, down)
+//! look_after ─ one loop per node ─ Node (unknown, up, down)
 //! ```
 //!
 //! The nodes stand in one swappable view: whoever has picked one holds it until its request is done, so another
@@ -14,9 +14,13 @@
 
 mod balance;
 mod breaker;
+mod exchange;
 #[cfg(test)]
 mod fakes;
 mod health;
+mod http1;
+mod idle_links;
+mod link;
 mod maglev;
 mod node;
 mod outlier;
@@ -35,7 +39,8 @@ use parking_lot::Mutex;
 
 pub use balance::Ask;
 pub use breaker::{BreakerStatus, Overflow, Permit, RetryPermit};
-pub use health::run_health_checks;
+pub use exchange::{Exchange, Request};
+pub use health::look_after;
 pub use node::{Health, Node, NodeId, NodeStatus, WRONG_NODE};
 pub use outlier::{Outcome, Standing};
 pub use settings::{BreakerLimits, ConnectionLimits, NodeSettings, Settings, SettingsError};
@@ -63,6 +68,7 @@ pub struct Upstream {
     ejecting: Arc<Mutex<()>>,
     breaker: Breaker,
     metrics: Arc<UpstreamMetrics>,
+    http2: bool,
 }
 
 impl Upstream {
@@ -103,6 +109,7 @@ impl Upstream {
             ejecting: previous.map_or_else(Arc::default, |p| p.ejecting.clone()),
             breaker: Breaker::new(settings.circuit_breaker, name, metrics, previous.map(|p| &p.breaker)),
             metrics: metrics.upstream(name),
+            http2: matches!(settings.protocol, file::UpstreamProtocol::Http2),
             name: settings.name,
         }))
     }
@@ -116,6 +123,11 @@ impl Upstream {
     /// The upstream's name.
     pub fn name(&self) -> &UpstreamName {
         &self.name
+    }
+
+    /// Whether the nodes are spoken to in HTTP/2.
+    pub fn speaks_http2(&self) -> bool {
+        self.http2
     }
 
     /// Every node, usable or not, in the order of the configuration.

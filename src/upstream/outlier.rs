@@ -167,8 +167,8 @@ pub struct Outcome {
     pub result: UpstreamResult,
     /// The answer's, if there is one.
     pub status: Option<u16>,
-    /// Whether the node had time enough: not if most of it was spent waiting or elsewhere. A timeout then says nothing of
-    /// the node.
+    /// Whether a failure says something of the node: not if most of the request's time was spent waiting or elsewhere, nor
+    /// if a connection that had rested turned out to be closed.
     pub fair: bool,
 }
 
@@ -179,7 +179,7 @@ impl Outcome {
     /// What it says of its node.
     fn verdict(&self) -> Verdict {
         match self.result {
-            UpstreamResult::ConnectTimeout | UpstreamResult::ResponseTimeout if !self.fair => Verdict::Nothing,
+            UpstreamResult::Broken | UpstreamResult::ResponseTimeout if !self.fair => Verdict::Nothing,
             UpstreamResult::ConnectFailed
             | UpstreamResult::ConnectTimeout
             | UpstreamResult::TlsFailed

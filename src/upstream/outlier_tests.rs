@@ -90,10 +90,11 @@ fn what_counts_against_a_node_and_what_does_not() {
 }
 
 #[test]
-fn a_timeout_of_a_request_that_had_no_time_left_is_not_the_nodes() {
+fn a_timeout_of_a_request_without_time_and_a_stale_connection_are_not_the_nodes_fault() {
     for (result, counts) in [
-        (UpstreamResult::ConnectTimeout, false),
+        (UpstreamResult::Broken, false),
         (UpstreamResult::ResponseTimeout, false),
+        (UpstreamResult::ConnectTimeout, true),
         (UpstreamResult::ConnectFailed, true),
     ] {
         let (upstream, now) = (upstream(2), Instant::now());
