@@ -31,6 +31,21 @@ pub enum Refusal {
     },
     /// The route exists, not for this peer.
     PeerNotAllowed,
+    /// An address of `listeners[].deny` or `deny_file`.
+    AddressDenied {
+        /// Whether it is the connection's own address, and not one that a trusted proxy speaks for.
+        of_connection: bool,
+    },
+    /// A request rule on `User-Agent`.
+    UserAgentBlocked,
+    /// A request rule on path, query or a header.
+    RequestDenied,
+    /// A request rule on the length of the request target.
+    UriTooLong,
+    /// The web application firewall says no.
+    WafBlocked,
+    /// The web application firewall could not look at the request in time, or at all.
+    WafUnavailable,
     /// The client's certificate expired while its connection lived.
     CertificateExpired,
     /// Beyond a rate limit.
@@ -58,6 +73,30 @@ pub enum Refusal {
     BodyTimeout,
     /// Waiting bodies take all of `server.body_memory`.
     BodyMemoryExhausted,
+    /// The body came in far more pieces than a sender needs: each costs work, however small.
+    BodyFragmented,
+    /// The gateway is behind (`overload.event_loop_lag`).
+    Overloaded {
+        /// `overload.retry_after`.
+        retry_after_seconds: u32,
+    },
+    /// More requests at once than the process (`overload.requests`) or the listener (`limits.requests`) takes.
+    RequestsExhausted {
+        /// `overload.retry_after`.
+        retry_after_seconds: u32,
+    },
+    /// More requests at once than one client address gets (`limits.requests_per_address`).
+    AddressRequestsExhausted {
+        /// `hive.rate_limited_code`.
+        json_rpc_code: i32,
+    },
+    /// More requests at once than one peer gets (`limits.requests_per_peer`).
+    PeerRequestsExhausted {
+        /// `hive.rate_limited_code`.
+        json_rpc_code: i32,
+    },
+    /// As many requests wait for the upstream's answer as its `adaptive_concurrency` allows.
+    UpstreamBusy,
     /// An `Expect` other than `100-continue` (RFC 9110, section 10.1.1).
     ExpectationFailed,
     /// A JSON-RPC route takes JSON only.
@@ -107,7 +146,9 @@ impl Refusal {
     /// Code of the JSON-RPC error object, on JSON-RPC routes.
     pub fn json_rpc_code(&self) -> i32 {
         match self {
-            Refusal::RateLimited { json_rpc_code, .. } => *json_rpc_code,
+            Refusal::RateLimited { json_rpc_code, .. }
+            | Refusal::AddressRequestsExhausted { json_rpc_code }
+            | Refusal::PeerRequestsExhausted { json_rpc_code } => *json_rpc_code,
             _ => self.row().2,
         }
     }
@@ -159,12 +200,19 @@ impl Refusal {
     pub fn retry_after_seconds(&self) -> Option<u32> {
         match self {
             Refusal::RateLimited { retry_after_seconds, .. } => Some(*retry_after_seconds),
+            Refusal::Overloaded { retry_after_seconds } | Refusal::RequestsExhausted { retry_after_seconds } => {
+                Some(*retry_after_seconds)
+            }
             Refusal::NoHealthyUpstream
             | Refusal::UpstreamMaxRequests
             | Refusal::UpstreamMaxPending
             | Refusal::UpstreamPendingTimeout
             | Refusal::BodyMemoryExhausted
-            | Refusal::ShuttingDown => Some(1),
+            | Refusal::ShuttingDown
+            | Refusal::AddressRequestsExhausted { .. }
+            | Refusal::PeerRequestsExhausted { .. }
+            | Refusal::UpstreamBusy
+            | Refusal::WafUnavailable => Some(1),
             _ => None,
         }
     }
@@ -179,6 +227,8 @@ impl Refusal {
                 | Refusal::BodyTooLarge
                 | Refusal::BodyTimeout
                 | Refusal::BodyMemoryExhausted
+                | Refusal::AddressDenied { of_connection: true }
+                | Refusal::BodyFragmented
                 | Refusal::CertificateExpired
                 | Refusal::CertificateRevoked
                 | Refusal::CertificateNotTrusted
@@ -214,6 +264,12 @@ impl Refusal {
             Refusal::NotFound => (404, "not_found", -32601, "Not found."),
             Refusal::MethodNotAllowed { .. } => (405, "method_not_allowed", -32600, "HTTP method not allowed."),
             Refusal::PeerNotAllowed => (403, "peer_not_allowed", -32600, "This certificate may not use this route."),
+            Refusal::AddressDenied { .. } => (403, "address_denied", -32600, "This address is not served."),
+            Refusal::UserAgentBlocked => (403, "user_agent_blocked", -32600, "This user agent is not served."),
+            Refusal::RequestDenied => (403, "request_denied", -32600, "The request is not allowed."),
+            Refusal::UriTooLong => (414, "uri_too_long", -32600, "The request target is too long."),
+            Refusal::WafBlocked => (403, "waf_blocked", -32600, "The request is not allowed."),
+            Refusal::WafUnavailable => (503, "waf_unavailable", -32603, "The gateway is overloaded. Try again."),
             Refusal::CertificateExpired => (401, "certificate_expired", -32600, "The client certificate has expired."),
             Refusal::RateLimited { .. } => (429, "rate_limited", -32005, "Too many requests."),
             Refusal::CertificateRevoked => {
@@ -228,7 +284,23 @@ impl Refusal {
             Refusal::LengthRequired => (411, "length_required", -32600, "Send a Content-Length."),
             Refusal::BodyTooLarge => (413, "payload_too_large", -32700, "The request body is too large."),
             Refusal::BodyTimeout => (408, "body_timeout", -32700, "The request body took too long."),
-            Refusal::BodyMemoryExhausted => (503, "overloaded", -32603, "The gateway is overloaded. Try again."),
+            Refusal::BodyMemoryExhausted => {
+                (503, "body_memory_exhausted", -32603, "The gateway is overloaded. Try again.")
+            }
+            Refusal::BodyFragmented => (400, "body_fragmented", -32700, "The request body came in too small pieces."),
+            Refusal::Overloaded { .. } => (503, "overloaded", -32603, "The gateway is overloaded. Try again."),
+            Refusal::RequestsExhausted { .. } => {
+                (503, "requests_exhausted", -32603, "The gateway serves as many requests as it takes. Try again.")
+            }
+            Refusal::AddressRequestsExhausted { .. } => {
+                (429, "address_requests_exhausted", -32005, "Too many requests at once from this address.")
+            }
+            Refusal::PeerRequestsExhausted { .. } => {
+                (429, "peer_requests_exhausted", -32005, "Too many requests at once of this certificate's peer.")
+            }
+            Refusal::UpstreamBusy => {
+                (503, "upstream_busy", -32603, "Hive serves as many requests as it can. Try again.")
+            }
             Refusal::ExpectationFailed => {
                 (417, "expectation_failed", -32600, "Only Expect: 100-continue is supported.")
             }

@@ -47,6 +47,8 @@ const H2_STREAMS_MAX: u32 = 128;
 /// What a client may send on an HTTP/2 stream before it is read: the window is what a waiting body may take.
 const H2_WINDOW: u32 = 64 << 10;
 const H2_CONNECTION_WINDOW: u32 = 1 << 20;
+/// What is kept of an answer for a client that does not read, for each stream; the codec's own 400 KiB are much for 128.
+const H2_SEND_BUFFER: usize = 64 << 10;
 
 /// Why the gateway does not run.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +127,9 @@ fn serve(shared: &Arc<Shared>, reloader: &Arc<Reloader>, fleet: Fleet) {
         h2.max_concurrent_streams(H2_STREAMS_MAX);
         h2.initial_window_size(H2_WINDOW);
         h2.initial_connection_window_size(H2_CONNECTION_WINDOW);
+        h2.max_send_buffer_size(H2_SEND_BUFFER);
+        // A client that takes all back that it has begun is none that floods.
+        h2.max_pending_accept_reset_streams(H2_STREAMS_MAX as usize);
         proxy.h2_options = Some(h2);
         proxy.handle_init_modules();
         Arc::new(proxy)

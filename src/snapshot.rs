@@ -1,6 +1,8 @@
 //! One immutable, built gateway: everything that a request may ask, put together off the request path and swapped as
 //! one (design, decision 7). A request uses one snapshot to its end.
 
+mod limits;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +14,20 @@ use crate::headers::{ProductHeaders, Spoofable};
 use crate::json_rpc::{self, MethodPolicy};
 use crate::names::{ListenerName, RouteName};
 use crate::observe::{CrlShown, Expiring, Expiry, Metrics, RouteMetrics, UpstreamMetrics};
+use crate::policy::adaptive_concurrency::AdaptiveConcurrency;
 use crate::policy::admission;
+use crate::policy::deny::AddressList;
 use crate::policy::federation::Federation;
 use crate::policy::peers::{Peer, PeerMatcher, Peers};
 use crate::policy::rate_limit::{Limit, Limits, Quota};
+use crate::policy::rules::Rules;
+use crate::policy::waf::Waf;
 use crate::request::TrustedProxies;
 use crate::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
 use crate::tls::{self, CertificateFacts, Revocation, ServerContext, Staple, StateDir};
 use crate::upstream::{NodeSettings, Settings, Upstream};
+
+pub use limits::RequestLimits;
 
 /// A configuration, built.
 pub struct Snapshot {
@@ -43,6 +51,8 @@ pub struct Snapshot {
     pub spoofable: Spoofable,
     /// What is done with federation JWTs, on routes to trusted upstreams.
     pub federation: Federation,
+    /// From when on the process sheds.
+    pub overload: crate::policy::overload::Limits,
     /// `Bearer …`, the proof that a request came through the gateway.
     pub gateway_auth: Option<HeaderValue>,
 }
@@ -55,6 +65,12 @@ pub struct ListenerSnapshot {
     pub tls: Option<ServerContext>,
     /// Limits on connections.
     pub admission: admission::Limits,
+    /// Connections at once of one peer.
+    pub connections_per_peer: Option<u32>,
+    /// Limits on requests at once.
+    pub requests: RequestLimits,
+    /// Whether some route is critical, so that one has to look before one sheds.
+    pub some_critical: bool,
     /// Whose `X-Forwarded-For` is believed.
     pub trusted: TrustedProxies,
     /// Longest TLS handshake.
@@ -67,6 +83,12 @@ pub struct ListenerSnapshot {
     pub requests_per_connection: u32,
     /// How often clients may ask.
     pub rate_limits: Limits,
+    /// Who is kept out by address.
+    pub addresses: Option<Arc<AddressList>>,
+    /// Which requests are not taken, whatever the route.
+    pub rules: Rules,
+    /// The web application firewall of routes that have no word of their own.
+    pub waf: Option<Arc<Waf>>,
 }
 
 /// How long a connection may take over each step, and how much.
@@ -92,6 +114,8 @@ pub struct UpstreamSnapshot {
     pub upstream: Arc<Upstream>,
     /// Counters of the upstream as a whole.
     pub metrics: Arc<UpstreamMetrics>,
+    /// How many requests may wait for an answer; none: as many as come.
+    pub concurrency: Option<Arc<AdaptiveConcurrency>>,
     /// Whether block `hive` of the configuration is about these nodes.
     pub trusted: bool,
     /// What it proves and believes over TLS; none on plain upstreams.
@@ -134,8 +158,14 @@ pub struct Route {
     pub stream_idle: Duration,
     /// Longest time to the answer's end.
     pub max_stream_duration: Option<Duration>,
+    /// Whether it is shed last.
+    pub critical: bool,
     /// How often clients may ask.
     pub rate_limits: Limits,
+    /// Which requests are not taken.
+    pub rules: Rules,
+    /// Which web application firewall looks at its requests.
+    pub waf: config::RouteWaf,
 }
 
 /// Who may call a route.
@@ -200,6 +230,7 @@ impl Snapshot {
             spoofable: Spoofable::new(&product),
             product,
             gateway_auth: gateway_auth.transpose()?,
+            overload: limits::of_process(&config.overload),
             config: Arc::new(config),
         };
         let store = snapshot.config.server.state_dir.as_deref().map(StateDir::new);
@@ -270,6 +301,8 @@ impl Snapshot {
             }
         }
         self.upstreams.iter().for_each(|u| u.upstream.take_effect());
+        let adaptive = self.upstreams.iter().filter(|u| u.concurrency.is_some());
+        metrics.keep_upstream_concurrency(&adaptive.map(|u| u.upstream.name().as_str()).collect::<Vec<_>>());
         metrics.set_config_generation(self.generation);
     }
 }
@@ -330,7 +363,12 @@ fn listeners(
     now_unix: i64,
 ) -> Result<Vec<ListenerSnapshot>, String> {
     let tables = routes(config, upstreams, metrics)?;
-    config.listeners.iter().zip(tables).map(|(l, table)| listener(l, table, metrics, now_unix)).collect()
+    let critical = |i: usize| {
+        let critical = config.routes.iter().filter(|r| r.priority == config::file::Priority::Critical);
+        critical.clone().any(|r| r.listeners.include(i))
+    };
+    let all = config.listeners.iter().zip(tables).enumerate();
+    all.map(|(i, (l, table))| listener(l, table, critical(i), metrics, now_unix)).collect()
 }
 
 /// A table for each listener: which routes there are is decided before a request is there.
@@ -356,7 +394,10 @@ fn routes(
             response: r.timeouts.response.0,
             stream_idle: r.timeouts.stream_idle.0,
             max_stream_duration: r.timeouts.max_stream_duration.map(|span| span.0),
+            critical: r.priority == config::file::Priority::Critical,
             rate_limits: rate_limits(&format!("route/{}", r.name), &r.rate_limits, metrics),
+            rules: Rules::build(&format!("route/{}", r.name), &r.request_rules, metrics)?,
+            waf: r.waf.clone(),
         });
         let hosts = r.hosts.iter().map(|h| HostPattern::parse(h)).collect::<Result<Vec<_>, _>>()?;
         let methods = MethodSet::parse(&r.methods)?;
@@ -396,6 +437,7 @@ fn rate_limits(owner: &str, config: &[config::file::RateLimit], metrics: &Metric
 fn listener(
     config: &config::Listener,
     routes: Table<Published>,
+    some_critical: bool,
     metrics: &Metrics,
     now_unix: i64,
 ) -> Result<ListenerSnapshot, String> {
@@ -405,15 +447,14 @@ fn listener(
             format!("listener {}: {}", config.name, all.join("; "))
         })
     });
-    let (limits, timeouts) = (&config.limits, &config.timeouts);
+    let (client, timeouts) = (&config.limits, &config.timeouts);
     Ok(ListenerSnapshot {
         routes,
         tls: tls.transpose()?,
-        admission: admission::Limits {
-            connections: limits.connections,
-            per_address: limits.connections_per_address,
-            new_per_address: limits.new_connections_per_address,
-        },
+        admission: limits::of_connections(client),
+        connections_per_peer: client.connections_per_peer,
+        requests: RequestLimits::new(client),
+        some_critical,
         trusted: TrustedProxies::new(config.trusted_proxies.clone()),
         handshake: timeouts.handshake.0,
         revocation: timeouts.revocation.0,
@@ -423,10 +464,13 @@ fn listener(
             request_header: timeouts.request_header.0,
             request_body: timeouts.request_body.0,
             write: timeouts.write.0,
-            header_bytes: usize::try_from(limits.request_header.0).unwrap_or(usize::MAX),
+            header_bytes: usize::try_from(client.request_header.0).unwrap_or(usize::MAX),
         },
-        requests_per_connection: limits.requests_per_connection,
+        requests_per_connection: client.requests_per_connection,
         rate_limits: rate_limits(&format!("listener/{}", config.name), &config.rate_limits, metrics),
+        addresses: config.addresses.clone(),
+        rules: Rules::build(&format!("listener/{}", config.name), &config.request_rules, metrics)?,
+        waf: config.waf.clone(),
     })
 }
 
@@ -481,6 +525,7 @@ fn upstream(
     let name = config.name.as_str();
     let upstream = Upstream::new(settings, metrics, before.map(|b| &*b.upstream), None)
         .map_err(|e| format!("upstream {name}: {e}"))?;
+    let concurrency = limits::concurrency(config, before.map(|b| &**b), metrics);
     let metrics = metrics.upstream(name);
-    Ok(Arc::new(UpstreamSnapshot { upstream, metrics, trusted: config.trusted, tls: facts }))
+    Ok(Arc::new(UpstreamSnapshot { upstream, metrics, concurrency, trusted: config.trusted, tls: facts }))
 }

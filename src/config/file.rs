@@ -3,8 +3,10 @@
 //! Every structure refuses unknown keys. What is optional has its default here, with the reason. [`super::resolve`]
 //! turns a [`File`] into a [`super::Config`].
 
+mod defense;
 mod hive;
 mod listeners;
+mod overload;
 mod process;
 mod resilience;
 mod routes;
@@ -14,8 +16,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub use defense::*;
 pub use hive::*;
 pub use listeners::*;
+pub use overload::*;
 pub use process::*;
 pub use resilience::*;
 pub use routes::*;
@@ -49,6 +53,9 @@ pub struct File {
     pub upstreams: Vec<Upstream>,
     /// What gateways of a fleet share. Default: nothing.
     pub redis: Option<Redis>,
+    /// What the process takes on, and what it sheds when it is behind.
+    #[serde(default)]
+    pub overload: Overload,
     /// The operator's own listener. Default: `127.0.0.1:9901`, no secret.
     #[serde(default)]
     pub admin: Admin,

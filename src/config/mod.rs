@@ -22,13 +22,16 @@ mod tests;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use crate::names::{ListenerName, PeerName, RouteName, UpstreamName};
-use crate::policy::federation;
+use crate::policy::deny::AddressList;
 use crate::policy::peers::PeerRule;
+use crate::policy::waf::Waf;
+use crate::policy::{federation, rules};
 use crate::secret::Secret;
 use crate::units::Percent;
 use crate::upstream::BreakerLimits;
@@ -59,6 +62,8 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// What gateways of a fleet share. Some, if a limit is shared.
     pub redis: Option<Redis>,
+    /// What the process takes on, and what it sheds when it is behind.
+    pub overload: file::Overload,
     /// The operator's own listener.
     pub admin: Admin,
     /// Where the access log goes; a file's path is absolute.
@@ -101,6 +106,12 @@ pub struct Listener {
     pub timeouts: file::ListenerTimeouts,
     /// How often clients may ask.
     pub rate_limits: Vec<file::RateLimit>,
+    /// Who is kept out by address; none if nobody is.
+    pub addresses: Option<Arc<AddressList>>,
+    /// Which requests are not taken.
+    pub request_rules: Vec<rules::Rule>,
+    /// The web application firewall of routes that have no word of their own.
+    pub waf: Option<Arc<Waf>>,
 }
 
 /// A name for certificates.
@@ -137,8 +148,36 @@ pub struct Route {
     pub json_rpc: Option<file::JsonRpc>,
     /// How long Hive may take.
     pub timeouts: file::RouteTimeouts,
+    /// When it is shed.
+    pub priority: file::Priority,
     /// How often clients may ask.
     pub rate_limits: Vec<file::RateLimit>,
+    /// Which requests are not taken.
+    pub request_rules: Vec<rules::Rule>,
+    /// Which web application firewall looks at its requests.
+    pub waf: RouteWaf,
+}
+
+/// The web application firewall of a route.
+#[derive(Debug, Clone)]
+pub enum RouteWaf {
+    /// The listener's.
+    OfListener,
+    /// None.
+    Off,
+    /// Its own.
+    Own(Arc<Waf>),
+}
+
+impl RouteWaf {
+    /// The one that counts, where the listener has this one.
+    pub fn or<'a>(&'a self, listener: Option<&'a Arc<Waf>>) -> Option<&'a Arc<Waf>> {
+        match self {
+            RouteWaf::OfListener => listener,
+            RouteWaf::Off => None,
+            RouteWaf::Own(own) => Some(own),
+        }
+    }
 }
 
 /// Where a route is served.
@@ -202,6 +241,8 @@ pub struct Upstream {
     pub protocol: file::UpstreamProtocol,
     /// How a node is known to be alive.
     pub health_check: file::HealthCheck,
+    /// How many requests may wait for an answer.
+    pub adaptive_concurrency: Option<file::AdaptiveConcurrency>,
     /// Waiting for nodes.
     pub timeouts: file::UpstreamTimeouts,
     /// Some if and only if the endpoints are `https://`; file names are absolute.

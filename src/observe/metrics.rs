@@ -1,19 +1,19 @@
 //! Every metric: its name, help and labels, and the families behind the handles of [`super::handles`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use super::crl::CrlFamilies;
 use super::expiry::{Expiring, Expiry, ExpiryGauges};
 use super::handles::{
-    BreakerMetrics, ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics,
-    UpstreamMetrics,
+    BreakerMetrics, ConcurrencyMetrics, ListenerMetrics, NodeMetrics, OverloadMetrics, RateLimitMetrics, RedisMetrics,
+    RequestInFlight, RouteMetrics, UpstreamMetrics, WafMetrics,
 };
 
 /// The `path` and `route` of a request that no route took.
@@ -56,6 +56,9 @@ const DURATION_BUCKETS: &[f64] = &[
 const HANDSHAKE_BUCKETS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
+/// The core rules take some milliseconds of processor; `waf.timeout` ends the wait, seconds.
+const WAF_BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
 /// Redis is near, and `redis.timeout` is short, seconds.
 const REDIS_BUCKETS: &[f64] =
     &[0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0];
@@ -85,6 +88,16 @@ definitions! {
         "Requests that the gateway answered itself, by reason.";
     RATE_LIMIT_DECISIONS: Kind::Counter, "rate_limit_decisions_total", ["limit", "decision"],
         "Rate limits asked, by limit (where it stands and what it counts by) and decision.";
+    REQUEST_RULES: Kind::Counter, "request_rules_total", ["rule", "action"],
+        "Requests that met a request rule, by rule (where it stands and its name) and what it does with them.";
+    WAF_REQUESTS: Kind::Counter, "waf_requests_total", ["verdict"],
+        "Requests given to the web application firewall, by what it made of them.";
+    WAF: Kind::Histogram(WAF_BUCKETS), "waf_seconds", [],
+        "Time until the web application firewall had looked at a request, waiting for its turn included.";
+    OVERLOAD: Kind::Counter, "overload_total", ["limit", "action"],
+        "Connections and requests beyond a limit of overload protection, by limit and by what became of them.";
+    EVENT_LOOP_LAG: Kind::Gauge, "event_loop_lag_seconds", [],
+        "How late the threads that serve requests get to what is due; overload.event_loop_lag compares it.";
     REDIS_UP: Kind::Gauge, "redis_up", [],
         "1 while shared rate limits are counted in Redis, 0 while each gateway counts by itself or nothing is shared.";
     REDIS: Kind::Histogram(REDIS_BUCKETS), "redis_seconds", [],
@@ -143,6 +156,8 @@ definitions! {
         "1 while the node is left alone because its requests failed, else 0.";
     UPSTREAM_EJECTIONS: Kind::Counter, "upstream_ejections_total", ["upstream", "node"],
         "How often a node was ejected because its requests failed.";
+    UPSTREAM_CONCURRENCY_LIMIT: Kind::Gauge, "upstream_concurrency_limit", ["upstream"],
+        "Requests that may wait for a first byte at once, as adaptive_concurrency has found.";
     UPSTREAM_NODE_UP: Kind::Gauge, "upstream_node_up", ["upstream", "node"],
         "1 while the node is healthy, else 0.";
     UPSTREAM_REQUESTS: Kind::Counter, "upstream_requests_total", ["upstream", "node", "result"],
@@ -197,6 +212,10 @@ fn gauges(registry: &Registry, d: &Definition) -> IntGaugeVec {
 
 fn gauge(registry: &Registry, d: &Definition) -> IntGauge {
     register(registry, IntGauge::with_opts(opts(d)))
+}
+
+fn seconds(registry: &Registry, d: &Definition) -> Gauge {
+    register(registry, Gauge::with_opts(opts(d)))
 }
 
 fn histograms(registry: &Registry, d: &Definition) -> HistogramVec {
@@ -273,6 +292,9 @@ pub struct Metrics {
     refusals: IntCounterVec,
     refusals_by_code: RefusalTable,
     rate_limits: IntCounterVec,
+    request_rules: IntCounterVec,
+    waf: WafMetrics,
+    overload: OverloadMetrics,
     redis: HistogramVec,
     redis_fallbacks: IntCounterVec,
     redis_up: IntGauge,
@@ -284,6 +306,8 @@ pub struct Metrics {
     upstream_panic: IntGaugeVec,
     breakers: Arc<BreakerFamilies>,
     at_scrape: Mutex<Vec<Weak<dyn AtScrape>>>,
+    upstream_concurrency: IntGaugeVec,
+    concurrency_shown: Mutex<HashSet<String>>,
     nodes: Arc<NodeFamilies>,
     body_memory: IntGauge,
     pub(super) access_log_lines: IntCounter,
@@ -310,6 +334,9 @@ impl Metrics {
             refusals: counters(&r, &REFUSALS),
             refusals_by_code: RefusalTable::new(),
             rate_limits: counters(&r, &RATE_LIMIT_DECISIONS),
+            request_rules: counters(&r, &REQUEST_RULES),
+            waf: WafMetrics::new(&counters(&r, &WAF_REQUESTS), &histograms(&r, &WAF)),
+            overload: OverloadMetrics::new(&counters(&r, &OVERLOAD), seconds(&r, &EVENT_LOOP_LAG)),
             redis: histograms(&r, &REDIS),
             redis_fallbacks: counters(&r, &REDIS_FALLBACKS),
             redis_up: gauge(&r, &REDIS_UP),
@@ -348,6 +375,8 @@ impl Metrics {
                 live: Mutex::default(),
             }),
             at_scrape: Mutex::default(),
+            upstream_concurrency: gauges(&r, &UPSTREAM_CONCURRENCY_LIMIT),
+            concurrency_shown: Mutex::default(),
             nodes: Arc::new(NodeFamilies {
                 up: gauges(&r, &UPSTREAM_NODE_UP),
                 requests: counters(&r, &UPSTREAM_REQUESTS),
@@ -402,6 +431,16 @@ impl Metrics {
         RateLimitMetrics::new(&self.rate_limits, limit)
     }
 
+    /// Counter of a request rule, by [`crate::policy::rules::Rules`]' name for it and what it does.
+    pub fn request_rule(&self, rule: &str, action: &'static str) -> IntCounter {
+        self.request_rules.with_label_values(&[rule, action])
+    }
+
+    /// Handles of the web application firewall.
+    pub fn waf(&self) -> &WafMetrics {
+        &self.waf
+    }
+
     /// Handles of Redis.
     pub fn redis(&self) -> RedisMetrics {
         RedisMetrics::new(self.redis.with_label_values::<&str>(&[]), &self.redis_fallbacks, self.redis_up.clone())
@@ -434,6 +473,29 @@ impl Metrics {
     /// Has it shown at each scrape, for as long as it lives.
     pub fn show_at_scrape(&self, shown: &Arc<dyn AtScrape>) {
         self.at_scrape.lock().push(Arc::downgrade(shown));
+    }
+
+    /// Handles of an upstream's adaptive limit.
+    pub fn upstream_concurrency(&self, upstream: &str) -> Arc<ConcurrencyMetrics> {
+        self.concurrency_shown.lock().insert(upstream.to_owned());
+        Arc::new(ConcurrencyMetrics::new(self.upstream_concurrency.with_label_values(&[upstream])))
+    }
+
+    /// Shows no adaptive limit any more of upstreams that are not among these.
+    pub fn keep_upstream_concurrency(&self, upstreams: &[&str]) {
+        self.concurrency_shown.lock().retain(|shown| {
+            let kept = upstreams.contains(&shown.as_str());
+            if !kept {
+                // A missing series is what is wanted.
+                let _ = self.upstream_concurrency.remove_label_values(&[shown]);
+            }
+            kept
+        });
+    }
+
+    /// Handles of overload protection.
+    pub fn overload(&self) -> &OverloadMetrics {
+        &self.overload
     }
 
     /// Handles of a node. The node's series vanish with the last of them, so that a node taken out of the configuration
@@ -501,6 +563,8 @@ mod tests {
         metrics.route("a2a", "/api/a2a/jsonrpc").record(MethodLabel::Post, 200, Duration::from_millis(3));
         metrics.refusal("not_found");
         metrics.rate_limit("route/a2a/peer").decided(RateLimitDecision::Admitted);
+        metrics.request_rule("route/a2a/scanners", "deny").inc();
+        metrics.waf().judged(crate::observe::WafVerdict::Passed, Duration::from_millis(2));
         metrics.redis().set_up(true);
         let listener = metrics.listener("federation");
         listener.opened();
@@ -517,6 +581,7 @@ mod tests {
         let breaker = Box::leak(Box::new(metrics.breaker("hive")));
         breaker.set(crate::observe::BreakerLimit::Pending, 1, 2);
         breaker.set_pending(1);
+        metrics.upstream_concurrency("hive").set_limit(3);
         let node = metrics.upstream_node("hive", "10.0.0.1:3000");
         node.set_up(true);
         node.record(UpstreamResult::Ok);

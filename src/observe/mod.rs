@@ -11,6 +11,7 @@ pub mod handles;
 mod expiry;
 mod json_line;
 pub mod record;
+mod record_defense;
 mod crl;
 mod line_limit;
 pub mod access_log;
@@ -20,14 +21,15 @@ pub use access_log::{AccessLog, AccessLogTarget};
 pub use crl::CrlShown;
 pub use expiry::{Expiring, Expiry};
 pub use handles::{
-    BreakerMetrics, ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics,
-    UpstreamMetrics,
+    BreakerMetrics, ConcurrencyMetrics, ListenerMetrics, NodeMetrics, OverloadMetrics, RateLimitMetrics, RedisMetrics,
+    RequestInFlight, RouteMetrics, UpstreamMetrics, WafMetrics,
 };
 pub use handshake::HandshakeResult;
 pub use labels::{
-    BreakerLimit, CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, OcspResult, RateLimitDecision,
-    RedisFallback, UpstreamResult,
+    BreakerLimit, CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, OcspResult, OverloadAction,
+    OverloadLimit, RateLimitDecision, RedisFallback, UpstreamResult, WafVerdict,
 };
 pub use line_limit::{Line, LineLimit};
 pub use metrics::{AtScrape, Metrics};
 pub use record::{AccessRecord, HandshakeRecord, HandshakesOmitted};
+pub use record_defense::{ConnectionDenied, WafMatch};

@@ -12,6 +12,8 @@ use pingora::proxy::Session;
 use super::body::{self, NoBody};
 use super::connection::Connection;
 use super::context::{Begun, Context, Rpc};
+use super::filter;
+use super::overload;
 use super::rate_limit::{Asking, Calls};
 use super::watch::refusal_of;
 use super::{Shared, affinity};
@@ -56,7 +58,7 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     let connection = connection_of(session).ok_or(Refusal::Internal)?;
     let snapshot = shared.snapshot();
     let started = shared.clock.now();
-    shared.request_began();
+    let requests = shared.request_began();
     ctx.begun = Some(Begun {
         connection: connection.clone(),
         snapshot: snapshot.clone(),
@@ -72,12 +74,20 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
         return Err(Refusal::ShuttingDown.into());
     };
     begin(shared, session, &connection, listener);
+    let overload = overload::Asking { shared, connection: &connection, snapshot: &snapshot, listener };
     ctx.request_id = Some(request_id(&session.req_header().headers));
     if connection.takes_no_more() {
         return Err(Refusal::ShuttingDown.into());
     }
+    if let Err(refusal) = overload.room(session, ctx, requests) {
+        (ctx.shape, ctx.route_metrics) = published_named(session, &listener.routes)
+            .map(|published| (published.route.clone(), published.metrics.clone()))
+            .unzip();
+        return Err(refusal.into());
+    }
 
     let mut checked = check_header(session, ctx, &connection, listener);
+    checked = checked.and_then(|()| filter::check_address(ctx, &connection, listener));
     if checked.is_ok() {
         checked = check_certificate(shared, &connection, &snapshot, listener).await;
     }
@@ -90,8 +100,10 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
         return Err(refusal.into());
     }
     let routed = check_route(session, ctx, &connection, &snapshot, &listener.routes);
+    overload.share(ctx, started)?;
     let limits = Asking { shared, connection: &connection, listener, started };
     limits.listener(session, ctx).await?;
+    filter::check_rules(&listener.rules, session, ctx)?;
     routed?;
 
     let Some(route) = ctx.route.clone() else { return Err(Refusal::NotFound.into()) };
@@ -101,18 +113,21 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     }
     // Before the token is checked: a flood of bad tokens is a flood too, and each takes a signature's time.
     limits.route(session, ctx).await?;
+    filter::check_rules(&route.rules, session, ctx)?;
     if route.upstream.trusted {
         check_federation(shared, session, ctx, &snapshot)?;
     }
     limits.issuer(session, ctx).await?;
     let within = listener.deadlines.request_body;
-    let body = body::read(shared, session, ctx, route.body_limit, within, started).await?;
+    let body = body::read(shared, session, ctx, filter::body_limit(listener, &route), within, started).await?;
     if let Some(json_rpc) = &route.json_rpc {
         check_media_type(&session.req_header().headers)?;
         let mut calls = Calls::default();
         check_json_rpc(json_rpc, &body, ctx, &mut calls)?;
         limits.calls(session, ctx, calls).await?;
     }
+    filter::check_waf(shared, session, ctx, &connection, listener, &body).await?;
+    overload.upstream(ctx, &route)?;
     Ok(body)
 }
 
@@ -318,13 +333,22 @@ pub fn origin_form(target: &[u8]) -> &[u8] {
         .unwrap_or(b"/")
 }
 
+/// Whether a request seems to mean a critical route.
+pub fn critical(session: &Session, routes: &Table<Published>) -> bool {
+    published_named(session, routes).is_some_and(|published| published.route.critical)
+}
+
 /// The route that a refused request seems to have meant: its clients expect refusals in its form.
 fn route_named(session: &Session, routes: &Table<Published>) -> Option<Arc<Route>> {
+    published_named(session, routes).map(|published| published.route.clone())
+}
+
+fn published_named<'r>(session: &Session, routes: &'r Table<Published>) -> Option<&'r Published> {
     let header = session.req_header();
     let host = header.headers.get(headers::HOST).and_then(|h| h.to_str().ok()).and_then(request::host_of);
     let host = host.or_else(|| header.uri.host().map(Cow::Borrowed)).unwrap_or_default();
     match routes.find(&host, path_of(header.raw_path()), &header.method) {
-        Lookup::Found { value, .. } => Some(value.route.clone()),
+        Lookup::Found { value, .. } => Some(value),
         _ => None,
     }
 }

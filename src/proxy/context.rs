@@ -8,7 +8,9 @@ use http::HeaderValue;
 
 use super::affinity::Ids;
 use super::connection::Connection;
+use super::overload::Places;
 use crate::observe::{RequestInFlight, RouteMetrics};
+use crate::policy::adaptive_concurrency::Permit;
 use crate::policy::body_memory::Share;
 use crate::policy::peers::Peer;
 use crate::policy::rate_limit::Limit;
@@ -16,7 +18,7 @@ use crate::refusal::Refusal;
 use crate::request::ClientAddress;
 use crate::snapshot::{Route, Snapshot};
 use crate::tls::Gone;
-use crate::upstream::{NodeId, Permit, Picked, RetryPermit};
+use crate::upstream::{self, NodeId, Picked, RetryPermit};
 
 /// Most nodes that one request is offered to.
 pub const TRIES_MAX: usize = 8;
@@ -48,8 +50,14 @@ pub struct Context {
     pub body: Body,
     /// The first call's method and id.
     pub rpc: Option<Rpc>,
+    /// What it counts as, as far as that is limited.
+    pub places: Places,
     /// The rate limit that the request is beyond, whether it is enforced or not.
     pub rate_limit: Option<Arc<Limit>>,
+    /// Names of the request rules that the request meets, with commas between them.
+    pub rules_met: Option<String>,
+    /// The web application firewall's score, if there is one.
+    pub waf_score: Option<u32>,
     /// How long limits shared with other gateways have been waited for.
     pub fleet_wait: Duration,
     /// When the gateway's own answer was written.
@@ -114,10 +122,12 @@ pub struct Rpc {
 /// The way to a node.
 #[derive(Default)]
 pub struct UpstreamWay {
+    /// Its place among those that wait for an answer, until that begins.
+    pub permit: Option<Permit>,
     /// The node that has the request.
     pub picked: Option<Picked>,
     /// Counts it while it is at the nodes.
-    pub permit: Option<Permit>,
+    pub entry: Option<upstream::Permit>,
     /// Counts it while it is tried again and not answered yet.
     pub retry: Option<RetryPermit>,
     /// How long it waited for a connection.

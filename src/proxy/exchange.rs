@@ -76,7 +76,7 @@ async fn enter(session: &mut Session, ctx: &mut Context, guard: &mut Guard<'_>) 
             Err(over) => return Err(forward::ended(guard.shared, ctx, over)),
         };
     }
-    ctx.upstream.permit = entered.map_err(|overflow| forward::refused(ctx, overflow))?;
+    ctx.upstream.entry = entered.map_err(|overflow| forward::refused(ctx, overflow))?;
     Ok(())
 }
 

@@ -176,6 +176,11 @@ pub fn ended(shared: &Shared, ctx: &mut Context, ended: Ended) -> Box<Error> {
         Some(Over::Gone(_)) | None => UpstreamResult::ClientGone,
     };
     let now = shared.clock.now();
+    if result == UpstreamResult::ResponseTimeout
+        && let Some(permit) = ctx.upstream.permit.take()
+    {
+        permit.answered(now);
+    }
     record_result(ctx, result, true, now);
     if ctx.upstream.picked.is_some() && !ctx.upstream.connected {
         ctx.upstream.add_connect(now);
@@ -380,6 +385,9 @@ fn answered(ctx: &mut Context, status: u16, now: Instant) {
     ctx.error = None;
     let first_byte = ctx.upstream.try_started.map(|started| now.saturating_duration_since(started));
     ctx.upstream.first_byte = first_byte;
+    if let Some(permit) = ctx.upstream.permit.take() {
+        permit.answered(now);
+    }
     let result = if status >= 500 { UpstreamResult::ServerError } else { UpstreamResult::Ok };
     record_result(ctx, result, true, now);
     if let (Some(route), Some(first_byte)) = (&ctx.route, first_byte) {

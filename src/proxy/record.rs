@@ -4,6 +4,7 @@ use http::Version;
 use pingora::proxy::Session;
 
 use super::context::{Begun, Context};
+use super::overload::Places;
 use super::{Shared, admit, body};
 use crate::headers;
 use crate::observe::{AccessRecord, MethodLabel};
@@ -42,7 +43,9 @@ pub fn record(shared: &Shared, session: &mut Session, ctx: &mut Context) {
     }
     way.picked = None;
     way.retry = None;
+    way.entry = None;
     way.permit = None;
+    ctx.places = Places::default();
     shared.request_ended();
 }
 
@@ -80,6 +83,8 @@ fn log(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, status:
         refusal: ctx.refusal.as_ref().map(|r| r.code()),
         refusal_detail: ctx.refusal.as_ref().and_then(|r| r.detail()),
         rate_limit: ctx.rate_limit.as_ref().map(|l| &*l.name),
+        request_rule: ctx.rules_met.as_deref(),
+        waf_score: ctx.waf_score,
         bytes_in: ctx.body.length,
         bytes_out: session.as_downstream().body_bytes_sent() as u64,
         duration,

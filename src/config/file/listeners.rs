@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
-use super::{RateLimit, seconds};
+use super::{RateLimit, RequestRule, Waf, seconds};
 use crate::names::ListenerName;
 use crate::units::{Rate, Size, Span};
 
@@ -36,6 +36,20 @@ pub struct Listener {
     /// How often clients may ask, whatever the route. Default: as often as they like.
     #[serde(default)]
     pub rate_limits: Vec<RateLimit>,
+    /// Networks and addresses that are kept out: of the connection, before TLS, and of the client behind a trusted proxy,
+    /// with 403. Default: none.
+    #[serde(default)]
+    pub deny: Vec<String>,
+    /// A file with more of them, one a line, `#` for comments; watched, up to 128 MiB. Default: none.
+    pub deny_file: Option<String>,
+    /// Exceptions from both. Default: none.
+    #[serde(default)]
+    pub allow: Vec<String>,
+    /// Requests that are not taken, whatever the route. Default: none.
+    #[serde(default)]
+    pub request_rules: Vec<RequestRule>,
+    /// The web application firewall of all routes that have no `waf` of their own. Default: none.
+    pub waf: Option<Waf>,
 }
 
 /// What a listener speaks.
@@ -278,6 +292,19 @@ pub struct ListenerLimits {
     pub connections_per_address: u32,
     /// New connections from one address. Default 50/s.
     pub new_connections_per_address: Rate,
+    /// Connections at once of one peer, whatever their addresses; of a certificate of no peer. Default: no limit but
+    /// that of all connections.
+    pub connections_per_peer: Option<u32>,
+    /// TLS handshakes at once. Default: a quarter of `connections`, at least 16.
+    pub handshakes: Option<u32>,
+    /// TLS handshakes at once of one address. Default: a quarter of `connections_per_address`, at least 16.
+    pub handshakes_per_address: Option<u32>,
+    /// Requests at once. Default: no limit but that of the process (`overload.requests`). Beyond: 503.
+    pub requests: Option<u32>,
+    /// Requests at once of one client address. Default: no limit of its own. Beyond: 429.
+    pub requests_per_address: Option<u32>,
+    /// Requests at once of one peer. Default: no limit of its own. Beyond: 429.
+    pub requests_per_peer: Option<u32>,
     /// Request line and header fields together, 1 KiB to 256 KiB. Default 32 KiB.
     pub request_header: Size,
     /// After so many requests a connection is closed. Default 10000.
@@ -290,6 +317,12 @@ impl Default for ListenerLimits {
             connections: 20_000,
             connections_per_address: 200,
             new_connections_per_address: Rate { count: 50, per: Duration::from_secs(1) },
+            connections_per_peer: None,
+            handshakes: None,
+            handshakes_per_address: None,
+            requests: None,
+            requests_per_address: None,
+            requests_per_peer: None,
             request_header: Size(32 << 10),
             requests_per_connection: 10_000,
         }
@@ -308,7 +341,7 @@ pub struct ListenerTimeouts {
     pub request_body: Span,
     /// Between two requests. Default 75s.
     pub idle: Span,
-    /// How long a client may leave an answer unread. Default 30s.
+    /// How long a client may leave an answer unread, or take over each 16 KiB of it. Default 30s.
     pub write: Span,
     /// After this a connection takes no new request. Default 1h.
     pub connection_age: Span,

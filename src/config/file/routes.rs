@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 
-use super::seconds;
+use super::{RequestRule, Waf, seconds};
 use crate::names::{ListenerName, PeerName, RouteName, UpstreamName};
 use crate::policy::rate_limit::KeyPart;
 use crate::units::{Rate, Size, Span};
@@ -38,9 +38,28 @@ pub struct Route {
     /// How long Hive may take.
     #[serde(default)]
     pub timeouts: RouteTimeouts,
+    /// What is shed when the gateway is behind: `normal` (default), or `critical`: after all others.
+    #[serde(default)]
+    pub priority: Priority,
     /// How often clients may ask; all limits count. Default: as often as they like.
     #[serde(default)]
     pub rate_limits: Vec<RateLimit>,
+    /// Requests that are not taken. Default: none.
+    #[serde(default)]
+    pub request_rules: Vec<RequestRule>,
+    /// The web application firewall, in place of the listener's. Default: the listener's.
+    pub waf: Option<Waf>,
+}
+
+/// `routes[].priority`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Shed when the gateway is behind.
+    #[default]
+    Normal,
+    /// Shed after all others.
+    Critical,
 }
 
 /// `routes[].rate_limits[]` and `listeners[].rate_limits[]`: beyond it 429, with `Retry-After`.

@@ -1,9 +1,11 @@
 //! Names become things, and what can't work is found: all of it, not only the first.
 
 mod certificates;
+mod defense;
 mod endpoint;
 mod federation;
 mod listeners;
+mod overload;
 mod patterns;
 mod peers;
 mod process;
@@ -56,6 +58,7 @@ pub(super) fn resolve(
     rate_limits::check(&mut r, &listeners, &routes, &hive.federation);
     let redis = redis::resolve(&mut r, file.redis);
     redis::check_shared(&mut r, redis.is_some(), &listeners, &routes);
+    let overload = overload::overload(&mut r, file.overload);
     let admin = process::admin(&mut r, file.admin);
     let access_log = process::access_log(&mut r, file.access_log);
     let server = process::server(&mut r, &file.server, &routes);
@@ -74,6 +77,7 @@ pub(super) fn resolve(
         routes,
         upstreams,
         redis,
+        overload,
         admin,
         access_log,
         identity_headers: file.identity_headers,

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::endpoint::{self, Url};
+use super::overload;
 use super::ranges::{HOUR, MILLISECOND, MINUTE};
 use super::{Resolver, resilience};
 use crate::config::file::{self, HealthCheck, UpstreamTimeouts, UpstreamTls};
@@ -45,6 +46,9 @@ fn upstream(r: &mut Resolver<'_>, at: &str, raw: file::Upstream) -> Upstream {
     r.span(&format!("{at}.slow_start"), raw.slow_start, Duration::ZERO, HOUR);
     let circuit_breaker =
         resilience::circuit_breaker(r, &format!("{at}.circuit_breaker"), &raw.circuit_breaker, raw.protocol);
+    if let Some(adaptive) = &raw.adaptive_concurrency {
+        overload::adaptive_concurrency(r, &format!("{at}.adaptive_concurrency"), adaptive);
+    }
     timeouts(r, &format!("{at}.timeouts"), &raw.timeouts);
     Upstream {
         tls: raw.tls.map(|tls| upstream_tls(r, &tls_path, tls)),
@@ -59,6 +63,7 @@ fn upstream(r: &mut Resolver<'_>, at: &str, raw: file::Upstream) -> Upstream {
         circuit_breaker,
         protocol: raw.protocol,
         health_check: raw.health_check,
+        adaptive_concurrency: raw.adaptive_concurrency,
         timeouts: raw.timeouts,
         trusted: raw.trusted,
     }

@@ -114,6 +114,10 @@ listeners:
         if let Some(more) = &self.plain {
             write!(text, "\n  - name: plain\n    address: {plain}\n    protocol: http\n{more}").unwrap();
         }
+        if !self.top.contains("overload:") {
+            // Tests share a machine that may well be behind, and then nothing is to be shed that a test waits for.
+            text += "\noverload: { event_loop_lag: { scaling_threshold: 30s, saturation_threshold: 60s } }\n";
+        }
         write!(text, "\npeers: {}\nroutes: {}\nupstreams: {}\n", self.peers, self.routes, self.upstreams).unwrap();
         text
     }
@@ -357,6 +361,13 @@ impl Gateway {
             assert!(Instant::now() < deadline, "no such line in the access log:\n{}", self.stdout());
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Memory that the process has in RAM, in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// The most memory that the process has had at once.

@@ -9,6 +9,7 @@ pub mod node;
 pub mod ocsp_server;
 pub mod node_h2;
 pub mod redis;
+pub mod raw_h2;
 pub mod relay;
 pub mod tokens;
 
