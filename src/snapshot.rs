@@ -2,6 +2,7 @@
 //! one (design, decision 7). A request uses one snapshot to its end.
 
 mod limits;
+mod nodes;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use crate::policy::waf::Waf;
 use crate::request::TrustedProxies;
 use crate::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
 use crate::tls::{self, CertificateFacts, Revocation, ServerContext, Staple, StateDir};
-use crate::upstream::{NodeSettings, Settings, Upstream};
+use crate::upstream::Upstream;
 
 pub use limits::RequestLimits;
 
@@ -208,8 +209,11 @@ impl Snapshot {
         now_unix: i64,
     ) -> Result<Self, String> {
         let product = ProductHeaders::with_prefix(&config.hive.header_prefix)?;
-        let upstreams: Vec<_> =
-            config.upstreams.iter().map(|u| upstream(u, metrics, previous, now_unix)).collect::<Result<_, _>>()?;
+        let upstreams: Vec<_> = config
+            .upstreams
+            .iter()
+            .map(|u| nodes::upstream(u, metrics, previous, now_unix))
+            .collect::<Result<_, _>>()?;
         let gateway_auth = config.hive.gateway_auth.as_ref().map(|secret| {
             let mut value = HeaderValue::from_str(&format!("Bearer {}", secret.expose()))
                 .map_err(|_| "hive.gateway_auth_secret holds characters that no header can carry".to_owned())?;
@@ -472,60 +476,4 @@ fn listener(
         rules: Rules::build(&format!("listener/{}", config.name), &config.request_rules, metrics)?,
         waf: config.waf.clone(),
     })
-}
-
-fn upstream(
-    config: &config::Upstream,
-    metrics: &Arc<Metrics>,
-    previous: Option<&Snapshot>,
-    now_unix: i64,
-) -> Result<Arc<UpstreamSnapshot>, String> {
-    let tls = config.tls.as_ref().map(|t| {
-        tls::build_upstream(t, std::path::Path::new("/"), now_unix).map_err(|faults| {
-            faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect::<Vec<_>>().join("; ")
-        })
-    });
-    let mut tls = tls.transpose()?;
-    let facts = tls.as_mut().map(|tls| UpstreamTlsFacts {
-        generation: tls.generation,
-        certificate: tls.client_facts.clone(),
-        authorities: std::mem::take(&mut tls.authorities),
-    });
-    let before = previous.and_then(|p| p.upstreams.iter().find(|u| *u.upstream.name() == config.name));
-    let config_before = previous.and_then(|p| p.config.upstreams.iter().find(|u| u.name == config.name));
-    if let Some(before) = before
-        && config_before == Some(config)
-        && before.tls.as_ref().map(|t| t.generation) == facts.as_ref().map(|t| t.generation)
-    {
-        return Ok(before.clone());
-    }
-    let nodes = config.endpoints.iter().map(|e| NodeSettings {
-        url: e.url.clone(),
-        address: e.address,
-        host: e.host.clone(),
-        tls: e.tls,
-        weight: e.weight,
-        priority: e.priority,
-    });
-    let settings = Settings {
-        name: config.name.clone(),
-        nodes: nodes.collect(),
-        balance: config.balance,
-        hash_keys: config.hash_keys.clone(),
-        hash_balance_factor: config.hash_balance_factor,
-        panic_threshold: config.panic_threshold,
-        slow_start: config.slow_start,
-        outlier: config.outlier.clone(),
-        circuit_breaker: config.circuit_breaker,
-        protocol: config.protocol,
-        health_check: config.health_check.clone(),
-        timeouts: config.timeouts.clone(),
-        tls,
-    };
-    let name = config.name.as_str();
-    let upstream = Upstream::new(settings, metrics, before.map(|b| &*b.upstream), None)
-        .map_err(|e| format!("upstream {name}: {e}"))?;
-    let concurrency = limits::concurrency(config, before.map(|b| &**b), metrics);
-    let metrics = metrics.upstream(name);
-    Ok(Arc::new(UpstreamSnapshot { upstream, metrics, concurrency, trusted: config.trusted, tls: facts }))
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::handshake::HandshakeResult;
 use super::labels::{
-    BreakerLimit, CloseReason, ConnectionRefusal, MethodLabel, OverloadAction, OverloadLimit, RateLimitDecision,
-    RedisFallback, UpstreamResult, WafVerdict,
+    CloseReason, ConnectionRefusal, MethodLabel, OverloadAction, OverloadLimit, RateLimitDecision, RedisFallback,
+    UpstreamResult, WafVerdict,
 };
-use super::metrics::{BreakerFamilies, ListenerFamilies, NodeFamilies, RouteFamilies};
+use super::metrics::{ListenerFamilies, NodeFamilies, RouteFamilies};
 use prometheus::{Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
 
 /// Statuses in one block of [`Codes`].
@@ -280,58 +280,6 @@ impl UpstreamMetrics {
     /// A request goes to another node.
     pub fn retried(&self) {
         self.retries.inc();
-    }
-}
-
-/// Counters and gauges of an upstream's circuit breaker.
-pub struct BreakerMetrics {
-    families: Arc<BreakerFamilies>,
-    upstream: String,
-    overflow: Vec<IntCounter>,
-}
-
-impl BreakerMetrics {
-    pub(super) fn new(families: &Arc<BreakerFamilies>, upstream: &str) -> Self {
-        *families.live.lock().entry(upstream.to_owned()).or_default() += 1;
-        let overflow = BreakerLimit::ALL.iter();
-        let overflow = overflow.map(|limit| families.overflow.with_label_values(&[upstream, limit.as_str()])).collect();
-        Self { families: families.clone(), upstream: upstream.to_owned(), overflow }
-    }
-
-    /// A request met the limit.
-    pub fn overflowed(&self, limit: BreakerLimit) {
-        self.overflow[limit.index()].inc();
-    }
-
-    /// How many there are of how many that may be.
-    pub fn set(&self, limit: BreakerLimit, count: u32, max: u32) {
-        let labels = [self.upstream.as_str(), limit.as_str()];
-        self.families.open.with_label_values(&labels).set(i64::from(count >= max));
-        self.families.remaining.with_label_values(&labels).set(i64::from(max.saturating_sub(count)));
-    }
-
-    /// How many requests wait.
-    pub fn set_pending(&self, count: u32) {
-        self.families.pending.with_label_values(&[self.upstream.as_str()]).set(i64::from(count));
-    }
-}
-
-impl Drop for BreakerMetrics {
-    fn drop(&mut self) {
-        let mut live = self.families.live.lock();
-        if let Some(others) = live.get_mut(&self.upstream).filter(|count| **count > 1) {
-            *others -= 1;
-            return;
-        }
-        live.remove(&self.upstream);
-        // A missing series is what is wanted.
-        for limit in BreakerLimit::ALL {
-            let labels = [self.upstream.as_str(), limit.as_str()];
-            let _ = self.families.open.remove_label_values(&labels);
-            let _ = self.families.remaining.remove_label_values(&labels);
-            let _ = self.families.overflow.remove_label_values(&labels);
-        }
-        let _ = self.families.pending.remove_label_values(&[self.upstream.as_str()]);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Every metric: its name, help and labels, and the families behind the handles of [`super::handles`].
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use prometheus::core::Collector;
@@ -9,12 +9,14 @@ use prometheus::{
     Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use super::breaker::{AtScrape, BreakerFamilies};
 use super::crl::CrlFamilies;
 use super::expiry::{Expiring, Expiry, ExpiryGauges};
 use super::handles::{
-    BreakerMetrics, ConcurrencyMetrics, ListenerMetrics, NodeMetrics, OverloadMetrics, RateLimitMetrics, RedisMetrics,
-    RequestInFlight, RouteMetrics, UpstreamMetrics, WafMetrics,
+    ConcurrencyMetrics, ListenerMetrics, NodeMetrics, OverloadMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight,
+    RouteMetrics, UpstreamMetrics, WafMetrics,
 };
+use super::refusals::RefusalTable;
 
 /// The `path` and `route` of a request that no route took.
 pub const UNMATCHED: &str = "unmatched";
@@ -264,22 +266,6 @@ pub(super) struct NodeFamilies {
     pub(super) live: Mutex<HashMap<(String, String), std::sync::Weak<NodeMetrics>>>,
 }
 
-/// The families that circuit breakers resolve their handles in.
-pub(super) struct BreakerFamilies {
-    pub(super) open: IntGaugeVec,
-    pub(super) remaining: IntGaugeVec,
-    pub(super) overflow: IntCounterVec,
-    pub(super) pending: IntGaugeVec,
-    /// How many breakers have handles, by upstream: an upstream may be taken out and put back while requests run.
-    pub(super) live: Mutex<HashMap<String, usize>>,
-}
-
-/// What is counted elsewhere, and shown only when somebody looks: so it costs requests nothing.
-pub trait AtScrape: Send + Sync {
-    /// Sets the gauges.
-    fn show(&self);
-}
-
 /// All metrics of the process.
 ///
 /// What a request touches is a handle resolved beforehand: [`Metrics::route`], [`Metrics::listener`], [`Metrics::upstream`],
@@ -304,8 +290,8 @@ pub struct Metrics {
     upstream_first_byte: HistogramVec,
     upstream_retries: IntCounterVec,
     upstream_panic: IntGaugeVec,
-    breakers: Arc<BreakerFamilies>,
-    at_scrape: Mutex<Vec<Weak<dyn AtScrape>>>,
+    pub(super) breakers: Arc<BreakerFamilies>,
+    pub(super) at_scrape: Mutex<Vec<Weak<dyn AtScrape>>>,
     upstream_concurrency: IntGaugeVec,
     concurrency_shown: Mutex<HashSet<String>>,
     nodes: Arc<NodeFamilies>,
@@ -367,13 +353,10 @@ impl Metrics {
             upstream_first_byte: histograms(&r, &UPSTREAM_FIRST_BYTE),
             upstream_retries: counters(&r, &UPSTREAM_RETRIES),
             upstream_panic: gauges(&r, &UPSTREAM_PANIC),
-            breakers: Arc::new(BreakerFamilies {
-                open: gauges(&r, &BREAKER_OPEN),
-                remaining: gauges(&r, &BREAKER_REMAINING),
-                overflow: counters(&r, &BREAKER_OVERFLOW),
-                pending: gauges(&r, &UPSTREAM_PENDING),
-                live: Mutex::default(),
-            }),
+            breakers: BreakerFamilies::new(
+                [gauges(&r, &BREAKER_OPEN), gauges(&r, &BREAKER_REMAINING), gauges(&r, &UPSTREAM_PENDING)],
+                counters(&r, &BREAKER_OVERFLOW),
+            ),
             at_scrape: Mutex::default(),
             upstream_concurrency: gauges(&r, &UPSTREAM_CONCURRENCY_LIMIT),
             concurrency_shown: Mutex::default(),
@@ -465,16 +448,6 @@ impl Metrics {
         ))
     }
 
-    /// Handles of an upstream's circuit breaker. Its series vanish with them.
-    pub fn breaker(&self, upstream: &str) -> BreakerMetrics {
-        BreakerMetrics::new(&self.breakers, upstream)
-    }
-
-    /// Has it shown at each scrape, for as long as it lives.
-    pub fn show_at_scrape(&self, shown: &Arc<dyn AtScrape>) {
-        self.at_scrape.lock().push(Arc::downgrade(shown));
-    }
-
     /// Handles of an upstream's adaptive limit.
     pub fn upstream_concurrency(&self, upstream: &str) -> Arc<ConcurrencyMetrics> {
         self.concurrency_shown.lock().insert(upstream.to_owned());
@@ -522,32 +495,6 @@ impl Metrics {
     /// Counts a change of the files that the configuration names.
     pub fn tls_reloaded(&self, ok: bool) {
         self.tls_reloads.with_label_values(&[if ok { RESULT_OK } else { RESULT_FAILED }]).inc();
-    }
-}
-
-/// Slots of [`RefusalTable`]: a few times the number of refusals.
-const REFUSAL_SLOTS: usize = 256;
-
-/// Counters by refusal code, found by the address of the code's text: no hash over text and no lock.
-struct RefusalTable(Box<[OnceLock<(&'static str, IntCounter)>]>);
-
-impl RefusalTable {
-    fn new() -> Self {
-        Self((0..REFUSAL_SLOTS).map(|_| OnceLock::new()).collect())
-    }
-
-    fn inc(&self, code: &'static str, family: &IntCounterVec) {
-        let start = code.as_ptr().addr().wrapping_mul(0x9E37_79B9) >> 7;
-        for step in 0..REFUSAL_SLOTS {
-            let slot = &self.0[(start + step) % REFUSAL_SLOTS];
-            let (here, counter) = slot.get_or_init(|| (code, family.with_label_values(&[code])));
-            // The compiler may keep one text at two addresses: that is two slots of one counter.
-            if std::ptr::eq(*here, code) {
-                counter.inc();
-                return;
-            }
-        }
-        family.with_label_values(&[code]).inc();
     }
 }
 

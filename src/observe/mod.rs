@@ -12,17 +12,20 @@ mod expiry;
 mod json_line;
 pub mod record;
 mod record_defense;
+mod breaker;
 mod crl;
+mod refusals;
 mod line_limit;
 pub mod access_log;
 mod log_queue;
 
 pub use access_log::{AccessLog, AccessLogTarget};
+pub use breaker::{AtScrape, BreakerMetrics};
 pub use crl::CrlShown;
 pub use expiry::{Expiring, Expiry};
 pub use handles::{
-    BreakerMetrics, ConcurrencyMetrics, ListenerMetrics, NodeMetrics, OverloadMetrics, RateLimitMetrics, RedisMetrics,
-    RequestInFlight, RouteMetrics, UpstreamMetrics, WafMetrics,
+    ConcurrencyMetrics, ListenerMetrics, NodeMetrics, OverloadMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight,
+    RouteMetrics, UpstreamMetrics, WafMetrics,
 };
 pub use handshake::HandshakeResult;
 pub use labels::{
@@ -30,6 +33,6 @@ pub use labels::{
     OverloadLimit, RateLimitDecision, RedisFallback, UpstreamResult, WafVerdict,
 };
 pub use line_limit::{Line, LineLimit};
-pub use metrics::{AtScrape, Metrics};
+pub use metrics::Metrics;
 pub use record::{AccessRecord, HandshakeRecord, HandshakesOmitted};
 pub use record_defense::{ConnectionDenied, WafMatch};

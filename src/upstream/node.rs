@@ -283,7 +283,7 @@ impl Node {
         }
         track.last_change = Some(wall);
         if after == Health::Up && returns {
-            self.state.ejection.rise(now);
+            self.state.ejection.recovered(now);
         }
         // Stored under the lock, so that two loops (before and after a reload) can't overtake each other.
         self.state.health.store(after as u8, Ordering::Release);

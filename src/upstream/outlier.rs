@@ -6,7 +6,7 @@
 //!                                   └───────────────────────────────────────────────┘
 //! ```
 //!
-//! A failure is a connection that can't be made, 502, 503 or 504, an answer that breaks off, and a timeout. What Hive says
+//! A node that its health checks found down and then up again is half open at once. A failure is a connection that can't be made, 502, 503 or 504, an answer that breaks off, and a timeout. What Hive says
 //! inside of a JSON-RPC answer with status 200 is none, nor is what a client does. Nothing runs beside the requests: time is
 //! looked at when a node is picked.
 
@@ -132,9 +132,12 @@ impl Ejection {
         }
     }
 
-    /// The node comes back, from wherever: its share rises from now on.
-    pub(super) fn rise(&self, now: Instant) {
-        self.track.lock().rising = Some(now);
+    /// Probes have found the node down and now up again: its share rises from now on, and an ejection ends, for it was about
+    /// the time before. One request still has to show that it is well.
+    pub(super) fn recovered(&self, now: Instant) {
+        let mut track = self.track.lock();
+        track.rising = Some(now);
+        self.swap(Standing::Ejected, Standing::HalfOpen);
     }
 
     /// Ejects the node; says for how long. A node that was well for as long as its last ejection took starts anew.

@@ -218,6 +218,26 @@ fn when_only_ejected_nodes_are_left_they_get_requests() {
 }
 
 #[test]
+fn a_node_that_probes_found_down_and_up_again_is_tried_at_once() {
+    let (upstream, now) = (upstream(3), Instant::now());
+    let limits = Thresholds { healthy_after: 1, unhealthy_after: 1 };
+    let probe = |result: Result<(), String>| {
+        upstream.nodes()[0].probed(result, &limits, now, SystemTime::UNIX_EPOCH);
+        upstream.refresh();
+    };
+    probe(Ok(()));
+    fail(&upstream, 0, 3, now);
+    probe(Ok(()));
+    assert!(at(&upstream, 0, now).is_none(), "that its probes are good says nothing new");
+    probe(Err("gone".into()));
+    probe(Ok(()));
+    let first = at(&upstream, 0, now).unwrap();
+    assert!(at(&upstream, 0, now).is_none(), "one request alone");
+    upstream.record(&first, came_to(UpstreamResult::Ok, Some(200)), now);
+    assert_eq!(standing(&upstream, 0), Standing::In);
+}
+
+#[test]
 fn a_reload_forgets_no_ejection_unless_it_turns_them_off() {
     let now = Instant::now();
     let old = upstream(3);
