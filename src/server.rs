@@ -3,6 +3,7 @@
 mod crl_refresh;
 mod fleet;
 mod reload_service;
+pub mod spiffe;
 mod staple_refresh;
 mod status;
 mod turns;
@@ -22,15 +23,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use fleet::Fleet;
+use spiffe::{Agent, SpiffeUpdates};
 
 use crate::admin;
 use crate::clock::Clock;
-use crate::config::{ConfigError, Loaded};
+use crate::config::{Config, ConfigError, Loaded};
 use crate::observe::Metrics;
 use crate::proxy::listener::{ListenerService, try_listen};
 use crate::proxy::{Gateway, Shared};
 use crate::reload::{self, Origin, Reloader};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Ground, Snapshot};
 
 /// What is logged unless `RUST_LOG` says otherwise (see the documentation of `env_logger`). What Pingora would say of a
 /// request or a connection is in the access log.
@@ -85,11 +87,12 @@ pub fn run(file: &Path) -> Result<(), RunError> {
     {
         try_listen(address).map_err(|e| RunError::Start(format!("{what}: cannot listen on {address}: {e}")))?;
     }
-    let snapshot = Snapshot::build(config, 1, &metrics, None, clock.unix_seconds()).map_err(RunError::Start)?;
+    let agent = config.spiffe.clone().map(|endpoint| Agent::new(endpoint, metrics.clone(), clock.clone()));
+    let snapshot = first_snapshot(Arc::new(config), agent.as_deref(), &metrics, &clock).map_err(RunError::Start)?;
     let shared = Shared::new(snapshot, clock, metrics, log);
     let fleet = Fleet::new(shared.clone()).map_err(RunError::Start)?;
     let reloader = Reloader::new(origin, shared.clone());
-    serve(&shared, &reloader, fleet);
+    serve(&shared, &reloader, agent, fleet);
     shared.log().close(LOG_WAIT);
     match shared.failure() {
         Some(why) => Err(RunError::Start(why)),
@@ -97,7 +100,29 @@ pub fn run(file: &Path) -> Result<(), RunError> {
     }
 }
 
-fn serve(shared: &Arc<Shared>, reloader: &Arc<Reloader>, fleet: Fleet) {
+/// With what the SPIFFE agent has issued, if one is asked, answers, and gives what the configuration needs. If not, the
+/// process must not end over it: that would only be repeated, and nobody could ask it why.
+fn first_snapshot(
+    config: Arc<Config>,
+    agent: Option<&Agent>,
+    metrics: &Arc<Metrics>,
+    clock: &Clock,
+) -> Result<Snapshot, String> {
+    let issued = agent.and_then(Agent::first).map(Arc::new);
+    let ground = Ground { metrics, previous: None, issued: issued.as_ref(), now_unix: clock.unix_seconds() };
+    let built = Snapshot::build(config.clone(), 1, ground).or_else(|why| match issued {
+        None => Err(why),
+        Some(_) => {
+            let built = Snapshot::build(config, 1, Ground { issued: None, ..ground })?;
+            log::error!("what the SPIFFE agent has issued can't be used: {why}");
+            Ok(built)
+        }
+    })?;
+    built.doubts_of_issued().iter().for_each(|doubt| log::warn!("{doubt}"));
+    Ok(built)
+}
+
+fn serve(shared: &Arc<Shared>, reloader: &Arc<Reloader>, agent: Option<Arc<Agent>>, fleet: Fleet) {
     let snapshot = shared.snapshot();
     let conf = ServerConf {
         threads: snapshot.config.server.threads,
@@ -144,8 +169,14 @@ fn serve(shared: &Arc<Shared>, reloader: &Arc<Reloader>, fleet: Fleet) {
         background_service("reload", reload_service::Reloads { reloader: reloader.clone(), shared: shared.clone() });
     reloads.threads = Some(1);
     server.add_service(reloads);
+    if let Some(agent) = agent.clone() {
+        let updates = SpiffeUpdates { agent, reloader: reloader.clone(), shared: shared.clone() };
+        let mut updates = background_service("spiffe", updates);
+        updates.threads = Some(1);
+        server.add_service(updates);
+    }
     let address = snapshot.config.admin.address;
-    server.add_service(admin::service(Arc::new(status::admin_state(shared, reloader)), address));
+    server.add_service(admin::service(Arc::new(status::admin_state(shared, reloader, agent)), address));
     drop(snapshot);
     server.run(RunArgs { shutdown_signal: Box::new(Signals { shared: shared.clone(), stop }) });
 }

@@ -2,6 +2,7 @@
 //! one (design, decision 7). A request uses one snapshot to its end.
 
 mod limits;
+mod material;
 mod nodes;
 
 use std::collections::HashSet;
@@ -25,7 +26,7 @@ use crate::policy::rules::Rules;
 use crate::policy::waf::Waf;
 use crate::request::TrustedProxies;
 use crate::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
-use crate::tls::{self, CertificateFacts, Revocation, ServerContext, Staple, StateDir};
+use crate::tls::{CertificateFacts, Issued, Revocation, ServerContext, Staple, StateDir, TlsFault};
 use crate::upstream::Upstream;
 
 pub use limits::RequestLimits;
@@ -56,6 +57,8 @@ pub struct Snapshot {
     pub overload: crate::policy::overload::Limits,
     /// `Bearer …`, the proof that a request came through the gateway.
     pub gateway_auth: Option<HeaderValue>,
+    /// What the SPIFFE agent has issued and is in use; none yet, or none is needed.
+    pub issued: Option<Arc<Issued>>,
 }
 
 /// A listener's part that a reload may change.
@@ -63,7 +66,7 @@ pub struct ListenerSnapshot {
     /// Path to route, of the routes that this listener serves.
     pub routes: Table<Published>,
     /// Certificates and trust; none on a plain listener.
-    pub tls: Option<ServerContext>,
+    pub tls: Option<Arc<ServerContext>>,
     /// Limits on connections.
     pub admission: admission::Limits,
     /// Connections at once of one peer.
@@ -131,6 +134,10 @@ pub struct UpstreamTlsFacts {
     pub certificate: Option<CertificateFacts>,
     /// Who vouches for nodes.
     pub authorities: Vec<CertificateFacts>,
+    /// There is nothing in it yet, because the SPIFFE agent has issued nothing.
+    pub waiting: bool,
+    /// What is doubtful about it.
+    pub warnings: Vec<TlsFault>,
 }
 
 /// A route under one of its paths.
@@ -195,25 +202,34 @@ pub struct JsonRpc {
     pub methods: MethodPolicy,
 }
 
+/// What a snapshot is built from, besides the configuration.
+#[derive(Clone, Copy)]
+pub struct Ground<'a> {
+    /// Where to count.
+    pub metrics: &'a Arc<Metrics>,
+    /// What is in use now.
+    pub previous: Option<&'a Snapshot>,
+    /// What the SPIFFE agent has issued.
+    pub issued: Option<&'a Arc<Issued>>,
+    /// Seconds since 1970.
+    pub now_unix: i64,
+}
+
 impl Snapshot {
-    /// Builds a configuration. Nodes and counters of `previous` live on under the same names, and an upstream of which
-    /// nothing changed is the same one. Nothing is shown of it before [`Snapshot::publish`].
+    /// Builds a configuration. Nodes and counters of the previous snapshot live on under the same names, and an upstream of
+    /// which nothing changed is the same one. Nothing is shown of it before [`Snapshot::publish`].
+    ///
+    /// With the very configuration of the previous snapshot no file is read that the agent's material has nothing to do
+    /// with: a broken file must not keep new SVIDs out.
     ///
     /// # Errors
     /// What [`config::load`] finds too, and what changed on disk since.
-    pub fn build(
-        config: Config,
-        generation: u64,
-        metrics: &Arc<Metrics>,
-        previous: Option<&Snapshot>,
-        now_unix: i64,
-    ) -> Result<Self, String> {
+    pub fn build(config: Arc<Config>, generation: u64, ground: Ground<'_>) -> Result<Self, String> {
+        let Ground { previous, .. } = ground;
         let product = ProductHeaders::with_prefix(&config.hive.header_prefix)?;
-        let upstreams: Vec<_> = config
-            .upstreams
-            .iter()
-            .map(|u| nodes::upstream(u, metrics, previous, now_unix))
-            .collect::<Result<_, _>>()?;
+        let renews = previous.is_some_and(|p| Arc::ptr_eq(&p.config, &config));
+        let upstreams: Vec<_> =
+            config.upstreams.iter().map(|u| nodes::upstream(u, ground, renews)).collect::<Result<_, _>>()?;
         let gateway_auth = config.hive.gateway_auth.as_ref().map(|secret| {
             let mut value = HeaderValue::from_str(&format!("Bearer {}", secret.expose()))
                 .map_err(|_| "hive.gateway_auth_secret holds characters that no header can carry".to_owned())?;
@@ -229,18 +245,19 @@ impl Snapshot {
             by_slot,
             peers: peers(&config)?,
             federation: federation(&config)?,
-            listeners: listeners(&config, &upstreams, metrics, now_unix)?,
+            listeners: listeners(&config, &upstreams, ground, renews)?,
             upstreams,
             spoofable: Spoofable::new(&product),
             product,
             gateway_auth: gateway_auth.transpose()?,
             overload: limits::of_process(&config.overload),
-            config: Arc::new(config),
+            issued: ground.issued.cloned(),
+            config,
         };
         let store = snapshot.config.server.state_dir.as_deref().map(StateDir::new);
         for (listener, config) in snapshot.listeners.iter().zip(&snapshot.config.listeners) {
-            adopt_lists(listener, config, previous);
-            restore_lists(listener, store.as_ref(), now_unix);
+            material::adopt_lists(listener, config, previous);
+            material::restore_lists(listener, store.as_ref(), ground.now_unix);
         }
         Ok(snapshot)
     }
@@ -248,6 +265,10 @@ impl Snapshot {
     /// The listener behind a socket of this process; none if a reload took it away.
     pub fn listener(&self, slot: usize) -> Option<&ListenerSnapshot> {
         self.listeners.get((*self.by_slot.get(slot)?)?)
+    }
+
+    fn listener_named(&self, name: &ListenerName) -> Option<&ListenerSnapshot> {
+        self.listeners.get(self.config.listeners.iter().position(|l| l.name == *name)?)
     }
 
     /// Every certificate that expires, with what it is for.
@@ -311,33 +332,6 @@ impl Snapshot {
     }
 }
 
-/// Lists that were fetched for the same listener before are in use from the first connection on.
-fn adopt_lists(listener: &ListenerSnapshot, config: &config::Listener, previous: Option<&Snapshot>) {
-    let before = previous.and_then(|previous| {
-        let at = previous.config.listeners.iter().position(|other| other.name == config.name)?;
-        previous.listeners.get(at)?.tls.as_ref()
-    });
-    let (Some(now), Some(before)) = (&listener.tls, before) else { return };
-    if let (Some(now), Some(before)) = (now.revocation(), before.revocation()) {
-        now.adopt(before);
-    }
-    now.adopt_staples(before);
-    if let (Some(ocsp), Some(before_ocsp)) = (now.ocsp(), before.ocsp())
-        && now.trusts_as(before)
-    {
-        ocsp.adopt(before_ocsp);
-    }
-}
-
-/// Lists and OCSP answers that an earlier process fetched, where nothing is there.
-fn restore_lists(listener: &ListenerSnapshot, store: Option<&StateDir>, now_unix: i64) {
-    let (Some(tls), Some(store)) = (&listener.tls, store) else { return };
-    if let Some(revocation) = tls.revocation() {
-        revocation.urls().iter().for_each(|url| _ = revocation.restore(url, store, now_unix));
-    }
-    tls.staples().iter().flatten().for_each(|staple| staple.restore(store, now_unix));
-}
-
 /// Shows what a listener knows of revoked certificates.
 pub fn show_lists(revocation: &Revocation, name: &str, metrics: &Metrics) {
     let facts = revocation.facts();
@@ -363,16 +357,20 @@ fn federation(config: &Config) -> Result<Federation, String> {
 fn listeners(
     config: &Config,
     upstreams: &[Arc<UpstreamSnapshot>],
-    metrics: &Metrics,
-    now_unix: i64,
+    ground: Ground<'_>,
+    renews: bool,
 ) -> Result<Vec<ListenerSnapshot>, String> {
-    let tables = routes(config, upstreams, metrics)?;
+    let tables = routes(config, upstreams, ground.metrics)?;
     let critical = |i: usize| {
         let critical = config.routes.iter().filter(|r| r.priority == config::file::Priority::Critical);
         critical.clone().any(|r| r.listeners.include(i))
     };
     let all = config.listeners.iter().zip(tables).enumerate();
-    all.map(|(i, (l, table))| listener(l, table, critical(i), metrics, now_unix)).collect()
+    all.map(|(i, (l, table))| {
+        let tls = l.tls.as_ref().map(|tls| material::of_listener(l, tls, ground, renews)).transpose()?;
+        listener(l, table, tls, critical(i), ground.metrics)
+    })
+    .collect()
 }
 
 /// A table for each listener: which routes there are is decided before a request is there.
@@ -441,20 +439,14 @@ fn rate_limits(owner: &str, config: &[config::file::RateLimit], metrics: &Metric
 fn listener(
     config: &config::Listener,
     routes: Table<Published>,
+    tls: Option<Arc<ServerContext>>,
     some_critical: bool,
     metrics: &Metrics,
-    now_unix: i64,
 ) -> Result<ListenerSnapshot, String> {
-    let tls = config.tls.as_ref().map(|tls| {
-        tls::build_listener(tls, std::path::Path::new("/"), now_unix).map_err(|faults| {
-            let all: Vec<_> = faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect();
-            format!("listener {}: {}", config.name, all.join("; "))
-        })
-    });
     let (client, timeouts) = (&config.limits, &config.timeouts);
     Ok(ListenerSnapshot {
         routes,
-        tls: tls.transpose()?,
+        tls,
         admission: limits::of_connections(client),
         connections_per_peer: client.connections_per_peer,
         requests: RequestLimits::new(client),

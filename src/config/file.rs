@@ -10,6 +10,7 @@ mod overload;
 mod process;
 mod resilience;
 mod routes;
+mod spiffe;
 mod upstreams;
 
 use std::time::Duration;
@@ -23,6 +24,7 @@ pub use overload::*;
 pub use process::*;
 pub use resilience::*;
 pub use routes::*;
+pub use spiffe::*;
 pub use upstreams::*;
 
 use crate::units::Span;
@@ -51,6 +53,8 @@ pub struct File {
     pub routes: Vec<Route>,
     /// Hive nodes, in groups.
     pub upstreams: Vec<Upstream>,
+    /// Who issues the gateway's certificates, where `tls.spiffe` asks for it.
+    pub spiffe: Option<Spiffe>,
     /// What gateways of a fleet share. Default: nothing.
     pub redis: Option<Redis>,
     /// What the process takes on, and what it sheds when it is behind.

@@ -60,6 +60,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// Hive nodes, in groups; at least one.
     pub upstreams: Vec<Upstream>,
+    /// The SPIFFE agent. Some, if a listener or upstream takes its material from there.
+    pub spiffe: Option<crate::tls::Endpoint>,
     /// What gateways of a fleet share. Some, if a limit is shared.
     pub redis: Option<Redis>,
     /// What the process takes on, and what it sheds when it is behind.
@@ -96,7 +98,7 @@ pub struct Listener {
     pub address: SocketAddr,
     /// Some `tls` if and only if `https`.
     pub protocol: file::Protocol,
-    /// Certificates and trust; file names are absolute.
+    /// Certificates and trust; file names are absolute. Either certificates and a CA, or `spiffe`.
     pub tls: Option<file::ListenerTls>,
     /// Networks whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,

@@ -140,6 +140,8 @@ definitions! {
         "When the client certificate that nodes are shown expires, seconds since 1970.";
     UPSTREAM_CA_NOT_AFTER: Kind::Gauge, "upstream_ca_not_after_seconds", ["upstream", "subject"],
         "When a CA that nodes are trusted by expires, seconds since 1970.";
+    SPIFFE_AGENT_UP: Kind::Gauge, "spiffe_agent_up", [],
+        "1 while the SPIFFE agent's updates are listened to, else 0, also where none is asked.";
     UPSTREAM_FIRST_BYTE: Kind::Histogram(DURATION_BUCKETS), "upstream_first_byte_seconds", ["upstream"],
         "From a node's pick to the first byte of its answer.";
     UPSTREAM_RETRIES: Kind::Counter, "upstream_retries_total", ["upstream"],
@@ -284,6 +286,7 @@ pub struct Metrics {
     redis: HistogramVec,
     redis_fallbacks: IntCounterVec,
     redis_up: IntGauge,
+    spiffe_agent_up: IntGauge,
     listeners: ListenerFamilies,
     pub(super) crls: CrlFamilies,
     expiries: ExpiryGauges,
@@ -326,6 +329,7 @@ impl Metrics {
             redis: histograms(&r, &REDIS),
             redis_fallbacks: counters(&r, &REDIS_FALLBACKS),
             redis_up: gauge(&r, &REDIS_UP),
+            spiffe_agent_up: gauge(&r, &SPIFFE_AGENT_UP),
             listeners: ListenerFamilies {
                 connections: gauges(&r, &CONNECTIONS),
                 accepted: counters(&r, &CONNECTIONS_ACCEPTED),
@@ -427,6 +431,11 @@ impl Metrics {
     /// Handles of Redis.
     pub fn redis(&self) -> RedisMetrics {
         RedisMetrics::new(self.redis.with_label_values::<&str>(&[]), &self.redis_fallbacks, self.redis_up.clone())
+    }
+
+    /// 1 while the SPIFFE agent is listened to.
+    pub fn spiffe_agent_up(&self) -> &IntGauge {
+        &self.spiffe_agent_up
     }
 
     /// Handles of a listener.

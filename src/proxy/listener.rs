@@ -292,7 +292,7 @@ impl Listener {
                     log::error!("listener {}: the client's chain can't be kept", self.listener.name);
                     return;
                 }
-                let identity = tls::identity(stream.ssl()).map(Arc::new);
+                let identity = context.identity(stream.ssl()).map(Arc::new);
                 Handshaken { tls: Some(tls::facts(stream.ssl())), identity, client, peer_load: None }
             }
             _ => Handshaken::default(),

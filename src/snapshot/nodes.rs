@@ -2,21 +2,26 @@
 
 use std::sync::Arc;
 
-use super::{Snapshot, UpstreamSnapshot, UpstreamTlsFacts, limits};
+use super::{Ground, UpstreamSnapshot, UpstreamTlsFacts, limits, material};
 use crate::config;
-use crate::observe::Metrics;
 use crate::tls;
 use crate::upstream::{NodeSettings, Settings, Upstream};
 
 pub(super) fn upstream(
     config: &config::Upstream,
-    metrics: &Arc<Metrics>,
-    previous: Option<&Snapshot>,
-    now_unix: i64,
+    ground: Ground<'_>,
+    renews: bool,
 ) -> Result<Arc<UpstreamSnapshot>, String> {
+    let Ground { metrics, previous, now_unix, .. } = ground;
+    let before = previous.and_then(|p| p.upstreams.iter().find(|u| *u.upstream.name() == config.name));
+    if let Some(before) = before.filter(|_| renews && config.tls.as_ref().is_none_or(|tls| tls.spiffe.is_none())) {
+        return Ok(before.clone());
+    }
     let tls = config.tls.as_ref().map(|t| {
-        tls::build_upstream(t, std::path::Path::new("/"), now_unix).map_err(|faults| {
-            faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect::<Vec<_>>().join("; ")
+        let issued = ground.issued.map(|issued| &**issued);
+        tls::build_upstream(t, std::path::Path::new("/"), now_unix, issued).map_err(|faults| {
+            let all: Vec<_> = faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect();
+            format!("upstream {}: {}", config.name, all.join("; "))
         })
     });
     let mut tls = tls.transpose()?;
@@ -24,8 +29,13 @@ pub(super) fn upstream(
         generation: tls.generation,
         certificate: tls.client_facts.clone(),
         authorities: std::mem::take(&mut tls.authorities),
+        waiting: tls.waiting,
+        warnings: std::mem::take(&mut tls.warnings),
     });
-    let before = previous.and_then(|p| p.upstreams.iter().find(|u| *u.upstream.name() == config.name));
+    let is_waiting = |facts: &Option<UpstreamTlsFacts>| facts.as_ref().is_some_and(|tls| tls.waiting);
+    if is_waiting(&facts) && previous.is_some() && !before.is_some_and(|before| is_waiting(&before.tls)) {
+        return Err(format!("upstream {}: {}", config.name, material::NOTHING_ISSUED));
+    }
     let config_before = previous.and_then(|p| p.config.upstreams.iter().find(|u| u.name == config.name));
     if let Some(before) = before
         && config_before == Some(config)

@@ -32,6 +32,8 @@ mod reload_config;
 mod revocation;
 mod routes;
 mod shared_limits;
+mod spiffe;
+mod spiffe_federation;
 mod stapling;
 mod streams;
 mod tls;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
-use super::{RateLimit, RequestRule, Waf, seconds};
+use super::{ListenerSpiffe, RateLimit, RequestRule, Waf, seconds};
 use crate::names::ListenerName;
 use crate::units::{Rate, Size, Span};
 
@@ -67,8 +67,12 @@ pub enum Protocol {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerTls {
-    /// The gateway's own certificates, chosen by SNI among their SANs; the first is the default.
+    /// The gateway's own certificates, chosen by SNI among their SANs; the first is the default. At least one, or
+    /// [`Self::spiffe`].
+    #[serde(default)]
     pub certificates: Vec<CertificateFiles>,
+    /// Certificate and CAs from a SPIFFE agent, in place of `certificates` and `client_auth.ca`.
+    pub spiffe: Option<ListenerSpiffe>,
     /// `"1.2"` (default) or `"1.3"`.
     #[serde(default)]
     pub min_version: TlsVersion,
@@ -77,6 +81,7 @@ pub struct ListenerTls {
     #[serde(default)]
     pub ocsp_stapling: OcspStapling,
     /// Which clients come in.
+    #[serde(default)]
     pub client_auth: ClientAuth,
 }
 
@@ -138,14 +143,15 @@ pub enum TlsVersion {
 }
 
 /// `listeners[].tls.client_auth`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Default, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClientAuth {
     /// Only `required` exists.
     #[serde(default)]
     pub mode: ClientAuthMode,
-    /// PEM bundle of the internal CA: roots, and intermediates that clients don't send or whose CRLs are given.
-    pub ca: String,
+    /// PEM bundle of the internal CA: roots, and intermediates that clients don't send or whose CRLs are given. Needed
+    /// without `spiffe`.
+    pub ca: Option<String>,
     /// Files of certificate revocation lists, PEM or DER, up to 128 MiB each. Default: none; then, unless
     /// [`Self::crl_url`] or [`Self::crl_distribution_points`] has some, nothing is checked.
     #[serde(default)]
@@ -186,20 +192,7 @@ impl ClientAuth {
 
     /// Clients of this CA, and no lists.
     pub fn of(ca: &str) -> Self {
-        Self {
-            mode: ClientAuthMode::Required,
-            ca: ca.into(),
-            crl: Vec::new(),
-            crl_url: Vec::new(),
-            crl_distribution_points: Vec::new(),
-            crl_refresh: None,
-            crl_check: None,
-            expired_crl: None,
-            ocsp: OcspCheck::Off,
-            ocsp_url: None,
-            ocsp_timeout: None,
-            ocsp_failure: None,
-        }
+        Self { ca: Some(ca.into()), ..Self::default() }
     }
 
     /// Default of [`Self::ocsp_timeout`].

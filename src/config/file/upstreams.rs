@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
-use super::{Balance, CircuitBreaker, HashKeys, Outlier, seconds};
+use super::{Balance, CircuitBreaker, HashKeys, Outlier, UpstreamSpiffe, seconds};
 use crate::names::UpstreamName;
 use crate::units::{Percent, Span};
 
@@ -199,8 +199,10 @@ impl Default for UpstreamTimeouts {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamTls {
-    /// PEM bundle that the nodes' certificates chain to.
-    pub ca: String,
+    /// PEM bundle that the nodes' certificates chain to. Needed without `spiffe`.
+    pub ca: Option<String>,
+    /// Client certificate and CAs from a SPIFFE agent, in place of `ca`, `cert` and `key`. With it `spiffe_id` is needed.
+    pub spiffe: Option<UpstreamSpiffe>,
     /// The name that every node's certificate must carry; sent as SNI. Never empty. Needed without `spiffe_id`; with it
     /// only the SNI, by default the ID's trust domain.
     pub server_name: Option<String>,

@@ -15,6 +15,7 @@ mod redis;
 mod resilience;
 mod routes;
 mod secrets;
+mod spiffe;
 mod upstreams;
 
 use std::collections::{BTreeSet, HashMap};
@@ -53,6 +54,7 @@ pub(super) fn resolve(
     let hive = process::hive(&mut r, file.hive, &peers);
     let upstreams = upstreams::resolve(&mut r, file.upstreams);
     let listeners = listeners::resolve(&mut r, file.listeners);
+    let spiffe = spiffe::resolve(&mut r, file.spiffe, &listeners, &upstreams);
     let routes = routes::resolve(&mut r, file.routes, &listeners, &peers, &upstreams);
     resilience::check_hash_keys(&mut r, &upstreams, &routes);
     rate_limits::check(&mut r, &listeners, &routes, &hive.federation);
@@ -76,6 +78,7 @@ pub(super) fn resolve(
         peers,
         routes,
         upstreams,
+        spiffe,
         redis,
         overload,
         admin,

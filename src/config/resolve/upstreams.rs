@@ -169,6 +169,13 @@ fn timeouts(r: &mut Resolver<'_>, at: &str, t: &UpstreamTimeouts) {
 fn upstream_tls(r: &mut Resolver<'_>, at: &str, mut tls: UpstreamTls) -> UpstreamTls {
     let before = r.errors.len();
     node_identity(r, at, &tls);
+    match &tls.spiffe {
+        Some(spiffe) => super::spiffe::upstream(r, at, &tls, spiffe),
+        None if tls.ca.is_none() && !r.has_guess(&format!("{at}.ca")) && !r.has_guess(&format!("{at}.spiffe")) => {
+            r.error(at, "the key \"ca\" is missing; write ca: hive-ca.pem");
+        }
+        None => {}
+    }
     match (&tls.cert, &tls.key) {
         (Some(_), None) if !r.has_guess(&format!("{at}.key")) => {
             r.error(&format!("{at}.cert"), "a certificate needs its key; write key too");
@@ -179,7 +186,7 @@ fn upstream_tls(r: &mut Resolver<'_>, at: &str, mut tls: UpstreamTls) -> Upstrea
         _ => {}
     }
     let whole = r.errors.len() == before;
-    tls.ca = r.material(&tls.ca);
+    tls.ca = tls.ca.map(|name| r.material(&name));
     tls.cert = tls.cert.map(|name| r.material(&name));
     tls.key = tls.key.map(|name| r.material(&name));
     // With an error of the block's own the files would be judged by half of it.
@@ -201,7 +208,11 @@ fn node_identity(r: &mut Resolver<'_>, at: &str, tls: &UpstreamTls) {
             // Pingora verifies names only, no addresses.
             r.error(&name_path, format!("{name:?} is not a host name; write one such as hive.internal"));
         }
-        None if tls.spiffe_id.is_none() && !r.has_guess(&name_path) && !r.has_guess(&id_path) => {
+        None if tls.spiffe_id.is_none()
+            && tls.spiffe.is_none()
+            && !r.has_guess(&name_path)
+            && !r.has_guess(&id_path) =>
+        {
             let why = "nothing says whose certificate is right, so any of the CA would do";
             r.error(at, format!("{why}; write server_name: hive.internal, or spiffe_id: spiffe://mesh.example/hive"));
         }

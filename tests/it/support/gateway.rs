@@ -28,6 +28,8 @@ pub struct Setup {
     pub timeouts: String,
     /// More inside `client_auth: { ca: ca.pem … }`.
     pub client_auth: String,
+    /// Inside `spiffe: { … }` of the listener's `tls`, in place of certificates and CA.
+    pub spiffe: Option<String>,
     /// More lines of the listener's `tls`, six spaces deep.
     pub tls: String,
     /// More lines of the listener, four spaces deep.
@@ -60,6 +62,7 @@ impl Setup {
             limits: String::new(),
             timeouts: String::new(),
             client_auth: String::new(),
+            spiffe: None,
             tls: String::new(),
             listener: String::new(),
             admin: String::new(),
@@ -93,15 +96,20 @@ listeners:
   - name: front
     address: {listen}
     tls:
-      certificates: [ {{ cert: server.pem, key: server.key }} ]
-      client_auth: {{ {client_auth} }}
+{material}
 {tls}
     limits: {{ {limits} }}
     timeouts: {{ {timeouts} }}
 {listener}",
             top = self.top,
             more_admin = self.admin,
-            client_auth = with(&self.client_auth, &[("ca", "ca.pem")]),
+            material = match &self.spiffe {
+                Some(spiffe) => format!("      spiffe: {{ {spiffe} }}\n      client_auth: {{ {} }}", self.client_auth),
+                None => format!(
+                    "      certificates: [ {{ cert: server.pem, key: server.key }} ]\n      client_auth: {{ {} }}",
+                    with(&self.client_auth, &[("ca", "ca.pem")])
+                ),
+            },
             tls = self.tls,
             server = with(&self.server, &[("drain", "1s"), ("threads", "2")]),
             limits = with(

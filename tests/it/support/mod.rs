@@ -11,6 +11,7 @@ pub mod node_h2;
 pub mod redis;
 pub mod raw_h2;
 pub mod relay;
+pub mod spiffe_agent;
 pub mod tokens;
 
 use std::path::{Path, PathBuf};
