@@ -109,6 +109,12 @@ pub enum Refusal {
     JsonRpcMethodNotAllowed,
     /// No node of the upstream is healthy.
     NoHealthyUpstream,
+    /// `circuit_breaker.max_requests` requests run.
+    UpstreamMaxRequests,
+    /// `circuit_breaker.max_pending` requests wait for a connection.
+    UpstreamMaxPending,
+    /// No connection came free within `circuit_breaker.pending_timeout`.
+    UpstreamPendingTimeout,
     /// No node took the connection.
     UpstreamConnectFailed,
     /// No node took the connection in time.
@@ -122,6 +128,9 @@ pub enum Refusal {
     /// A defect of the gateway's own.
     Internal,
 }
+
+/// What a client is told when the circuit breaker is open; the code says which limit.
+const BUSY: &str = "The Hive nodes are busy. Try again.";
 
 impl Refusal {
     /// The HTTP status.
@@ -195,6 +204,9 @@ impl Refusal {
                 Some(*retry_after_seconds)
             }
             Refusal::NoHealthyUpstream
+            | Refusal::UpstreamMaxRequests
+            | Refusal::UpstreamMaxPending
+            | Refusal::UpstreamPendingTimeout
             | Refusal::BodyMemoryExhausted
             | Refusal::ShuttingDown
             | Refusal::AddressRequestsExhausted { .. }
@@ -270,6 +282,9 @@ impl Refusal {
             Refusal::JsonRpcInvalid(_) => (400, "invalid_json_rpc", -32600, "The body is not a JSON-RPC request."),
             Refusal::JsonRpcMethodNotAllowed => (403, "json_rpc_method_not_allowed", -32601, "Method not allowed."),
             Refusal::NoHealthyUpstream => (503, "no_healthy_upstream", -32603, "No Hive node is available."),
+            Refusal::UpstreamMaxRequests => (503, "upstream_max_requests", -32603, BUSY),
+            Refusal::UpstreamMaxPending => (503, "upstream_max_pending", -32603, BUSY),
+            Refusal::UpstreamPendingTimeout => (503, "upstream_pending_timeout", -32603, BUSY),
             Refusal::UpstreamConnectFailed => (502, "upstream_connect_failed", -32603, "No Hive node could be reached."),
             Refusal::UpstreamConnectTimeout => (504, "upstream_connect_timeout", -32603, "No Hive node could be reached in time."),
             Refusal::UpstreamFailed => (502, "upstream_failed", -32603, "The Hive node did not answer properly."),

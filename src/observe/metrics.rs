@@ -1,7 +1,7 @@
 //! Every metric: its name, help and labels, and the families behind the handles of [`super::handles`].
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use prometheus::core::Collector;
@@ -9,6 +9,7 @@ use prometheus::{
     Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use super::breaker::{AtScrape, BreakerFamilies};
 use super::buckets::{DURATION_BUCKETS, HANDSHAKE_BUCKETS, REDIS_BUCKETS, WAF_BUCKETS};
 use super::crl::CrlFamilies;
 use super::expiry::{Expiring, Expiry, ExpiryGauges};
@@ -17,6 +18,7 @@ use super::handles::{
     RouteMetrics, UpstreamMetrics, WafMetrics,
 };
 use super::labels::UpstreamTlsFailure;
+use super::refusals::RefusalTable;
 
 /// The `path` and `route` of a request that no route took.
 pub const UNMATCHED: &str = "unmatched";
@@ -129,6 +131,20 @@ definitions! {
         "From a node's pick to the first byte of its answer.";
     UPSTREAM_RETRIES: Kind::Counter, "upstream_retries_total", ["upstream"],
         "Tries at another node after the first one failed.";
+    BREAKER_OPEN: Kind::Gauge, "upstream_circuit_breaker_open", ["upstream", "limit"],
+        "1 while a limit of the circuit breaker is reached, else 0.";
+    BREAKER_REMAINING: Kind::Gauge, "upstream_circuit_breaker_remaining", ["upstream", "limit"],
+        "How many more fit below a limit of the circuit breaker.";
+    BREAKER_OVERFLOW: Kind::Counter, "upstream_circuit_breaker_overflow_total", ["upstream", "limit"],
+        "Requests that met a limit of the circuit breaker: connections had to wait, retries were not tried again, others were refused.";
+    UPSTREAM_PENDING: Kind::Gauge, "upstream_pending", ["upstream"],
+        "Requests that wait for a connection.";
+    UPSTREAM_PANIC: Kind::Gauge, "upstream_panic", ["upstream"],
+        "1 while fewer nodes than panic_threshold are usable and requests go to all of them, else 0.";
+    UPSTREAM_NODE_EJECTED: Kind::Gauge, "upstream_node_ejected", ["upstream", "node"],
+        "1 while the node is left alone because its requests failed, else 0.";
+    UPSTREAM_EJECTIONS: Kind::Counter, "upstream_ejections_total", ["upstream", "node"],
+        "How often a node was ejected because its requests failed.";
     UPSTREAM_CONCURRENCY_LIMIT: Kind::Gauge, "upstream_concurrency_limit", ["upstream"],
         "Requests that may wait for a first byte at once, as adaptive_concurrency has found.";
     UPSTREAM_NODE_UP: Kind::Gauge, "upstream_node_up", ["upstream", "node"],
@@ -235,6 +251,8 @@ pub(super) struct NodeFamilies {
     pub(super) requests: IntCounterVec,
     pub(super) in_flight: IntGaugeVec,
     pub(super) tls_failures: IntCounterVec,
+    pub(super) ejected: IntGaugeVec,
+    pub(super) ejections: IntCounterVec,
     pub(super) live: Mutex<HashMap<(String, String), std::sync::Weak<NodeMetrics>>>,
 }
 
@@ -262,6 +280,9 @@ pub struct Metrics {
     expiries: ExpiryGauges,
     upstream_first_byte: HistogramVec,
     upstream_retries: IntCounterVec,
+    upstream_panic: IntGaugeVec,
+    pub(super) breakers: Arc<BreakerFamilies>,
+    pub(super) at_scrape: Mutex<Vec<Weak<dyn AtScrape>>>,
     upstream_concurrency: IntGaugeVec,
     concurrency_shown: Mutex<HashSet<String>>,
     nodes: Arc<NodeFamilies>,
@@ -323,6 +344,12 @@ impl Metrics {
             ]),
             upstream_first_byte: histograms(&r, &UPSTREAM_FIRST_BYTE),
             upstream_retries: counters(&r, &UPSTREAM_RETRIES),
+            upstream_panic: gauges(&r, &UPSTREAM_PANIC),
+            breakers: BreakerFamilies::new(
+                [gauges(&r, &BREAKER_OPEN), gauges(&r, &BREAKER_REMAINING), gauges(&r, &UPSTREAM_PENDING)],
+                counters(&r, &BREAKER_OVERFLOW),
+            ),
+            at_scrape: Mutex::default(),
             upstream_concurrency: gauges(&r, &UPSTREAM_CONCURRENCY_LIMIT),
             concurrency_shown: Mutex::default(),
             nodes: Arc::new(NodeFamilies {
@@ -330,6 +357,8 @@ impl Metrics {
                 requests: counters(&r, &UPSTREAM_REQUESTS),
                 in_flight: gauges(&r, &UPSTREAM_IN_FLIGHT),
                 tls_failures: counters(&r, &UPSTREAM_TLS_FAILURES),
+                ejected: gauges(&r, &UPSTREAM_NODE_EJECTED),
+                ejections: counters(&r, &UPSTREAM_EJECTIONS),
                 live: Mutex::default(),
             }),
             body_memory: gauge(&r, &BODY_MEMORY),
@@ -345,6 +374,7 @@ impl Metrics {
 
     /// The Prometheus text format, version 0.0.4: see [`CONTENT_TYPE`].
     pub fn encode(&self) -> String {
+        self.at_scrape.lock().retain(|shown| shown.upgrade().inspect(|shown| shown.show()).is_some());
         let mut text = String::with_capacity(16 << 10);
         if let Err(e) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
             log::error!("metrics can't be written: {e}");
@@ -412,6 +442,7 @@ impl Metrics {
         Arc::new(UpstreamMetrics::new(
             self.upstream_first_byte.with_label_values(&[upstream]),
             self.upstream_retries.with_label_values(&[upstream]),
+            self.upstream_panic.with_label_values(&[upstream]),
         ))
     }
 
@@ -473,32 +504,6 @@ impl Metrics {
     }
 }
 
-/// Slots of [`RefusalTable`]: a few times the number of refusals.
-const REFUSAL_SLOTS: usize = 256;
-
-/// Counters by refusal code, found by the address of the code's text: no hash over text and no lock.
-struct RefusalTable(Box<[OnceLock<(&'static str, IntCounter)>]>);
-
-impl RefusalTable {
-    fn new() -> Self {
-        Self((0..REFUSAL_SLOTS).map(|_| OnceLock::new()).collect())
-    }
-
-    fn inc(&self, code: &'static str, family: &IntCounterVec) {
-        let start = code.as_ptr().addr().wrapping_mul(0x9E37_79B9) >> 7;
-        for step in 0..REFUSAL_SLOTS {
-            let slot = &self.0[(start + step) % REFUSAL_SLOTS];
-            let (here, counter) = slot.get_or_init(|| (code, family.with_label_values(&[code])));
-            // The compiler may keep one text at two addresses: that is two slots of one counter.
-            if std::ptr::eq(*here, code) {
-                counter.inc();
-                return;
-            }
-        }
-        family.with_label_values(&[code]).inc();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -526,6 +531,9 @@ mod tests {
         let expiry = |kind| Expiry { kind, owner: "federation", subject: "CN=x", not_after: 1_800_000_000 };
         metrics.set_expiries(&Expiring::ALL.map(expiry));
         metrics.upstream("hive").first_byte(Duration::from_millis(2));
+        let breaker = Box::leak(Box::new(metrics.breaker("hive")));
+        breaker.set(crate::observe::BreakerLimit::Pending, 1, 2);
+        breaker.set_pending(1);
         metrics.upstream_concurrency("hive").set_limit(3);
         let node = metrics.upstream_node("hive", "10.0.0.1:3000");
         metrics.expect_tls("hive");
