@@ -3,12 +3,12 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::families::{ListenerFamilies, NodeFamilies, RouteFamilies};
 use super::handshake::HandshakeResult;
 use super::labels::{
     CloseReason, ConnectionRefusal, MethodLabel, OverloadAction, OverloadLimit, RateLimitDecision, RedisFallback,
     UpstreamResult, UpstreamTlsFailure, WafVerdict,
 };
-use super::metrics::{ListenerFamilies, NodeFamilies, RouteFamilies};
 use prometheus::{Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
 
 /// Statuses in one block of [`Codes`].

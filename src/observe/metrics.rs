@@ -1,6 +1,6 @@
 //! Every metric: its name, help and labels, and the families behind the handles of [`super::handles`].
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -13,6 +13,7 @@ use super::breaker::{AtScrape, BreakerFamilies};
 use super::buckets::{DURATION_BUCKETS, HANDSHAKE_BUCKETS, REDIS_BUCKETS, WAF_BUCKETS};
 use super::crl::CrlFamilies;
 use super::expiry::{Expiring, Expiry, ExpiryGauges};
+use super::families::{ListenerFamilies, NodeFamilies, RouteFamilies};
 use super::handles::{
     ConcurrencyMetrics, ListenerMetrics, NodeMetrics, OverloadMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight,
     RouteMetrics, UpstreamMetrics, WafMetrics,
@@ -228,33 +229,6 @@ fn by_result(family: IntCounterVec) -> IntCounterVec {
 
 const RESULT_OK: &str = "ok";
 const RESULT_FAILED: &str = "failed";
-
-/// The families that routes resolve their handles in.
-pub(super) struct RouteFamilies {
-    pub(super) requests: IntCounterVec,
-    pub(super) duration: HistogramVec,
-}
-
-/// The families that listeners resolve their handles in.
-pub(super) struct ListenerFamilies {
-    pub(super) connections: IntGaugeVec,
-    pub(super) accepted: IntCounterVec,
-    pub(super) refused: IntCounterVec,
-    pub(super) closed: IntCounterVec,
-    pub(super) handshakes: IntCounterVec,
-    pub(super) handshake_duration: HistogramVec,
-}
-
-/// The families that nodes resolve their handles in, and the nodes that have handles now.
-pub(super) struct NodeFamilies {
-    pub(super) up: IntGaugeVec,
-    pub(super) requests: IntCounterVec,
-    pub(super) in_flight: IntGaugeVec,
-    pub(super) tls_failures: IntCounterVec,
-    pub(super) ejected: IntGaugeVec,
-    pub(super) ejections: IntCounterVec,
-    pub(super) live: Mutex<HashMap<(String, String), std::sync::Weak<NodeMetrics>>>,
-}
 
 /// All metrics of the process.
 ///

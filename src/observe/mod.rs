@@ -13,6 +13,7 @@ mod json_line;
 pub mod record;
 mod record_defense;
 mod buckets;
+mod families;
 mod breaker;
 mod crl;
 mod refusals;
