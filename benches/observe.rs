@@ -98,8 +98,9 @@ fn tracing(c: &mut Criterion) {
             trace.try_started(&node, now);
             trace.connected(true, now);
             trace.answered(200, now);
-            let (body_read, forwarded) = (Some(now), Some(now));
-            let moments = Moments { started: now, wall: SystemTime::now(), body_read, forwarded, ended: now };
+            trace.forwarded(now);
+            let moments =
+                Moments { started: now, wall: SystemTime::now(), body_read: Some(now), queued: None, ended: now };
             let (name, method) = ("POST /a".into(), "POST");
             let span = RequestSpan { name, method, state: None, attributes: Vec::new(), error: None };
             (told, trace.finish(span, &moments))

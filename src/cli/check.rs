@@ -264,7 +264,8 @@ fn upstreams(text: &mut String, config: &Config, now_unix: i64, issued: Option<&
         for node in &upstream.endpoints {
             let address = node.address.to_string();
             let resolved = if node.host == address { String::new() } else { format!(" ({address})") };
-            line(text, format_args!("    {}{resolved} weight {}", node.url, node.weight));
+            let priority = if node.priority > 0 { format!(" priority {}", node.priority) } else { String::new() };
+            line(text, format_args!("    {}{resolved} weight {}{priority}", node.url, node.weight));
         }
         let Some(settings) = &upstream.tls else { continue };
         // One of the two is there; the ID counts if both are.
@@ -302,7 +303,7 @@ mod tests {
         let text = r#"listeners: [{ name: main, address: "127.0.0.1:8080", protocol: http }]
 routes: [{ name: a2a, paths: [/a, /b], methods: [POST], peers: any, upstream: hive, json_rpc: {},
   rate_limits: [{ per: [peer, method], rate: 10/s, enforce: false }] }]
-upstreams: [{ name: hive, endpoints: ["http://10.0.1.10:3000", { url: "http://10.0.1.11:3000", weight: 2 }] }]
+upstreams: [{ name: hive, endpoints: ["http://10.0.1.10:3000", { url: "http://10.0.1.11:3000", weight: 2, priority: 1 }] }]
 "#;
         let config = load_text(Path::new("g.yaml"), text, &around()).unwrap().config;
         let said = summary(&config, &around());
@@ -311,7 +312,7 @@ upstreams: [{ name: hive, endpoints: ["http://10.0.1.10:3000", { url: "http://10
             "a2a: POST /a /b of any host, any peer -> hive (JSON-RPC)",
             "limit route/a2a/peer+method: 10/s, 10 at once, not enforced",
             "hive: /api/health every 10s",
-            "http://10.0.1.11:3000 weight 2",
+            "http://10.0.1.11:3000 weight 2 priority 1",
             "127.0.0.1:9901, without a secret",
         ] {
             assert!(said.contains(part), "{part} not in\n{said}");

@@ -127,6 +127,10 @@ fields! {
     BytesOut, "bytes_out", |r| number(r.bytes_out), "Bytes of the answer's body.";
     Duration, "duration_us", |r| micros(Some(r.duration)), "From the header to the end of the answer, microseconds.";
     Body, "body_us", |r| micros(r.body), "Of it: from the header to the end of the request's body.";
+    UpstreamQueue,
+        "upstream_queue_us",
+        |r| micros(r.upstream_queue),
+        "Of it: waiting for a place at the upstream (`circuit_breaker`); absent where there was one at once.";
     UpstreamConnect, "upstream_connect_us", |r| micros(r.upstream_connect), "Of it: TCP and TLS with the node; absent where a connection was reused.";
     UpstreamFirstByte, "upstream_first_byte_us", |r| micros(r.upstream_first_byte), "Of it: from the node's pick to the first byte of its answer.";
     Upstream, "upstream", |r| text(r.upstream, NAME_BYTES_MAX), "The upstream's name.";

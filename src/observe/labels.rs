@@ -302,6 +302,22 @@ impl CloseReason {
 }
 
 label!(
+    /// A limit of an upstream's circuit breaker.
+    BreakerLimit {
+        /// `max_connections`: beyond it a request waits.
+        Connections => "connections",
+        /// `max_pending`: beyond it a request is refused.
+        Pending => "pending",
+        /// `pending_timeout`: a request that waited so long is refused.
+        PendingTimeout => "pending_timeout",
+        /// `max_requests`: beyond it a request is refused.
+        Requests => "requests",
+        /// `retry_budget`: beyond it no other node is tried.
+        Retries => "retries",
+    }
+);
+
+label!(
     /// What came of one try at one node.
     UpstreamResult {
         /// An answer below 500.
@@ -318,6 +334,8 @@ label!(
         ResponseTimeout => "response_timeout",
         /// The answer fell silent for `timeouts.stream_idle`.
         StreamTimeout => "stream_timeout",
+        /// The answer went on for `timeouts.max_stream_duration`; the node is not to blame.
+        StreamDuration => "max_stream_duration",
         /// The node broke the connection, or its answer is not HTTP.
         Broken => "broken",
         /// The client went away before the answer's end; the node is not to blame.

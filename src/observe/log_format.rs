@@ -115,6 +115,7 @@ impl Field {
             rpc_calls: Some(1),
             waf_score: Some(1),
             body: Some(Duration::ZERO),
+            upstream_queue: Some(Duration::ZERO),
             upstream_connect: Some(Duration::ZERO),
             upstream_first_byte: Some(Duration::ZERO),
             ..AccessRecord::new(UNIX_EPOCH, "", [0, 0, 0, 0].into())

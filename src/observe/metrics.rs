@@ -1,7 +1,7 @@
 //! Every metric: its name, help and labels, and the families behind the handles of [`super::handles`].
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use prometheus::core::Collector;
@@ -9,9 +9,12 @@ use prometheus::{
     Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+use super::breaker::{AtScrape, BreakerFamilies};
+use super::buckets::{DURATION_BUCKETS, HANDSHAKE_BUCKETS, REDIS_BUCKETS, WAF_BUCKETS};
 use super::crl::CrlFamilies;
 use super::expiry::{Expiring, Expiry, ExpiryGauges};
 use super::exposition::{self, Exposition};
+use super::families::{ListenerFamilies, NodeFamilies, RouteFamilies};
 use super::handles::{
     ConcurrencyMetrics, ListenerMetrics, NodeMetrics, OverloadMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight,
     RouteMetrics, SpanMetrics, UpstreamMetrics, WafMetrics,
@@ -48,23 +51,6 @@ pub struct Definition {
     /// What it measures.
     pub kind: Kind,
 }
-
-/// From a request answered by the gateway itself to Hive's longest run (300 s), seconds.
-const DURATION_BUCKETS: &[f64] = &[
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
-    120.0, 300.0,
-];
-
-/// A handshake takes a millisecond of work and some round trips; `timeouts.handshake` ends it, seconds.
-const HANDSHAKE_BUCKETS: &[f64] =
-    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-
-/// The core rules take some milliseconds of processor; `waf.timeout` ends the wait, seconds.
-const WAF_BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-
-/// Redis is near, and `redis.timeout` is short, seconds.
-const REDIS_BUCKETS: &[f64] =
-    &[0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0];
 
 macro_rules! definitions {
     ($($const:ident: $kind:expr, $name:literal, [$($label:literal),*], $help:literal;)+) => {
@@ -151,6 +137,20 @@ definitions! {
         "From a node's pick to the first byte of its answer.";
     UPSTREAM_RETRIES: Kind::Counter, "upstream_retries_total", ["upstream"],
         "Tries at another node after the first one failed.";
+    BREAKER_OPEN: Kind::Gauge, "upstream_circuit_breaker_open", ["upstream", "limit"],
+        "1 while a limit of the circuit breaker is reached, else 0.";
+    BREAKER_REMAINING: Kind::Gauge, "upstream_circuit_breaker_remaining", ["upstream", "limit"],
+        "How many more fit below a limit of the circuit breaker.";
+    BREAKER_OVERFLOW: Kind::Counter, "upstream_circuit_breaker_overflow_total", ["upstream", "limit"],
+        "Requests that met a limit of the circuit breaker: connections had to wait, retries were not tried again, others were refused.";
+    UPSTREAM_PENDING: Kind::Gauge, "upstream_pending", ["upstream"],
+        "Requests that wait for a connection.";
+    UPSTREAM_PANIC: Kind::Gauge, "upstream_panic", ["upstream"],
+        "1 while fewer nodes than panic_threshold are usable and requests go to all of them, else 0.";
+    UPSTREAM_NODE_EJECTED: Kind::Gauge, "upstream_node_ejected", ["upstream", "node"],
+        "1 while the node is left alone because its requests failed, else 0.";
+    UPSTREAM_EJECTIONS: Kind::Counter, "upstream_ejections_total", ["upstream", "node"],
+        "How often a node was ejected because its requests failed.";
     UPSTREAM_CONCURRENCY_LIMIT: Kind::Gauge, "upstream_concurrency_limit", ["upstream"],
         "Requests that may wait for a first byte at once, as adaptive_concurrency has found.";
     UPSTREAM_NODE_UP: Kind::Gauge, "upstream_node_up", ["upstream", "node"],
@@ -242,31 +242,6 @@ fn by_result(family: IntCounterVec) -> IntCounterVec {
 const RESULT_OK: &str = "ok";
 const RESULT_FAILED: &str = "failed";
 
-/// The families that routes resolve their handles in.
-pub(super) struct RouteFamilies {
-    pub(super) requests: IntCounterVec,
-    pub(super) duration: HistogramVec,
-}
-
-/// The families that listeners resolve their handles in.
-pub(super) struct ListenerFamilies {
-    pub(super) connections: IntGaugeVec,
-    pub(super) accepted: IntCounterVec,
-    pub(super) refused: IntCounterVec,
-    pub(super) closed: IntCounterVec,
-    pub(super) handshakes: IntCounterVec,
-    pub(super) handshake_duration: HistogramVec,
-}
-
-/// The families that nodes resolve their handles in, and the nodes that have handles now.
-pub(super) struct NodeFamilies {
-    pub(super) up: IntGaugeVec,
-    pub(super) requests: IntCounterVec,
-    pub(super) in_flight: IntGaugeVec,
-    pub(super) tls_failures: IntCounterVec,
-    pub(super) live: Mutex<HashMap<(String, String), std::sync::Weak<NodeMetrics>>>,
-}
-
 /// All metrics of the process.
 ///
 /// What a request touches is a handle resolved beforehand: [`Metrics::route`], [`Metrics::listener`], [`Metrics::upstream`],
@@ -293,6 +268,9 @@ pub struct Metrics {
     expiries: ExpiryGauges,
     upstream_first_byte: HistogramVec,
     upstream_retries: IntCounterVec,
+    upstream_panic: IntGaugeVec,
+    pub(super) breakers: Arc<BreakerFamilies>,
+    pub(super) at_scrape: Mutex<Vec<Weak<dyn AtScrape>>>,
     upstream_concurrency: IntGaugeVec,
     concurrency_shown: Mutex<HashSet<String>>,
     nodes: Arc<NodeFamilies>,
@@ -357,6 +335,12 @@ impl Metrics {
             ]),
             upstream_first_byte: histograms(&r, &UPSTREAM_FIRST_BYTE),
             upstream_retries: counters(&r, &UPSTREAM_RETRIES),
+            upstream_panic: gauges(&r, &UPSTREAM_PANIC),
+            breakers: BreakerFamilies::new(
+                [gauges(&r, &BREAKER_OPEN), gauges(&r, &BREAKER_REMAINING), gauges(&r, &UPSTREAM_PENDING)],
+                counters(&r, &BREAKER_OVERFLOW),
+            ),
+            at_scrape: Mutex::default(),
             upstream_concurrency: gauges(&r, &UPSTREAM_CONCURRENCY_LIMIT),
             concurrency_shown: Mutex::default(),
             nodes: Arc::new(NodeFamilies {
@@ -364,6 +348,8 @@ impl Metrics {
                 requests: counters(&r, &UPSTREAM_REQUESTS),
                 in_flight: gauges(&r, &UPSTREAM_IN_FLIGHT),
                 tls_failures: counters(&r, &UPSTREAM_TLS_FAILURES),
+                ejected: gauges(&r, &UPSTREAM_NODE_EJECTED),
+                ejections: counters(&r, &UPSTREAM_EJECTIONS),
                 live: Mutex::default(),
             }),
             body_memory: gauge(&r, &BODY_MEMORY),
@@ -386,6 +372,7 @@ impl Metrics {
     /// All metrics in this format.
     pub fn encode_as(&self, format: Exposition) -> String {
         self.process.update();
+        self.at_scrape.lock().retain(|shown| shown.upgrade().inspect(|shown| shown.show()).is_some());
         exposition::encode(&self.registry.gather(), format)
     }
 
@@ -454,6 +441,7 @@ impl Metrics {
         Arc::new(UpstreamMetrics::new(
             self.upstream_first_byte.with_label_values(&[upstream]),
             self.upstream_retries.with_label_values(&[upstream]),
+            self.upstream_panic.with_label_values(&[upstream]),
         ))
     }
 
@@ -550,6 +538,9 @@ mod tests {
         let expiry = |kind| Expiry { kind, owner: "federation", subject: "CN=x", not_after: 1_800_000_000 };
         metrics.set_expiries(&Expiring::ALL.map(expiry));
         metrics.upstream("hive").first_byte(Duration::from_millis(2));
+        let breaker = Box::leak(Box::new(metrics.breaker("hive")));
+        breaker.set(crate::observe::BreakerLimit::Pending, 1, 2);
+        breaker.set_pending(1);
         metrics.upstream_concurrency("hive").set_limit(3);
         let node = metrics.upstream_node("hive", "10.0.0.1:3000");
         metrics.expect_tls("hive");

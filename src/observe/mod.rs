@@ -11,7 +11,6 @@ pub mod metrics;
 pub mod handles;
 pub mod exposition;
 mod peers;
-mod refusals;
 mod process;
 mod expiry;
 mod json_line;
@@ -20,7 +19,11 @@ mod log_format;
 mod rotate;
 pub mod record;
 mod record_defense;
+mod buckets;
+mod families;
+mod breaker;
 mod crl;
+mod refusals;
 mod line_limit;
 pub mod access_log;
 mod log_queue;
@@ -29,6 +32,7 @@ pub mod trace;
 pub mod otlp;
 
 pub use access_log::{AccessLog, AccessLogTarget, LogSettings};
+pub use breaker::{AtScrape, BreakerMetrics};
 pub use crl::CrlShown;
 pub use expiry::{Expiring, Expiry};
 pub use exposition::Exposition;
@@ -38,8 +42,8 @@ pub use handles::{
 };
 pub use handshake::HandshakeResult;
 pub use labels::{
-    CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, OcspResult, OverloadAction, OverloadLimit,
-    RateLimitDecision, RedisFallback, SpanResult, UpstreamResult, UpstreamTlsFailure, WafVerdict,
+    BreakerLimit, CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, OcspResult, OverloadAction,
+    OverloadLimit, RateLimitDecision, RedisFallback, SpanResult, UpstreamResult, UpstreamTlsFailure, WafVerdict,
 };
 pub use line_limit::{Line, LineLimit};
 pub use log_format::{Extras, LogFormat, Template};

@@ -1,4 +1,4 @@
-//! Counters of refusals, found without a look-up by text.
+//! Refusals, counted without a look-up by text.
 
 use std::sync::OnceLock;
 

@@ -61,6 +61,7 @@ impl Sampler {
                 next: u64::from_be_bytes(span_id(&random())),
                 next_try: span_id(&random()),
                 admitted: None,
+                forwarded: None,
                 tries: Vec::new(),
             })
         });
@@ -93,6 +94,7 @@ pub struct Trace {
     /// The span of the try that comes next: the node is told before the try begins.
     next_try: [u8; 8],
     admitted: Option<Instant>,
+    forwarded: Option<Instant>,
     tries: Vec<Try>,
 }
 
@@ -117,6 +119,11 @@ impl Trace {
     /// All is decided that the header can decide.
     pub fn admitted(&mut self, now: Instant) {
         self.admitted = Some(now);
+    }
+
+    /// It is let through: what follows is the upstream's.
+    pub fn forwarded(&mut self, now: Instant) {
+        self.forwarded = Some(now);
     }
 
     /// A node is picked.
@@ -179,8 +186,9 @@ impl Trace {
         if let Some(body_read) = moments.body_read {
             stages.push(("read body", admitted, body_read));
         }
-        if let (Some(_), Some(forwarded)) = (self.admitted, moments.forwarded) {
+        if let (Some(_), Some(forwarded)) = (self.admitted, self.forwarded) {
             stages.push(("check JSON-RPC and limits", moments.body_read.unwrap_or(admitted), forwarded));
+            stages.extend(moments.queued.map(|queued| ("queue", forwarded, forwarded + queued)));
         }
         for (name, from, to) in stages {
             let id = self.new_id();
@@ -239,8 +247,8 @@ pub struct Moments {
     pub wall: SystemTime,
     /// Its body was.
     pub body_read: Option<Instant>,
-    /// It was let through.
-    pub forwarded: Option<Instant>,
+    /// How long it waited for a place at the upstream, if it did.
+    pub queued: Option<Duration>,
     /// It was done.
     pub ended: Instant,
 }

@@ -52,7 +52,8 @@ fn the_stages_of_a_request_lie_in_its_span() {
     let at = |ms| start + Duration::from_millis(ms);
     let mut trace = begin(Sampler::new(Percent(0), true), Some(THEIRS)).0.unwrap();
     trace.admitted(at(1));
-    trace.try_started(&"http://10.0.0.1:3000".into(), at(4));
+    trace.forwarded(at(4));
+    trace.try_started(&"http://10.0.0.1:3000".into(), at(5));
     trace.try_failed("connect_failed", at(6));
     let sent = trace.traceparent();
     trace.try_started(&"https://[::1]:3001".into(), at(6));
@@ -69,7 +70,7 @@ fn the_stages_of_a_request_lie_in_its_span() {
         started: start,
         wall: UNIX_EPOCH + Duration::from_secs(1),
         body_read: Some(at(3)),
-        forwarded: Some(at(4)),
+        queued: Some(Duration::from_millis(1)),
         ended: at(50),
     };
     let done = trace.finish(request, &moments);
@@ -85,22 +86,23 @@ fn the_stages_of_a_request_lie_in_its_span() {
             ("admit", Kind::Internal, 0, 1, None),
             ("read body", Kind::Internal, 1, 3, None),
             ("check JSON-RPC and limits", Kind::Internal, 3, 4, None),
-            ("POST", Kind::Client, 4, 6, Some("connect_failed")),
+            ("queue", Kind::Internal, 4, 5, None),
+            ("POST", Kind::Client, 5, 6, Some("connect_failed")),
             ("POST", Kind::Client, 6, 50, None),
             ("connect", Kind::Internal, 6, 8, None),
             ("stream", Kind::Internal, 20, 50, None),
         ]
     );
-    let (own, second) = (done.spans[0].id, done.spans[5].id);
+    let (own, second) = (done.spans[0].id, done.spans[6].id);
     assert_eq!(done.spans[0].parent, Some([0x00, 0xf0, 0x67, 0xaa, 0x0b, 0xa9, 0x02, 0xb7]));
-    assert!(done.spans[1..6].iter().all(|s| s.parent == Some(own)));
-    assert!(done.spans[6..].iter().all(|s| s.parent == Some(second)));
+    assert!(done.spans[1..7].iter().all(|s| s.parent == Some(own)));
+    assert!(done.spans[7..].iter().all(|s| s.parent == Some(second)));
     let ids: std::collections::HashSet<_> = done.spans.iter().map(|s| s.id).collect();
     assert_eq!(ids.len(), done.spans.len());
     let hex: String = second.iter().map(|b| format!("{b:02x}")).collect();
     assert!(sent.to_str().unwrap().contains(&hex), "the node's parent is the try that it was asked in");
-    assert!(done.spans[5].attributes.contains(&("server.address", "::1".into())));
-    assert!(done.spans[5].attributes.contains(&("server.port", Attribute::Number(3001))));
+    assert!(done.spans[6].attributes.contains(&("server.address", "::1".into())));
+    assert!(done.spans[6].attributes.contains(&("server.port", Attribute::Number(3001))));
     assert_eq!(done.unix_nanos(done.spans[0].end), 1_050_000_000);
 }
 
@@ -111,7 +113,7 @@ fn a_full_queue_loses_spans_and_counts_them() {
     let finished = || {
         let trace = begin(Sampler::new(Percent(1000), true), None).0.unwrap();
         let (now, wall) = (Instant::now(), SystemTime::now());
-        let moments = Moments { started: now, wall, body_read: None, forwarded: None, ended: now };
+        let moments = Moments { started: now, wall, body_read: None, queued: None, ended: now };
         let (name, method) = ("GET".into(), "GET");
         trace.finish(RequestSpan { name, method, state: None, attributes: Vec::new(), error: None }, &moments)
     };

@@ -9,7 +9,6 @@ use http::{HeaderMap, HeaderValue, Method, Version};
 use pingora::Error;
 use pingora::proxy::Session;
 
-use super::Shared;
 use super::body::{self, NoBody};
 use super::connection::Connection;
 use super::context::{Begun, Context, Rpc};
@@ -18,6 +17,7 @@ use super::overload;
 use super::rate_limit::{Asking, Calls};
 use super::trace;
 use super::watch::refusal_of;
+use super::{Shared, affinity};
 use crate::headers;
 use crate::json_rpc::{self, EnvelopeError, RawId};
 use crate::observe::CloseReason;
@@ -372,8 +372,12 @@ fn check_json_rpc<'a>(
     ctx: &mut Context,
     calls: &mut Calls<'a>,
 ) -> Result<(), Refusal> {
-    let rpc = &mut ctx.rpc;
+    let reads_params = ctx.route.as_ref().is_some_and(|r| affinity::reads_params(r.upstream.upstream.hash_keys()));
+    let (rpc, ids) = (&mut ctx.rpc, &mut ctx.upstream.ids);
     let scanned = json_rpc::scan(body, &policy.limits, |call| {
+        if reads_params {
+            ids.learn(&call);
+        }
         let first = rpc.get_or_insert_with(|| Rpc {
             method: shortened(&call.method.decode()).into_owned(),
             id: call.id.map(logged_id),

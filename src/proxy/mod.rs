@@ -4,6 +4,7 @@
 //! request: [`admit`] decides, [`refuse`] says no, [`exchange`] forwards, with [`forward`] for what is rewritten and what follows from a failure, [`record`] writes down.
 
 mod admit;
+mod affinity;
 mod body;
 pub mod connection;
 mod context;
@@ -20,6 +21,7 @@ mod record;
 mod refuse;
 mod shared;
 pub mod sketch;
+pub mod socket;
 mod trace;
 mod transport;
 mod watch;

@@ -10,6 +10,7 @@ use super::connection::Connection;
 use super::context::Context;
 use crate::json_rpc::Text;
 use crate::observe::RateLimitDecision;
+use crate::policy::peers::Peer;
 use crate::policy::rate_limit::{Caller, Exceeded, Facts, Limit, SharedRates};
 use crate::refusal::Refusal;
 use crate::snapshot::ListenerSnapshot;
@@ -167,24 +168,27 @@ impl Asking<'_> {
     }
 
     fn facts<'f>(&'f self, session: &'f Session, ctx: &'f Context, method: Option<&'f str>) -> Facts<'f> {
-        let identity = self.connection.identity.as_deref();
-        let caller = match (&ctx.peer, identity) {
-            (Some(peer), _) => Caller::Peer(peer.name.as_str()),
-            (None, Some(identity)) => Caller::Stranger(match &identity.spiffe_id {
-                Some(id) => id.as_str().as_bytes(),
-                None => &identity.fingerprint,
-            }),
-            (None, None) => Caller::Nobody,
-        };
         Facts {
             address: ctx.client.as_ref().map_or_else(|| self.connection.remote_ip(), |c| c.address),
-            caller,
+            caller: caller(ctx.peer.as_deref(), self.connection),
             sni: self.connection.tls.as_ref().and_then(|tls| tls.sni.as_deref()),
             route: ctx.route.as_ref().map(|r| r.name.as_str()),
             method,
             issuer: ctx.federation_issuer.as_deref(),
             headers: &session.req_header().headers,
         }
+    }
+}
+
+/// Whose request it is.
+pub fn caller<'a>(peer: Option<&'a Peer>, connection: &'a Connection) -> Caller<'a> {
+    match (peer, connection.identity.as_deref()) {
+        (Some(peer), _) => Caller::Peer(peer.name.as_str()),
+        (None, Some(identity)) => Caller::Stranger(match &identity.spiffe_id {
+            Some(id) => id.as_str().as_bytes(),
+            None => &identity.fingerprint,
+        }),
+        (None, None) => Caller::Nobody,
     }
 }
 

@@ -59,7 +59,7 @@ pub fn finish(trace: Trace, session: &Session, ctx: &Context, begun: &Begun, sta
         started: begun.started,
         wall: begun.wall,
         body_read: ctx.body.took.map(|took| begun.started + took),
-        forwarded: ctx.upstream.started,
+        queued: ctx.upstream.queued,
         ended,
     };
     trace.finish(request, &moments)

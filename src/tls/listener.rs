@@ -86,6 +86,8 @@ pub fn build_listener(
         (Some(spiffe), Some(issued)) => from_agent(&mut files, spiffe, issued),
         (Some(_), None) => return ServerContext::waiting(tls.min_version).map_err(refused),
     };
+    // Where nobody is asked, nobody is judged either, with an SVID as with files.
+    let anchors = if tls.client_auth.asks() { anchors } else { Anchors::Bundle(Vec::new()) };
     if !files.faults.is_empty() {
         return Err(files.faults);
     }

@@ -77,6 +77,9 @@ fn route(r: &mut Resolver<'_>, at: &str, raw: file::Route, names: &Names<'_>) ->
     }
     r.span(&format!("{at}.timeouts.response"), raw.timeouts.response, MILLISECOND, HOUR);
     r.span(&format!("{at}.timeouts.stream_idle"), raw.timeouts.stream_idle, MILLISECOND, DAY);
+    if let Some(longest) = raw.timeouts.max_stream_duration {
+        r.span(&format!("{at}.timeouts.max_stream_duration"), longest, MILLISECOND, 7 * DAY);
+    }
     Route {
         listeners: route_listeners(r, &format!("{at}.listeners"), &raw.listeners, names),
         hosts,
