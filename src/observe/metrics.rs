@@ -4,10 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use prometheus::core::Collector;
-use prometheus::{
-    Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-};
+use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use super::breaker::{AtScrape, BreakerFamilies};
 use super::buckets::{DURATION_BUCKETS, HANDSHAKE_BUCKETS, REDIS_BUCKETS, WAF_BUCKETS};
@@ -23,6 +20,7 @@ use super::labels::UpstreamTlsFailure;
 use super::peers::{PeerFamilies, PeerHandles};
 use super::process::{self, ProcessMetrics};
 use super::refusals::RefusalTable;
+use super::register::{counter, counters, gauge, gauges, histograms, seconds};
 use crate::names::PeerName;
 
 /// The `path` and `route` of a request that no route took.
@@ -186,49 +184,15 @@ pub fn all_definitions() -> impl Iterator<Item = &'static Definition> {
     DEFINITIONS.iter().chain(process::DEFINITIONS)
 }
 
-/// Turns what `prometheus` says of a name or label into the value.
-#[expect(clippy::expect_used, reason = "the names are constants, and the tests below register all of them")]
-pub(super) fn sound<T>(made: prometheus::Result<T>) -> T {
-    made.expect("metric names and labels are well-formed and distinct")
-}
-
-pub(super) fn opts(d: &Definition) -> Opts {
-    Opts::new(d.name, d.help)
-}
-
-pub(super) fn register<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
-    let family = sound(made);
-    sound(registry.register(Box::new(family.clone())));
-    family
-}
-
-fn counters(registry: &Registry, d: &Definition) -> IntCounterVec {
-    register(registry, IntCounterVec::new(opts(d), d.labels))
-}
-
-fn counter(registry: &Registry, d: &Definition) -> IntCounter {
-    register(registry, IntCounter::with_opts(opts(d)))
-}
-
-fn gauges(registry: &Registry, d: &Definition) -> IntGaugeVec {
-    register(registry, IntGaugeVec::new(opts(d), d.labels))
-}
-
-fn gauge(registry: &Registry, d: &Definition) -> IntGauge {
-    register(registry, IntGauge::with_opts(opts(d)))
-}
-
-fn seconds(registry: &Registry, d: &Definition) -> Gauge {
-    register(registry, Gauge::with_opts(opts(d)))
-}
-
-fn histograms(registry: &Registry, d: &Definition) -> HistogramVec {
-    let buckets = match d.kind {
-        Kind::Histogram(buckets) => buckets.to_vec(),
-        // `prometheus` then takes its own.
-        Kind::Counter | Kind::Gauge => Vec::new(),
-    };
-    register(registry, HistogramVec::new(HistogramOpts::from(opts(d)).buckets(buckets), d.labels))
+fn listener_families(registry: &Registry) -> ListenerFamilies {
+    ListenerFamilies {
+        connections: gauges(registry, &CONNECTIONS),
+        accepted: counters(registry, &CONNECTIONS_ACCEPTED),
+        refused: counters(registry, &CONNECTIONS_REFUSED),
+        closed: counters(registry, &CONNECTIONS_CLOSED),
+        handshakes: counters(registry, &TLS_HANDSHAKES),
+        handshake_duration: histograms(registry, &TLS_HANDSHAKE_DURATION),
+    }
 }
 
 /// Both results from the start, so that the first failure is an increase and not a new series.
@@ -309,14 +273,7 @@ impl Metrics {
             redis_fallbacks: counters(&r, &REDIS_FALLBACKS),
             redis_up: gauge(&r, &REDIS_UP),
             spiffe_agent_up: gauge(&r, &SPIFFE_AGENT_UP),
-            listeners: ListenerFamilies {
-                connections: gauges(&r, &CONNECTIONS),
-                accepted: counters(&r, &CONNECTIONS_ACCEPTED),
-                refused: counters(&r, &CONNECTIONS_REFUSED),
-                closed: counters(&r, &CONNECTIONS_CLOSED),
-                handshakes: counters(&r, &TLS_HANDSHAKES),
-                handshake_duration: histograms(&r, &TLS_HANDSHAKE_DURATION),
-            },
+            listeners: listener_families(&r),
             crls: CrlFamilies {
                 next_update: gauges(&r, &CRL_NEXT_UPDATE),
                 this_update: gauges(&r, &CRL_THIS_UPDATE),

@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod handles;
 pub mod exposition;
 mod peers;
+mod register;
 mod process;
 mod expiry;
 mod json_line;

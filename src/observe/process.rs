@@ -5,7 +5,8 @@ use std::fs;
 
 use prometheus::{Counter, Gauge, Registry};
 
-use super::metrics::{Definition, Kind, opts, register};
+use super::metrics::{Definition, Kind};
+use super::register::{opts, register};
 
 macro_rules! definition {
     ($kind:ident, $name:literal, $help:literal) => {
