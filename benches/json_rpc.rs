@@ -44,7 +44,7 @@ fn bench(c: &mut Criterion) {
         ("french_16KiB", call(&repeat(mixed, 16 << 10))),
         ("escapes_16KiB", call(&repeat("a line of a program;\n\t\"and\" the next\n", 16 << 10))),
     ];
-    let limits = Limits { max_depth: 64, batch: None };
+    let limits = Limits { max_depth: 64, batch: None, any_version: false };
     let policy = MethodPolicy::new(Some(&["message/send".into(), "message/stream".into(), "tasks/*".into()])).unwrap();
     let mut group = c.benchmark_group("json_rpc");
     for (name, body) in &bodies {

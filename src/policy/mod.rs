@@ -3,6 +3,7 @@
 pub mod admission;
 pub mod body_memory;
 pub mod federation;
+pub mod json_rpc;
 pub mod peers;
 pub mod rate_limit;
 mod uri_trie;

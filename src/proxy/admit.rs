@@ -1,7 +1,6 @@
 //! Decides about a request: one straight line of checks, cheapest and most basic first, until it is admitted or refused.
 
 use std::borrow::Cow;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,13 +15,14 @@ use super::context::{Begun, Context, Rpc};
 use super::rate_limit::{Asking, Calls};
 use super::watch::refusal_of;
 use crate::headers;
-use crate::json_rpc::{self, EnvelopeError, RawId};
+use crate::json_rpc::{RawId, Text};
 use crate::observe::CloseReason;
 use crate::policy::federation::Fault;
+use crate::policy::json_rpc::{JsonRpcPolicy, check_media_type};
 use crate::refusal::Refusal;
 use crate::request::{self, Form, FormFault, Head};
 use crate::route::{Lookup, Table};
-use crate::snapshot::{JsonRpc, ListenerSnapshot, Published, Route, Snapshot};
+use crate::snapshot::{ListenerSnapshot, Published, Route, Snapshot};
 
 /// Longest JSON-RPC method name and id that are kept for the log, in bytes.
 const LOGGED_MAX: usize = 128;
@@ -105,10 +105,13 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
         check_federation(shared, session, ctx, &snapshot)?;
     }
     limits.issuer(session, ctx).await?;
+    if route.json_rpc.is_some() {
+        // Before the body: there is no use in reading what is not taken.
+        check_media_type(&session.req_header().headers)?;
+    }
     let within = listener.deadlines.request_body;
     let body = body::read(shared, session, ctx, route.body_limit, within, started).await?;
     if let Some(json_rpc) = &route.json_rpc {
-        check_media_type(&session.req_header().headers)?;
         let mut calls = Calls::default();
         check_json_rpc(json_rpc, &body, ctx, &mut calls)?;
         limits.calls(session, ctx, calls).await?;
@@ -313,56 +316,33 @@ fn route_named(session: &Session, routes: &Table<Published>) -> Option<Arc<Route
     }
 }
 
-fn check_media_type(headers: &HeaderMap) -> Result<(), Refusal> {
-    let json = headers.get(headers::CONTENT_TYPE).is_some_and(|value| {
-        let media_type = value.as_bytes().split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
-        media_type.eq_ignore_ascii_case(b"application/json")
-    });
-    if json && !headers.contains_key(headers::CONTENT_ENCODING) { Ok(()) } else { Err(Refusal::UnsupportedMediaType) }
-}
-
 fn check_json_rpc<'a>(
-    policy: &JsonRpc,
+    policy: &JsonRpcPolicy,
     body: &'a [u8],
     ctx: &mut Context,
     calls: &mut Calls<'a>,
 ) -> Result<(), Refusal> {
-    let rpc = &mut ctx.rpc;
-    let scanned = json_rpc::scan(body, &policy.limits, |call| {
-        let first = rpc.get_or_insert_with(|| Rpc {
-            method: shortened(&call.method.decode()).into_owned(),
-            id: call.id.map(logged_id),
-            calls: 0,
-            batch: false,
-        });
-        first.calls += 1;
-        if policy.methods.allows_text(&call.method) {
-            calls.push(call.method);
-            ControlFlow::Continue(())
-        } else {
-            // The answer names the call that was refused, wherever in a batch it stood.
-            first.id = call.id.map(logged_id);
-            first.method = shortened(&call.method.decode()).into_owned();
-            ControlFlow::Break(())
-        }
+    let mut first = None;
+    let checked = policy.check(body, |call| {
+        first.get_or_insert((call.method, call.id));
+        calls.push(call.method);
     });
-    match scanned {
-        Ok(envelope) => {
-            if let Some(rpc) = rpc {
-                rpc.batch = envelope.is_batch;
-            }
-            match envelope.stopped {
-                Some(()) => Err(Refusal::JsonRpcMethodNotAllowed),
-                None => Ok(()),
-            }
+    let rpc = |method: Option<Text<'_>>, id: Option<RawId<'_>>, calls, batch| Rpc {
+        method: method.map(|m| shortened(&m.decode()).into_owned()).unwrap_or_default(),
+        id: id.map(logged_id),
+        calls,
+        batch,
+    };
+    match checked {
+        Ok(good) => {
+            let (method, id) = first.unzip();
+            ctx.rpc = Some(rpc(method, id.flatten(), good.calls, good.is_batch));
+            Ok(())
         }
-        Err(fault) => {
-            *rpc = Some(Rpc { method: String::new(), id: fault.id.map(logged_id), calls: 0, batch: false });
-            let why = Cow::Borrowed(fault.error.message());
-            Err(match fault.error {
-                EnvelopeError::Parse(_) | EnvelopeError::TooDeep => Refusal::JsonInvalid(why),
-                _ => Refusal::JsonRpcInvalid(why),
-            })
+        // The answer names the call that was refused, wherever in a batch it stood.
+        Err(denied) => {
+            ctx.rpc = Some(rpc(denied.method, denied.id, denied.calls, denied.is_batch));
+            Err(denied.refusal)
         }
     }
 }

@@ -46,6 +46,20 @@ impl<'a> Calls<'a> {
     }
 }
 
+/// What a limit is asked for.
+struct Wanted<'a> {
+    /// The JSON-RPC method, where that counts.
+    method: Option<&'a str>,
+    /// Calls to take now.
+    calls: u32,
+    /// Calls of the whole body that the limit counts under this key.
+    whole: u32,
+}
+
+impl Wanted<'_> {
+    const ONE: Self = Self { method: None, calls: 1, whole: 1 };
+}
+
 /// A request's limits.
 pub struct Asking<'a> {
     /// Where the counts are.
@@ -61,19 +75,19 @@ pub struct Asking<'a> {
 impl Asking<'_> {
     /// The listener's limits, whether or not a route was found: a flood of unknown paths is a flood too.
     pub async fn listener(&self, session: &mut Session, ctx: &mut Context) -> Result<(), Refusal> {
-        self.ask(&self.listener.rate_limits.by_request, session, ctx, None, 1, self.started).await
+        self.ask(&self.listener.rate_limits.by_request, session, ctx, &Wanted::ONE, self.started).await
     }
 
     /// The route's limits by issuer, once the token is checked.
     pub async fn issuer(&self, session: &mut Session, ctx: &mut Context) -> Result<(), Refusal> {
         let Some(route) = ctx.route.clone() else { return Ok(()) };
-        self.ask(&route.rate_limits.by_issuer, session, ctx, None, 1, self.started).await
+        self.ask(&route.rate_limits.by_issuer, session, ctx, &Wanted::ONE, self.started).await
     }
 
     /// The route's limits that need neither token nor body.
     pub async fn route(&self, session: &mut Session, ctx: &mut Context) -> Result<(), Refusal> {
         let Some(route) = ctx.route.clone() else { return Ok(()) };
-        self.ask(&route.rate_limits.by_request, session, ctx, None, 1, self.started).await
+        self.ask(&route.rate_limits.by_request, session, ctx, &Wanted::ONE, self.started).await
     }
 
     /// The limits by method, and for a batch the rest of the others: a batch counts as its calls.
@@ -85,7 +99,8 @@ impl Asking<'_> {
         let now = self.shared.clock.now();
         if more > 0 {
             for limits in [&listener.by_request, &route.rate_limits.by_request, &route.rate_limits.by_issuer] {
-                self.ask(limits, session, ctx, None, more, now).await?;
+                let wanted = Wanted { method: None, calls: more, whole: more.saturating_add(1) };
+                self.ask(limits, session, ctx, &wanted, now).await?;
             }
         }
         let by_call = [&listener.by_call, &route.rate_limits.by_call];
@@ -95,13 +110,14 @@ impl Asking<'_> {
         if let (Some(method), 0) = (calls.first, more) {
             let method = method.decode();
             for limits in by_call {
-                self.ask(limits, session, ctx, Some(&method), 1, now).await?;
+                self.ask(limits, session, ctx, &Wanted { method: Some(&method), ..Wanted::ONE }, now).await?;
             }
             return Ok(());
         }
         for (method, count) in calls.by_method() {
             for limits in by_call {
-                self.ask(limits, session, ctx, Some(&method), count, now).await?;
+                let wanted = Wanted { method: Some(&method), calls: count, whole: count };
+                self.ask(limits, session, ctx, &wanted, now).await?;
             }
         }
         Ok(())
@@ -112,12 +128,18 @@ impl Asking<'_> {
         limits: &[Arc<Limit>],
         session: &mut Session,
         ctx: &mut Context,
-        method: Option<&str>,
-        calls: u32,
+        wanted: &Wanted<'_>,
         now: Instant,
     ) -> Result<(), Refusal> {
+        let calls = wanted.calls;
         for limit in limits {
-            let facts = self.facts(session, ctx, method);
+            if limit.enforce && wanted.whole > limit.quota.burst() {
+                // However long the client waits: so nothing is taken, and nobody is told to come back.
+                limit.metrics.decided(RateLimitDecision::Refused);
+                ctx.rate_limit = Some(limit.clone());
+                return Err(Refusal::BatchBeyondRateLimit);
+            }
+            let facts = self.facts(session, ctx, wanted.method);
             let key = self.shared.rates.key(limit, &facts);
             let fleet = if limit.shared { self.shared.fleet_rates.load_full() } else { None };
             let decided = match fleet {

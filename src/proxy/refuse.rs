@@ -62,6 +62,10 @@ async fn answer(session: &mut Session, ctx: &Context, refusal: &Refusal) -> Resu
         header.insert_header(headers::X_RATELIMIT_LIMIT, HeaderValue::from(*limit))?;
         header.insert_header(headers::X_RATELIMIT_REMAINING, HeaderValue::from(*remaining))?;
     }
+    if *refusal == Refusal::UnsupportedContentCoding {
+        // RFC 9110, section 12.5.3: which codings would do.
+        header.insert_header(headers::ACCEPT_ENCODING, HeaderValue::from_static("identity"))?;
+    }
     if let Refusal::MethodNotAllowed { allow } = refusal {
         header.insert_header(headers::ALLOW, allow.as_str())?;
     }

@@ -3,6 +3,7 @@
 mod certificates;
 mod endpoint;
 mod federation;
+mod json_rpc;
 mod listeners;
 mod patterns;
 mod peers;
