@@ -4,12 +4,13 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Version};
+use http::{HeaderMap, HeaderValue, Version};
 use pingora::Error;
 use pingora::proxy::Session;
 
 use super::Shared;
 use super::body::{self, NoBody};
+use super::check;
 use super::connection::Connection;
 use super::context::{Begun, Context, Rpc};
 use super::rate_limit::{Asking, Calls};
@@ -17,10 +18,9 @@ use super::watch::refusal_of;
 use crate::headers;
 use crate::json_rpc::{RawId, Text};
 use crate::observe::CloseReason;
-use crate::policy::federation::Fault;
 use crate::policy::json_rpc::{JsonRpcPolicy, check_media_type};
 use crate::refusal::Refusal;
-use crate::request::{self, Form, FormFault, Head};
+use crate::request::{self, Head};
 use crate::route::{Lookup, Table};
 use crate::snapshot::{ListenerSnapshot, Published, Route, Snapshot};
 
@@ -95,15 +95,14 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     routed?;
 
     let Some(route) = ctx.route.clone() else { return Err(Refusal::NotFound.into()) };
-    let bodiless = matches!(session.req_header().method, Method::GET | Method::HEAD);
-    if bodiless && !session.as_downstream_mut().is_body_empty() {
-        return Err(Refusal::AmbiguousRequest("a GET or HEAD request with a body").into());
-    }
+    let has_body = !session.as_downstream_mut().is_body_empty();
+    check::no_body(&session.req_header().method, has_body)?;
     // Before the token is checked: a flood of bad tokens is a flood too, and each takes a signature's time.
     limits.route(session, ctx).await?;
-    if route.upstream.trusted {
-        check_federation(shared, session, ctx, &snapshot)?;
-    }
+    let peer = ctx.peer.as_deref();
+    let (issuer, verdict) = check::federation(&snapshot, &route, &session.req_header().headers, peer, &shared.clock);
+    ctx.federation_issuer = issuer;
+    verdict?;
     limits.issuer(session, ctx).await?;
     if route.json_rpc.is_some() {
         // Before the body: there is no use in reading what is not taken.
@@ -174,9 +173,6 @@ fn check_header(
     let header = session.req_header();
     let raw = session.as_downstream().as_http1().map(|h1| h1.get_headers_raw_bytes());
     let size = raw.as_ref().map_or_else(|| h2_header_size(&header.headers), |raw| raw.len());
-    if size > listener.deadlines.header_bytes {
-        return Err(Refusal::HeaderTooLarge);
-    }
     if connection.take_odd_request_line() {
         return Err(Refusal::AmbiguousRequest(
             "the request line is not method, target and version of ASCII characters",
@@ -195,19 +191,16 @@ fn check_header(
         version: header.version,
         raw: raw.as_deref(),
     };
-    let form = request::check_form(&head).map_err(|fault| match fault {
-        FormFault::TwoFederationCredentials => Refusal::TwoFederationCredentials,
-        FormFault::FederationTokenTooLong => Refusal::FederationTokenTooLong,
-        FormFault::TooManyFields => Refusal::HeaderTooLarge,
-        fault => Refusal::AmbiguousRequest(fault.message()),
-    })?;
+    let form = check::form(&head, size, listener.deadlines.header_bytes)?;
     ctx.client = Some(request::client_address(connection.remote_ip(), &header.headers, &listener.trusted));
     if let Some(begun) = &mut ctx.begun {
         let mut said = header.headers.get_all(headers::X_FORWARDED_PROTO).iter();
         let https = said.next().is_some_and(|p| p.as_bytes().eq_ignore_ascii_case(b"https")) && said.next().is_none();
         begun.proxied_https = https && listener.trusted.contains(connection.remote_ip());
     }
-    check_host(&form, connection, listener)?;
+    if let (Some(tls), Some(context)) = (&connection.tls, &listener.tls) {
+        check::host(&form.host, tls.sni.as_deref(), context)?;
+    }
     ctx.host = Some(form.host.into_owned());
     Ok(())
 }
@@ -215,17 +208,6 @@ fn check_header(
 /// Uncompressed size as RFC 9113, section 6.5.2, counts it.
 fn h2_header_size(headers: &HeaderMap) -> usize {
     headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
-}
-
-/// A client that got in under one name may not ask for another (design, decision 2).
-fn check_host(form: &Form<'_>, connection: &Connection, listener: &ListenerSnapshot) -> Result<(), Refusal> {
-    let (Some(tls), Some(context)) = (&connection.tls, &listener.tls) else { return Ok(()) };
-    // Without SNI the default certificate was shown.
-    let agrees = match &tls.sni {
-        Some(sni) => sni.eq_ignore_ascii_case(&form.host) && context.covers(&form.host),
-        None => context.default_covers(&form.host),
-    };
-    if agrees { Ok(()) } else { Err(Refusal::MisdirectedRequest) }
 }
 
 /// A connection may outlive its certificate, its CA and what the lists say of it; its requests may not.
@@ -251,58 +233,13 @@ fn check_route(
     ctx.peer = connection.peer(snapshot);
     let header = session.req_header();
     let host = ctx.host.as_deref().unwrap_or_default();
-    let path = path_of(header.raw_path());
-    match routes.find(host, path, &header.method) {
-        Lookup::Found { value, .. } => {
-            ctx.route = Some(value.route.clone());
-            ctx.route_metrics = Some(value.metrics.clone());
-            if value.route.peers.allow(ctx.peer.as_deref()) { Ok(()) } else { Err(Refusal::PeerNotAllowed) }
-        }
-        Lookup::MethodNotAllowed { allow, .. } => {
-            // The refusal is shaped and counted as the route's own.
-            let other = allow.split(", ").next().and_then(|m| Method::from_bytes(m.as_bytes()).ok());
-            if let Some(Lookup::Found { value, .. }) = other.map(|m| routes.find(host, path, &m)) {
-                ctx.route = Some(value.route.clone());
-                ctx.route_metrics = Some(value.metrics.clone());
-            }
-            Err(Refusal::MethodNotAllowed { allow: allow.to_owned() })
-        }
-        Lookup::HostUnknown => Err(Refusal::MisdirectedRequest),
-        Lookup::NotFound => Err(Refusal::NotFound),
+    let path = check::path_of(header.raw_path());
+    let (found, verdict) = check::route(routes, host, path, &header.method, ctx.peer.as_deref());
+    if let Some(found) = found {
+        ctx.route = Some(found.route.clone());
+        ctx.route_metrics = Some(found.metrics.clone());
     }
-}
-
-/// Federation JWTs for our own Hive. Without one the request passes: Hive knows whether the route needs it.
-fn check_federation(shared: &Shared, session: &Session, ctx: &mut Context, snapshot: &Snapshot) -> Result<(), Refusal> {
-    if !snapshot.federation.is_active() {
-        return Ok(());
-    }
-    let Some(token) = headers::federation_jwt(&session.req_header().headers) else { return Ok(()) };
-    let peer = ctx.peer.as_ref().map(|p| p.index);
-    let checked = snapshot.federation.check(token.as_bytes(), peer, shared.clock.unix_seconds());
-    ctx.federation_issuer = checked.issuer;
-    checked.verdict.map_err(|fault| match fault {
-        Fault::Invalid(why) => Refusal::FederationTokenInvalid(why),
-        Fault::NotNow(why) => Refusal::FederationTokenNotNow(why),
-        Fault::IssuerMismatch => Refusal::FederationIssuerMismatch,
-    })
-}
-
-/// The path of a request target of strict form.
-pub fn path_of(target: &[u8]) -> &[u8] {
-    let path = origin_form(target);
-    memchr::memchr(b'?', path).map_or(path, |query| &path[..query])
-}
-
-/// A request target without scheme and host, which have been compared with `Host` (RFC 9112, section 3.2.2).
-pub fn origin_form(target: &[u8]) -> &[u8] {
-    if target.first() == Some(&b'/') {
-        return target;
-    }
-    let query = memchr::memchr(b'?', target).unwrap_or(target.len());
-    memchr::memmem::find(&target[..query], b"://")
-        .and_then(|scheme| memchr::memchr(b'/', &target[scheme + 3..query]).map(|slash| &target[scheme + 3 + slash..]))
-        .unwrap_or(b"/")
+    verdict
 }
 
 /// The route that a refused request seems to have meant: its clients expect refusals in its form.
@@ -310,7 +247,7 @@ fn route_named(session: &Session, routes: &Table<Published>) -> Option<Arc<Route
     let header = session.req_header();
     let host = header.headers.get(headers::HOST).and_then(|h| h.to_str().ok()).and_then(request::host_of);
     let host = host.or_else(|| header.uri.host().map(Cow::Borrowed)).unwrap_or_default();
-    match routes.find(&host, path_of(header.raw_path()), &header.method) {
+    match routes.find(&host, check::path_of(header.raw_path()), &header.method) {
         Lookup::Found { value, .. } => Some(value.route.clone()),
         _ => None,
     }
@@ -363,20 +300,6 @@ fn shortened(text: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_path_is_what_stands_before_the_query() {
-        for (target, path) in [
-            ("/a/b?c=/d", "/a/b"),
-            ("/a", "/a"),
-            ("/?x", "/"),
-            ("http://host:1/a/b?c", "/a/b"),
-            ("https://host", "/"),
-            ("http://host?x=/y", "/"),
-        ] {
-            assert_eq!(path_of(target.as_bytes()), path.as_bytes(), "{target}");
-        }
-    }
 
     #[test]
     fn a_long_method_is_shortened_between_characters() {

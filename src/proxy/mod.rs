@@ -4,7 +4,9 @@
 //! request: [`admit`] decides, [`refuse`] says no, [`forward`] rewrites and sends, [`record`] writes down.
 
 mod admit;
+pub mod answer;
 mod body;
+pub mod check;
 pub mod connection;
 mod context;
 mod downstream;
@@ -18,6 +20,7 @@ mod refuse;
 mod session;
 mod shared;
 pub mod sketch;
+pub mod told;
 mod watch;
 
 pub use gateway::Gateway;

@@ -133,7 +133,7 @@ impl Asking<'_> {
     ) -> Result<(), Refusal> {
         let calls = wanted.calls;
         for limit in limits {
-            if limit.enforce && wanted.whole > limit.quota.burst() {
+            if limit.never_admits(wanted.whole) {
                 // However long the client waits: so nothing is taken, and nobody is told to come back.
                 limit.metrics.decided(RateLimitDecision::Refused);
                 ctx.rate_limit = Some(limit.clone());
@@ -189,18 +189,10 @@ impl Asking<'_> {
     }
 
     fn facts<'f>(&'f self, session: &'f Session, ctx: &'f Context, method: Option<&'f str>) -> Facts<'f> {
-        let identity = self.connection.identity.as_deref();
-        let caller = match (&ctx.peer, identity) {
-            (Some(peer), _) => Caller::Peer(peer.name.as_str()),
-            (None, Some(identity)) => Caller::Stranger(match &identity.spiffe_id {
-                Some(id) => id.as_str().as_bytes(),
-                None => &identity.fingerprint,
-            }),
-            (None, None) => Caller::Nobody,
-        };
+        let peer = ctx.peer.as_ref().map(|peer| peer.name.as_str());
         Facts {
             address: ctx.client.as_ref().map_or_else(|| self.connection.remote_ip(), |c| c.address),
-            caller,
+            caller: Caller::of(peer, self.connection.identity.as_deref()),
             sni: self.connection.tls.as_ref().and_then(|tls| tls.sni.as_deref()),
             route: ctx.route.as_ref().map(|r| r.name.as_str()),
             method,

@@ -4,7 +4,7 @@ use http::Version;
 use pingora::proxy::Session;
 
 use super::context::{Begun, Context};
-use super::{Shared, admit, body, session};
+use super::{Shared, body, check, session};
 use crate::headers;
 use crate::observe::{AccessRecord, MethodLabel};
 
@@ -68,7 +68,7 @@ fn log(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, status:
             .as_deref()
             .map(str::as_bytes)
             .or_else(|| header.headers.get(headers::HOST).map(|h| h.as_bytes())),
-        path: admit::path_of(header.raw_path()),
+        path: check::path_of(header.raw_path()),
         route: ctx.route.as_ref().map(|r| r.name.as_str()),
         rpc_method: ctx.rpc.as_ref().map(|r| r.method.as_bytes()).filter(|m| !m.is_empty()),
         rpc_id: ctx.rpc.as_ref().and_then(|r| r.id.as_deref()).map(str::as_bytes),
