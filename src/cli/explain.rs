@@ -98,7 +98,11 @@ fn explain(args: &ExplainArgs) -> Result<(String, bool), String> {
         let refused = end.is_err();
         for (i, (said, at)) in way.said.drain(..).enumerate() {
             let name = if i == 0 { name } else { "" };
-            let place = at.map(|key| format!("  [{}:{}]", args.config.display(), located.place(&key)));
+            let place = at.map(|key| match located.has(&key) {
+                true => format!("  [{}:{}]", args.config.display(), located.place(&key)),
+                // Nothing is written there, or only the block around it.
+                false => format!("  [{}:{}, by default]", args.config.display(), located.place(&key)),
+            });
             // Writing to a String can't fail.
             let _ = writeln!(text, "  {name:<16}{said}{}", place.unwrap_or_default());
         }

@@ -109,7 +109,7 @@ fn an_admitted_request_is_shown_step_by_step_with_the_lines_that_decide() {
         ("peer alice, by spiffe://mesh.test/hive/alice", 12),
         ("203.0.113.9, from X-Forwarded-For", 8),
         ("gateway.test; SNI gateway.test", 6),
-        ("a2a", 16),
+        ("a2a: /api/a2a/jsonrpc of any host", 16),
         ("counts 1 for address=203.0.113.9: 500/s, 500 at once", 9),
         ("alice may call", 18),
         ("a token, which is checked", 1),

@@ -11,6 +11,7 @@ use crate::policy::json_rpc::check_media_type;
 use crate::proxy::{check, told};
 use crate::refusal::Refusal;
 use crate::request;
+use crate::route::PathPattern;
 
 /// One step: what it is called, and what it does. It ends the way by a refusal.
 pub type Step = (&'static str, fn(&mut Way<'_>) -> Result<(), Stop>);
@@ -108,8 +109,16 @@ fn route(way: &mut Way<'_>) -> Result<(), Stop> {
     let path = check::path_of(head.target);
     let (published, routed) = check::route(routes, &host, path, head.method, way.peer.as_deref());
     (way.published, way.routed) = (published, routed);
-    match way.route() {
-        Some(route) => way.say(format!("{}", route.name), way.route_key("paths")),
+    let name = way.route().map(|route| &route.name);
+    match way.snapshot.config.routes.iter().find(|route| Some(&route.name) == name) {
+        Some(route) => {
+            let fits = |text: &String| PathPattern::parse(text).is_ok_and(|pattern| pattern.matches(path));
+            let longest = route.paths.iter().enumerate().filter(|(_, p)| fits(p)).max_by_key(|(_, p)| p.len());
+            let hosts = if route.hosts.is_empty() { "any host".to_owned() } else { route.hosts.join(", ") };
+            if let Some((i, pattern)) = longest {
+                way.say(format!("{}: {pattern} of {hosts}", route.name), way.route_key(&format!("paths[{i}]")));
+            }
+        }
         None => way.say("none: no route of this listener has this host and path", "routes"),
     }
     Ok(())
@@ -191,7 +200,7 @@ fn content_type(way: &mut Way<'_>) -> Result<(), Stop> {
 fn body(way: &mut Way<'_>) -> Result<(), Stop> {
     let Some(route) = way.route() else { return Ok(()) };
     let length = way.asked.body.as_ref().map_or(0, Vec::len);
-    let shown = if way.asked.body.is_some() { format!("{length} bytes") } else { "not shown".to_owned() };
+    let shown = if way.body_unknown() { "not shown".to_owned() } else { format!("{length} bytes") };
     way.say(format!("{shown}, {} are allowed", route.body_limit), way.route_key("body.limit"));
     if length as u64 > route.body_limit { Err(Refusal::BodyTooLarge.into()) } else { Ok(()) }
 }
