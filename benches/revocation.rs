@@ -67,6 +67,7 @@ impl Files {
         let tls = ListenerTls {
             certificates: vec![CertificateFiles { cert: "gw.pem".into(), key: "gw.key".into() }],
             min_version: TlsVersion::Tls12,
+            ocsp_stapling: Default::default(),
             client_auth,
         };
         build_listener(&tls, &self.dir, self.now).unwrap()

@@ -3,7 +3,9 @@
 mod crl_refresh;
 mod fleet;
 mod reload_service;
+mod staple_refresh;
 mod status;
+mod turns;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -129,6 +131,7 @@ fn serve(shared: &Arc<Shared>, reloader: &Arc<Reloader>, fleet: Fleet) {
     };
     server.add_service(ListenerService::new(shared.clone(), proxy, stopped));
     server.add_service(background_service("crl refresh", crl_refresh::CrlRefresh(shared.clone())));
+    server.add_service(background_service("ocsp stapling", staple_refresh::StapleRefresh(shared.clone())));
     server.add_service(background_service("health", reload_service::HealthChecks(shared.clone())));
     // On a thread of its own: commands of all requests meet there and go out together.
     server.add_service(background_service("redis", fleet));

@@ -20,7 +20,7 @@ use crate::policy::peers::{Peer, PeerMatcher, Peers};
 use crate::policy::rate_limit::{Limit, Limits, Quota};
 use crate::request::TrustedProxies;
 use crate::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
-use crate::tls::{self, CertificateFacts, Revocation, ServerContext};
+use crate::tls::{self, CertificateFacts, Revocation, ServerContext, Staple, StateDir};
 use crate::upstream::{NodeSettings, Settings, Upstream};
 
 /// A configuration, built.
@@ -196,8 +196,10 @@ impl Snapshot {
             gateway_auth: gateway_auth.transpose()?,
             config: Arc::new(config),
         };
+        let store = snapshot.config.server.state_dir.as_deref().map(StateDir::new);
         for (listener, config) in snapshot.listeners.iter().zip(&snapshot.config.listeners) {
             adopt_lists(listener, config, previous);
+            restore_lists(listener, store.as_ref(), now_unix);
         }
         Ok(snapshot)
     }
@@ -222,16 +224,42 @@ impl Snapshot {
         listeners.chain(upstreams)
     }
 
-    /// Shows in the metrics what is in use now.
-    pub fn publish(&self, metrics: &Metrics) {
+    /// The gateway's own certificates whose OCSP responders are asked, with their listeners' names.
+    pub fn staples(&self) -> impl Iterator<Item = (&str, &CertificateFacts, &Arc<Staple>)> {
+        self.config.listeners.iter().zip(&self.listeners).flat_map(|(config, built)| {
+            let each = built.tls.iter().flat_map(|tls| tls.certificates().iter().zip(tls.staples()));
+            each.filter_map(|(facts, staple)| Some((config.name.as_str(), facts, staple.as_ref()?)))
+        })
+    }
+
+    /// Shows in the metrics when what is in use now expires.
+    pub fn publish_expiries(&self, metrics: &Metrics) {
         let expiries: Vec<_> = self
             .certificates()
             .map(|(kind, owner, c)| Expiry { kind, owner, not_after: c.not_after, subject: &c.subject })
             .collect();
-        metrics.set_expiries(&expiries);
+        let staples = self.staples().filter_map(|(owner, c, staple)| {
+            let not_after = staple.last().filter(|last| !last.is_revoked())?.until();
+            Some(Expiry { kind: Expiring::Staple, owner, not_after, subject: &c.subject })
+        });
+        metrics.set_expiries(&expiries.into_iter().chain(staples).collect::<Vec<_>>());
+    }
+
+    /// Shows in the metrics what is in use now.
+    pub fn publish(&self, metrics: &Metrics) {
+        self.publish_expiries(metrics);
         for (listener, config) in self.listeners.iter().zip(&self.config.listeners) {
             match listener.tls.as_ref().and_then(|tls| tls.revocation()) {
-                Some(revocation) => show_lists(revocation, config.name.as_str(), metrics),
+                Some(revocation) => {
+                    show_lists(revocation, config.name.as_str(), metrics);
+                    for issuer in revocation.rolled_back() {
+                        log::warn!(
+                            "listener {}: the file with the CRL of {issuer:?} holds an older one than before; the newer \
+                             one stays in use until the file has a newer one still, or the gateway is started anew",
+                            config.name
+                        );
+                    }
+                }
                 None => metrics.set_crls(config.name.as_str(), &[]),
             }
         }
@@ -249,11 +277,21 @@ fn adopt_lists(listener: &ListenerSnapshot, config: &config::Listener, previous:
     if let (Some(now), Some(before)) = (now.revocation(), before.revocation()) {
         now.adopt(before);
     }
+    now.adopt_staples(before);
     if let (Some(ocsp), Some(before_ocsp)) = (now.ocsp(), before.ocsp())
         && now.trusts_as(before)
     {
         ocsp.adopt(before_ocsp);
     }
+}
+
+/// Lists and OCSP answers that an earlier process fetched, where nothing is there.
+fn restore_lists(listener: &ListenerSnapshot, store: Option<&StateDir>, now_unix: i64) {
+    let (Some(tls), Some(store)) = (&listener.tls, store) else { return };
+    if let Some(revocation) = tls.revocation() {
+        revocation.urls().iter().for_each(|url| _ = revocation.restore(url, store, now_unix));
+    }
+    tls.staples().iter().flatten().for_each(|staple| staple.restore(store, now_unix));
 }
 
 /// Shows what a listener knows of revoked certificates.

@@ -177,6 +177,7 @@ fn ready(state: &AdminState) -> Answer {
             "ready": readiness.is_ready(),
             "draining": readiness.draining,
             "upstreams_down": readiness.upstreams_down,
+            "crls_awaited": readiness.crls_awaited,
         }),
     )
 }
@@ -236,12 +237,15 @@ mod tests {
     #[test]
     fn ready_only_when_each_upstream_has_a_node_up_and_not_while_draining() {
         assert_eq!(get("/v1/ready").status, 200);
-        let down = Readiness { draining: false, upstreams_down: vec!["hive".into()] };
+        let down = Readiness { draining: false, upstreams_down: vec!["hive".into()], ..Readiness::default() };
         let answer = ask(down, None, Method::GET, "/v1/ready", "");
         assert_eq!((answer.status, &body(&answer)["upstreams_down"]), (503, &json!(["hive"])));
-        let draining = Readiness { draining: true, upstreams_down: vec![] };
+        let draining = Readiness { draining: true, ..Readiness::default() };
         let answer = ask(draining, None, Method::GET, "/v1/ready", "");
         assert_eq!((answer.status, &body(&answer)["draining"]), (503, &json!(true)));
+        let waiting = Readiness { crls_awaited: vec!["http://ca/a.crl".into()], ..Readiness::default() };
+        let answer = ask(waiting, None, Method::GET, "/v1/ready", "");
+        assert_eq!((answer.status, &body(&answer)["crls_awaited"]), (503, &json!(["http://ca/a.crl"])));
     }
 
     #[test]

@@ -49,11 +49,13 @@ pub struct Readiness {
     pub draining: bool,
     /// Names of the upstreams of which no node is known to be up.
     pub upstreams_down: Vec<String>,
+    /// URLs of the configuration that no revocation list has come from yet, shortly after the start.
+    pub crls_awaited: Vec<String>,
 }
 
 impl Readiness {
-    /// Ready: not ending, and each upstream has a node up.
+    /// Ready: not ending, each upstream has a node up, and the first revocation lists are there.
     pub fn is_ready(&self) -> bool {
-        !self.draining && self.upstreams_down.is_empty()
+        !self.draining && self.upstreams_down.is_empty() && self.crls_awaited.is_empty()
     }
 }

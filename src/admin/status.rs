@@ -90,6 +90,8 @@ pub struct ListenerStatus {
     pub certificates: Vec<CertificateStatus>,
     /// Its revocation lists, by issuer.
     pub crls: Vec<CrlStatus>,
+    /// Where they are fetched from.
+    pub crl_sources: Vec<CrlSourceStatus>,
 }
 
 /// `listeners[].crls[]`
@@ -105,6 +107,18 @@ pub struct CrlStatus {
     pub entries: usize,
     /// Memory that they take.
     pub memory_bytes: usize,
+    /// A file was put back to an older list than the one in use, which stays.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub file_is_older: bool,
+}
+
+/// `listeners[].crl_sources[]`
+#[derive(Debug, Clone, Serialize)]
+pub struct CrlSourceStatus {
+    /// A URL of the configuration, or one that clients' certificates name.
+    pub url: String,
+    /// Whether a list from there is in use.
+    pub fetched: bool,
 }
 
 /// `listeners[].certificates[]`
@@ -120,6 +134,21 @@ pub struct CertificateStatus {
     pub not_after: i64,
     /// Seconds since 1970.
     pub not_before: i64,
+    /// Present if it names an OCSP responder that is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ocsp: Option<StapleStatus>,
+}
+
+/// `listeners[].certificates[].ocsp`
+#[derive(Debug, Clone, Serialize)]
+pub struct StapleStatus {
+    /// Who is asked.
+    pub responder: String,
+    /// What it said last: `good` (clients that ask are sent it), `revoked` (they are not), or `unknown` before its first
+    /// answer, or when that is over.
+    pub status: &'static str,
+    /// Until when the answer holds, seconds since 1970.
+    pub next_update: Option<i64>,
 }
 
 /// `routes[]`

@@ -106,8 +106,11 @@ fn listeners(text: &mut String, config: &Config, now_unix: i64) {
         // The files were good a moment ago, so an error here is a file that has just been changed.
         let context = listener.tls.as_ref().and_then(|tls| tls::build_listener(tls, Path::new(""), now_unix).ok());
         let Some(context) = context else { continue };
-        for certificate in context.certificates() {
+        for (certificate, staple) in context.certificates().iter().zip(context.staples()) {
             line(text, format_args!("    certificate {}", facts(certificate, now_unix)));
+            if let Some(staple) = staple {
+                line(text, format_args!("      OCSP answers to staple from {}", staple.responder()));
+            }
         }
         for authority in context.authorities() {
             line(text, format_args!("    clients of {}", facts(authority, now_unix)));
@@ -137,6 +140,9 @@ fn lists(text: &mut String, context: &tls::ServerContext, now_unix: i64) {
     }
     for url in revocation.urls() {
         line(text, format_args!("    CRL from {}", url.as_str()));
+    }
+    if revocation.follows_points() {
+        line(text, format_args!("    CRLs from clients' distribution points"));
     }
 }
 

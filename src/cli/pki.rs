@@ -3,6 +3,7 @@
 //! The command is thin; [`Authority`], [`CertificateSpec`] and [`Development`] do the work, for `demo` and tests too.
 
 mod crl;
+mod extensions;
 mod files;
 mod issue;
 
@@ -16,6 +17,7 @@ use crate::clock::Clock;
 use crate::identity::SpiffeId;
 
 pub use crl::CrlSpec;
+pub use extensions::{RawExtension, issuing_distribution_point};
 pub use files::{Development, PkiError, write_issued};
 pub use issue::{Authority, CertificateSpec, Issued, KeyKind, Usage, Validity};
 

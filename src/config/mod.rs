@@ -250,4 +250,6 @@ pub struct Server {
     pub watch: Duration,
     /// Whether [`Config::source`] is looked at too.
     pub watch_config: bool,
+    /// Where what was fetched is kept; absolute.
+    pub state_dir: Option<PathBuf>,
 }

@@ -27,6 +27,7 @@ pub(super) struct CrlFamilies {
     pub(super) entries: IntGaugeVec,
     pub(super) fetches: IntCounterVec,
     pub(super) ocsp: IntCounterVec,
+    pub(super) staples: IntCounterVec,
     /// Issuers with series, by listener.
     pub(super) shown: Mutex<HashMap<String, Vec<String>>>,
 }
@@ -59,7 +60,12 @@ impl Metrics {
         self.crls.fetches.with_label_values(&[listener, result.as_str()]).inc();
     }
 
-    /// Counts an answer of an OCSP responder, or the want of one.
+    /// Counts an answer of an OCSP responder about the gateway's own certificate, or the want of one.
+    pub fn staple_fetched(&self, listener: &str, result: OcspResult) {
+        self.crls.staples.with_label_values(&[listener, result.as_str()]).inc();
+    }
+
+    /// Counts an answer of an OCSP responder about a client's certificate, or the want of one.
     pub fn ocsp_answered(&self, listener: &str, result: OcspResult) {
         self.crls.ocsp.with_label_values(&[listener, result.as_str()]).inc();
     }

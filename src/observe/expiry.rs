@@ -19,11 +19,14 @@ pub enum Expiring {
     UpstreamCertificate,
     /// A CA of an upstream's bundle.
     UpstreamAuthority,
+    /// The OCSP answer that a listener sends along with its certificate.
+    Staple,
 }
 
 impl Expiring {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Certificate, Self::Authority, Self::UpstreamCertificate, Self::UpstreamAuthority];
+    pub const ALL: [Self; 5] =
+        [Self::Certificate, Self::Authority, Self::UpstreamCertificate, Self::UpstreamAuthority, Self::Staple];
 }
 
 /// One series.
@@ -43,12 +46,12 @@ type Series = (Expiring, String, String);
 
 /// The gauges, and which series they have.
 pub(super) struct ExpiryGauges {
-    families: [(Expiring, IntGaugeVec); 4],
+    families: [(Expiring, IntGaugeVec); 5],
     shown: Mutex<HashMap<Series, i64>>,
 }
 
 impl ExpiryGauges {
-    pub(super) fn new(families: [(Expiring, IntGaugeVec); 4]) -> Self {
+    pub(super) fn new(families: [(Expiring, IntGaugeVec); 5]) -> Self {
         Self { families, shown: Mutex::default() }
     }
 

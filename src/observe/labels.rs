@@ -92,7 +92,7 @@ label!(
 );
 
 label!(
-    /// What an OCSP responder said of a client's certificate.
+    /// What an OCSP responder said of a certificate.
     OcspResult {
         /// Not revoked.
         Good => "good",

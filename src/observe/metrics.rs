@@ -114,6 +114,10 @@ definitions! {
         "Revocation lists asked for over HTTP, by result.";
     OCSP_ANSWERS: Kind::Counter, "ocsp_answers_total", ["listener", "result"],
         "Questions to OCSP responders about clients' certificates, by what came of them.";
+    OCSP_STAPLE_NEXT_UPDATE: Kind::Gauge, "ocsp_staple_next_update_seconds", ["listener", "subject"],
+        "When a newer OCSP answer about the gateway's own certificate is due, seconds since 1970; absent: none is stapled.";
+    OCSP_STAPLE_FETCHES: Kind::Counter, "ocsp_staple_fetches_total", ["listener", "result"],
+        "Questions to OCSP responders about the gateway's own certificates, by what came of them.";
     CA_NOT_AFTER: Kind::Gauge, "ca_not_after_seconds", ["listener", "subject"],
         "When a CA that clients are trusted by expires, seconds since 1970.";
     UPSTREAM_CERTIFICATE_NOT_AFTER: Kind::Gauge, "upstream_certificate_not_after_seconds", ["upstream", "subject"],
@@ -287,6 +291,7 @@ impl Metrics {
                 entries: gauges(&r, &CRL_ENTRIES),
                 fetches: counters(&r, &CRL_FETCHES),
                 ocsp: counters(&r, &OCSP_ANSWERS),
+                staples: counters(&r, &OCSP_STAPLE_FETCHES),
                 shown: Mutex::default(),
             },
             expiries: ExpiryGauges::new([
@@ -294,6 +299,7 @@ impl Metrics {
                 (Expiring::Authority, gauges(&r, &CA_NOT_AFTER)),
                 (Expiring::UpstreamCertificate, gauges(&r, &UPSTREAM_CERTIFICATE_NOT_AFTER)),
                 (Expiring::UpstreamAuthority, gauges(&r, &UPSTREAM_CA_NOT_AFTER)),
+                (Expiring::Staple, gauges(&r, &OCSP_STAPLE_NEXT_UPDATE)),
             ]),
             upstream_first_byte: histograms(&r, &UPSTREAM_FIRST_BYTE),
             upstream_retries: counters(&r, &UPSTREAM_RETRIES),
@@ -445,6 +451,7 @@ mod tests {
         metrics.set_crls("federation", &[crl]);
         metrics.crl_fetched("federation", crate::observe::CrlFetchResult::New);
         metrics.ocsp_answered("federation", crate::observe::OcspResult::Good);
+        metrics.staple_fetched("federation", crate::observe::OcspResult::Good);
         let expiry = |kind| Expiry { kind, owner: "federation", subject: "CN=x", not_after: 1_800_000_000 };
         metrics.set_expiries(&Expiring::ALL.map(expiry));
         metrics.upstream("hive").first_byte(Duration::from_millis(2));

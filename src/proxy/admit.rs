@@ -23,6 +23,7 @@ use crate::refusal::Refusal;
 use crate::request::{self, Head};
 use crate::route::{Lookup, Table};
 use crate::snapshot::{ListenerSnapshot, Published, Route, Snapshot};
+use crate::tls::Gone;
 
 /// Longest JSON-RPC method name and id that are kept for the log, in bytes.
 const LOGGED_MAX: usize = 128;
@@ -76,14 +77,13 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
         return Err(Refusal::ShuttingDown.into());
     }
 
-    let checked = check_header(session, ctx, &connection, listener);
-    let mut checked = checked.and_then(|()| check_certificate(shared, &connection, &snapshot));
+    let mut checked = check_header(session, ctx, &connection, listener);
+    if checked.is_ok() {
+        checked = check_certificate(shared, &connection, &snapshot, listener).await;
+    }
     if let (Ok(()), Some(ocsp)) = (&checked, listener.tls.as_ref().and_then(|tls| tls.ocsp())) {
         let asked = connection.ask_responder(ocsp, &shared.metrics, shared.clock.unix_seconds()).await;
-        checked = asked.map_or(Ok(()), |gone| {
-            connection.retire();
-            Err(refusal_of(gone))
-        });
+        checked = may_stay(&connection, asked);
     }
     if let Err(refusal) = checked {
         ctx.shape = route_named(session, &listener.routes);
@@ -211,8 +211,24 @@ fn h2_header_size(headers: &HeaderMap) -> usize {
 }
 
 /// A connection may outlive its certificate, its CA and what the lists say of it; its requests may not.
-fn check_certificate(shared: &Shared, connection: &Connection, snapshot: &Snapshot) -> Result<(), Refusal> {
-    match connection.gone(snapshot, shared.clock.unix_seconds()) {
+async fn check_certificate(
+    shared: &Shared,
+    connection: &Connection,
+    snapshot: &Snapshot,
+    listener: &ListenerSnapshot,
+) -> Result<(), Refusal> {
+    let mut gone = connection.gone(snapshot, shared.clock.unix_seconds());
+    if gone == Some(Gone::StatusUnknown)
+        && listener.tls.as_ref().and_then(|tls| tls.revocation()).is_some_and(|lists| lists.follows_points())
+    {
+        gone = connection.await_lists(shared, listener.handshake).await;
+    }
+    may_stay(connection, gone)
+}
+
+/// Lets a connection end whose client may not stay.
+fn may_stay(connection: &Connection, gone: Option<Gone>) -> Result<(), Refusal> {
+    match gone {
         Some(gone) => {
             // HTTP/2 is told by GOAWAY, HTTP/1.1 by closing.
             connection.retire();

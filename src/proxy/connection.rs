@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
 
+use super::Shared;
 use crate::identity::PeerIdentity;
 use crate::names::ListenerName;
 use crate::observe::{CloseReason, ListenerMetrics, Metrics, OcspResult};
 use crate::policy::admission::Permit;
 use crate::policy::peers::Peer;
 use crate::snapshot::Snapshot;
-use crate::tls::{Alpn, ClientChain, ConnectionFacts, Gone, Ocsp, OcspVerdict, Standing};
+use crate::tls::{self, Alpn, ClientChain, ConnectionFacts, Gone, Ocsp, OcspVerdict, Standing};
 
 /// What every connection of one listener shares, for as long as the process lives.
 pub struct ListenerShared {
@@ -192,6 +193,27 @@ impl Connection {
                 let gone = after.gone();
                 self.standing.store(Some(Arc::new(after)));
                 gone
+            }
+        }
+    }
+
+    /// Waits for the revocation lists that the client's certificates name, if it came in before they were there: at most
+    /// `within`, and not for a list that was asked for in vain. Why the client may not stay afterwards, if so.
+    pub async fn await_lists(&self, shared: &Shared, within: Duration) -> Option<Gone> {
+        let deadline = tokio::time::Instant::now() + within;
+        loop {
+            // Before the lists are looked at: one that comes meanwhile must not be missed.
+            let asked = tls::crl_asked();
+            let (snapshot, now_unix) = (shared.snapshot(), shared.clock.unix_seconds());
+            let gone = self.gone(&snapshot, now_unix);
+            if gone != Some(Gone::StatusUnknown) {
+                return gone;
+            }
+            let revocation = snapshot.listener(self.listener.index)?.tls.as_ref()?.revocation()?;
+            let standing = self.standing.load_full()?;
+            if !revocation.awaits(standing.links(), now_unix) || tokio::time::timeout_at(deadline, asked).await.is_err()
+            {
+                return gone;
             }
         }
     }

@@ -50,6 +50,7 @@ fn warning(kind: Expiring, owner: &str, c: &CertificateFacts, now: i64) -> Strin
         Expiring::Authority => format!("listener {owner}: the CA"),
         Expiring::UpstreamCertificate => format!("upstream {owner}: the client certificate"),
         Expiring::UpstreamAuthority => format!("upstream {owner}: the CA"),
+        Expiring::Staple => format!("listener {owner}: the OCSP answer about"),
     };
     let left = c.not_after - now;
     let when = match left {

@@ -1,20 +1,20 @@
 //! What the admin listener is told of the running gateway.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
 use crate::admin::status::{
-    CertificateStatus, ConfigStatus, CrlStatus, ListenerStatus, NodeStatus, ReloadError, ReloadStatus, RouteStatus,
-    Status, UpstreamStatus,
+    CertificateStatus, ConfigStatus, CrlSourceStatus, CrlStatus, ListenerStatus, NodeStatus, ReloadError, ReloadStatus,
+    RouteStatus, StapleStatus, Status, UpstreamStatus,
 };
 use crate::admin::{AdminState, Readiness, Reloaded};
 use crate::config::{self, Config, RoutePeers};
 use crate::proxy::Shared;
 use crate::reload::{Reloader, Report, Trigger};
 use crate::snapshot::{ListenerSnapshot, UpstreamSnapshot};
-use crate::tls::{CertificateFacts, CrlFacts};
+use crate::tls::{CertificateFacts, CrlFacts, Staple};
 
 /// The closures through which the admin listener sees the gateway.
 pub fn admin_state(shared: &Arc<Shared>, reloader: &Arc<Reloader>) -> AdminState {
@@ -23,7 +23,7 @@ pub fn admin_state(shared: &Arc<Shared>, reloader: &Arc<Reloader>) -> AdminState
     let (reloads, for_reload) = (reloader.clone(), reloader.clone());
     AdminState {
         metrics: shared.metrics.clone(),
-        ready: Box::new(move || readiness(&for_ready)),
+        ready: Box::new(move || readiness(&for_ready, started)),
         status: Box::new(move || status(&for_status, &reloads, started).to_json()),
         reload: Box::new(move || reloaded(&for_reload.reload(Trigger::Admin))),
         bearer: Box::new(move || for_bearer.snapshot().config.admin.bearer.clone()),
@@ -69,11 +69,19 @@ fn unix_seconds(time: SystemTime) -> i64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
-fn readiness(shared: &Shared) -> Readiness {
+/// So long after the start the gateway waits to be ready for the first revocation lists, whose clients it would refuse;
+/// then it goes without them, for there may be other clients.
+const FIRST_LISTS_WAIT: Duration = Duration::from_secs(30);
+
+fn readiness(shared: &Shared, started: Instant) -> Readiness {
     let snapshot = shared.snapshot();
+    let waits = shared.clock.now().saturating_duration_since(started) < FIRST_LISTS_WAIT;
+    let lists = snapshot.listeners.iter().filter_map(|l| l.tls.as_ref()?.revocation()).filter(|_| waits);
+    let awaited = lists.flat_map(|r| r.urls().iter().filter(|url| !r.has(url)).map(|url| url.as_str().to_owned()));
     let down = snapshot.upstreams.iter().filter(|u| !u.upstream.is_ready());
     Readiness {
         draining: shared.draining(),
+        crls_awaited: awaited.collect(),
         upstreams_down: down.map(|u| u.upstream.name().as_str().to_owned()).collect(),
     }
 }
@@ -99,8 +107,13 @@ fn status(shared: &Shared, reloader: &Reloader, started: Instant) -> Status {
 }
 
 fn listener(shared: &Shared, config: &config::Listener, built: &ListenerSnapshot) -> ListenerStatus {
-    let certificates = built.tls.iter().flat_map(|tls| tls.certificates());
+    let now = shared.clock.unix_seconds();
+    let certificates = built.tls.iter().flat_map(|tls| {
+        let each = tls.certificates().iter().zip(tls.staples());
+        each.map(|(facts, own)| CertificateStatus { ocsp: own.as_ref().map(|s| staple(s, now)), ..certificate(facts) })
+    });
     let crls = built.tls.iter().filter_map(|tls| tls.revocation()).flat_map(|r| r.facts());
+    let sources = built.tls.iter().filter_map(|tls| tls.revocation()).flat_map(|r| r.source_facts());
     ListenerStatus {
         name: config.name.as_str().to_owned(),
         address: config.address.to_string(),
@@ -109,8 +122,9 @@ fn listener(shared: &Shared, config: &config::Listener, built: &ListenerSnapshot
             config::file::Protocol::Http => "http",
         },
         connections: shared.metrics.listener(config.name.as_str()).open_connections(),
-        certificates: certificates.map(certificate).collect(),
+        certificates: certificates.collect(),
         crls: crls.map(|f| crl(&f)).collect(),
+        crl_sources: sources.map(|(url, fetched)| CrlSourceStatus { url, fetched }).collect(),
     }
 }
 
@@ -121,6 +135,7 @@ fn crl(facts: &CrlFacts) -> CrlStatus {
         next_update: Some(facts.next_update).filter(|at| *at != i64::MAX),
         entries: facts.entries,
         memory_bytes: facts.memory_bytes,
+        file_is_older: facts.file_is_older,
     }
 }
 
@@ -131,7 +146,14 @@ fn certificate(facts: &CertificateFacts) -> CertificateStatus {
         names: facts.names.clone(),
         not_after: facts.not_after,
         not_before: facts.not_before,
+        ocsp: None,
     }
+}
+
+fn staple(staple: &Staple, now: i64) -> StapleStatus {
+    let last = staple.last().filter(|last| now < last.until());
+    let status = last.as_ref().map_or("unknown", |last| if last.is_revoked() { "revoked" } else { "good" });
+    StapleStatus { responder: staple.responder().to_owned(), status, next_update: last.map(|last| last.until()) }
 }
 
 fn route(config: &Config, route: &config::Route) -> RouteStatus {

@@ -279,7 +279,7 @@ pub(super) fn reason(errors: &ErrorStack) -> String {
     if reasons.is_empty() { "no reason given".into() } else { reasons.join(", ") }
 }
 
-fn is_issued_by(cert: &X509Ref, issuer: &X509Ref) -> bool {
+pub(super) fn is_issued_by(cert: &X509Ref, issuer: &X509Ref) -> bool {
     issuer.issued(cert) == X509VerifyResult::OK
         && issuer.public_key().is_ok_and(|key| cert.verify(&key).unwrap_or(false))
 }

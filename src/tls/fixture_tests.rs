@@ -68,6 +68,7 @@ pub(super) fn listener(names: &[&str]) -> ListenerTls {
     ListenerTls {
         certificates: names.iter().map(files).collect(),
         min_version: TlsVersion::Tls12,
+        ocsp_stapling: Default::default(),
         client_auth: ClientAuth::of("ca.pem"),
     }
 }

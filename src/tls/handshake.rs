@@ -69,6 +69,11 @@ pub(super) fn notes_index() -> Option<Index<Ssl, VerifyNotes>> {
     *INDEX
 }
 
+/// When a connection's handshake began, seconds since 1970.
+pub(super) fn begun_at(ssl: &SslRef) -> Option<i64> {
+    notes_index().and_then(|index| ssl.ex_data(index)).map(|notes| notes.now)
+}
+
 /// What a client's chain is checked for beyond OpenSSL's own rules.
 pub(super) struct Checks {
     /// Subjects of the CA bundle, DER.
@@ -129,12 +134,14 @@ fn own_checks(context: &X509StoreContextRef, checks: &Checks, now: i64) -> Resul
     let Ok(links) = Link::of_chain(chain, revocation.crl_check()) else {
         return refuse(0, LIST_AT_FAULT, HandshakeResult::NoCrl, "the certificate's issuer can't be read");
     };
-    match revocation.ask(&links, now) {
+    match revocation.ask_at_handshake(&links, now) {
         (_, Verdict::Good { .. }) => Ok(()),
         (at, Verdict::Revoked) => {
             refuse(at, openssl_sys::X509_V_ERR_CERT_REVOKED, HandshakeResult::Revoked, "certificate revoked")
         }
-        (at, Verdict::NoCrl) => refuse(at, LIST_AT_FAULT, HandshakeResult::NoCrl, "no CRL of the certificate's issuer"),
+        (at, Verdict::NoCrl) => {
+            refuse(at, LIST_AT_FAULT, HandshakeResult::NoCrl, "no CRL of the certificate's issuer is about it")
+        }
         (at, Verdict::CrlExpired) => refuse(
             at,
             LIST_AT_FAULT,

@@ -13,7 +13,7 @@ use openssl::ssl::{
 use openssl::x509::store::{X509Store, X509StoreBuilder};
 use openssl::x509::{X509, X509NameRef};
 
-use crate::config::file::{ListenerTls, OcspCheck, TlsVersion};
+use crate::config::file::{ListenerTls, OcspCheck, OcspStapling, TlsVersion};
 
 use super::TlsFault;
 use super::certificate::{CertificateFacts, SubjectAltNames};
@@ -22,6 +22,7 @@ use super::handshake::{self, Checks, VerifyNotes};
 use super::names::{Groups, Names};
 use super::revocation::{Ocsp, Revocation};
 use super::standing::{ClientChain, Judge, Standing, Trust};
+use super::staple::Staple;
 
 /// ALPN protocols in the order of the gateway's preference (RFC 7301, section 3.1).
 const ALPN_WIRE: &[u8] = b"\x02h2\x08http/1.1";
@@ -55,6 +56,8 @@ pub struct ServerContext {
     certificates: Vec<CertificateFacts>,
     authorities: Vec<CertificateFacts>,
     warnings: Vec<TlsFault>,
+    /// In the order of the certificates.
+    staples: Vec<Option<Arc<Staple>>>,
     trust: Trust,
     revocation: Option<Arc<Revocation>>,
     ocsp: Option<Arc<Ocsp>>,
@@ -89,14 +92,21 @@ pub fn build_listener(tls: &ListenerTls, base_dir: &Path, now: i64) -> Result<Se
         let message = format!("OpenSSL refuses the settings: {}", reason(&e));
         vec![TlsFault { field: "certificates".into(), message }]
     };
-    let clients = Clients { bundle: &bundle, revocation: revocation.as_ref() };
-    let contexts = build_contexts(&pairs, &groups, &clients, tls.min_version, Arc::clone(&names)).map_err(refused)?;
+    let wanted = tls.ocsp_stapling == OcspStapling::On;
+    let staples = pairs.iter().enumerate().map(|(at, pair)| {
+        let field = format!("certificates[{at}].cert");
+        Staple::of(&pair.chain, &bundle, SECURITY_LEVEL, wanted, &field, &mut files.warnings)
+    });
+    let staples = staples.collect::<Result<Vec<_>, _>>().map_err(refused)?;
+    let common = Common { bundle: &bundle, revocation: revocation.as_ref(), staples: &staples, min: tls.min_version };
+    let contexts = build_contexts(&pairs, &groups, &common, Arc::clone(&names)).map_err(refused)?;
     Ok(ServerContext {
         default: contexts,
         names,
         certificates: pairs.iter().filter_map(|pair| pair.chain.first()).map(|c| CertificateFacts::of(c)).collect(),
         authorities: bundle.iter().map(|cert| CertificateFacts::of(cert)).collect(),
         warnings: files.warnings,
+        staples,
         trust: Trust::new(&bundle, SECURITY_LEVEL, VERIFY_DEPTH).map_err(refused)?,
         revocation,
         ocsp: match tls.client_auth.ocsp {
@@ -106,10 +116,12 @@ pub fn build_listener(tls: &ListenerTls, base_dir: &Path, now: i64) -> Result<Se
     })
 }
 
-/// Who comes in.
-struct Clients<'a> {
+/// What all contexts of a listener have in common: who comes in, and how.
+struct Common<'a> {
     bundle: &'a [X509],
     revocation: Option<&'a Arc<Revocation>>,
+    staples: &'a [Option<Arc<Staple>>],
+    min: TlsVersion,
 }
 
 impl ServerContext {
@@ -170,6 +182,18 @@ impl ServerContext {
         &self.certificates
     }
 
+    /// What is known of each of [`Self::certificates`] by its OCSP responder; none for one that has no responder.
+    pub fn staples(&self) -> &[Option<Arc<Staple>>] {
+        &self.staples
+    }
+
+    /// Takes over what an earlier snapshot of any listener knows of the same certificates.
+    pub fn adopt_staples(&self, before: &ServerContext) {
+        for staple in self.staples.iter().flatten() {
+            before.staples.iter().flatten().for_each(|other| staple.adopt(other));
+        }
+    }
+
     /// The CA bundle.
     pub fn authorities(&self) -> &[CertificateFacts] {
         &self.authorities
@@ -213,13 +237,12 @@ fn index_names(pairs: &[ChainAndKey], files: &mut Files<'_>) -> (Arc<Names>, Gro
 fn build_contexts(
     pairs: &[ChainAndKey],
     groups: &Groups,
-    clients: &Clients<'_>,
-    min_version: TlsVersion,
+    common: &Common<'_>,
     names: Arc<Names>,
 ) -> Result<SslContext, ErrorStack> {
     let mut builders = groups.groups.iter().map(|members| {
         let pairs: Vec<_> = members.iter().filter_map(|at| pairs.get(*at)).collect();
-        builder(&pairs, clients, min_version)
+        builder(&pairs, common)
     });
     // There always is a first group.
     let mut first = builders.next().unwrap_or_else(|| Err(ErrorStack::get()))?;
@@ -240,10 +263,10 @@ fn build_contexts(
 /// One context for certificates of different key types; OpenSSL takes the one that the client can verify. All of a
 /// listener's contexts are alike but for the certificates: OpenSSL takes trust, ALPN and CA names from the one that the
 /// connection was handed over to.
-fn builder(pairs: &[&ChainAndKey], clients: &Clients<'_>, min: TlsVersion) -> Result<SslContextBuilder, ErrorStack> {
-    let bundle = clients.bundle;
+fn builder(pairs: &[&ChainAndKey], common: &Common<'_>) -> Result<SslContextBuilder, ErrorStack> {
+    let bundle = common.bundle;
     let mut context = SslContextBuilder::new(SslMethod::tls_server())?;
-    set_protocol(&mut context, min)?;
+    set_protocol(&mut context, common.min)?;
     for pair in pairs {
         let mut chain = pair.chain.iter();
         if let Some(leaf) = chain.next() {
@@ -264,13 +287,28 @@ fn builder(pairs: &[&ChainAndKey], clients: &Clients<'_>, min: TlsVersion) -> Re
     limit_client_chain(&mut context);
     let mode = SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT;
     let authorities = bundle.iter().filter_map(|cert| cert.subject_name().to_der().ok()).collect::<Vec<_>>();
-    let checks = Checks { authorities, revocation: clients.revocation.cloned() };
+    let checks = Checks { authorities, revocation: common.revocation.cloned() };
     context.set_verify_callback(mode, move |good, store| handshake::verify(good, store, &checks));
+    staple(&mut context, common.staples)?;
     context.set_client_hello_callback(|ssl, _| {
         handshake::note_client_hello(ssl);
         Ok(ClientHelloResponse::SUCCESS)
     });
     Ok(context)
+}
+
+/// Sends OCSP answers to clients that ask for them (status_request). Whatever is wrong, the handshake goes on without.
+fn staple(context: &mut SslContextBuilder, staples: &[Option<Arc<Staple>>]) -> Result<(), ErrorStack> {
+    let staples: Vec<_> = staples.iter().flatten().cloned().collect();
+    if staples.is_empty() {
+        return Ok(());
+    }
+    context.set_status_callback(move |ssl| {
+        // OpenSSL has chosen by now which certificate it will send.
+        let staple = ssl.certificate().and_then(|cert| staples.iter().find(|staple| staple.is_of(cert)));
+        let Some((staple, now)) = staple.zip(handshake::begun_at(ssl)) else { return Ok(false) };
+        Ok(staple.with_answer(now, |answer| ssl.set_ocsp_status(answer).is_ok()).unwrap_or(false))
+    })
 }
 
 /// `SSL_CTX_add1_chain_cert`, which the `openssl` crate lacks: an issuer of the certificate that was set last. Its

@@ -14,6 +14,8 @@
 //! the CA bundle, which may all have changed since. OCSP, where configured, is asked before a connection's first request
 //! and whenever its answer has run out: a handshake can't wait for somebody else without holding up its thread.
 //!
+//! **Stapling.** The OCSP answer about the gateway's own certificate goes along to clients that ask for it (`staple`).
+//!
 //! **No resumption.** No session cache, no tickets. OpenSSL takes over a resumed client's certificate without verifying
 //! it: neither the chain, nor the dates, nor the verify callback with its lists, so a revoked client would get back in
 //! for as long as its ticket holds. Made safe, each resumption would have to verify the chain and ask the lists as a
@@ -28,6 +30,7 @@ mod names;
 mod node_identity;
 mod revocation;
 mod standing;
+mod staple;
 mod upstream;
 
 use std::fmt;
@@ -37,10 +40,12 @@ pub use handshake::{Alpn, ConnectionFacts, HandshakeFailure, classify, facts, of
 pub use listener::{ServerContext, build_listener};
 pub use node_identity::{NodeProof, prove_node};
 pub use revocation::{
-    Bundle, CRL_BYTES_MAX, Crl, CrlFacts, CrlUrl, Fetched, IssuerId, Link, Ocsp, OcspAnswer, OcspVerdict, Revocation,
-    RevocationSet, Scope, Serial, Serials, Verdict, fetch,
+    Answer, Bundle, CRL_BYTES_MAX, Crl, CrlFacts, CrlUrl, Fetched, IssuerId, Link, Names, Ocsp, OcspAnswer,
+    OcspVerdict, Revocation, RevocationSet, Scope, Serial, Serials, StateDir, UrlPrefix, Verdict, crl_asked,
+    crl_wanted, fetch,
 };
 pub use standing::{ClientChain, Gone, Standing};
+pub use staple::{Staple, Stapled};
 pub use upstream::{UpstreamTlsMaterial, build_upstream};
 
 /// What is wrong, or only doubtful, with a certificate, key or bundle.

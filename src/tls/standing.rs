@@ -65,6 +65,11 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// The client's certificates, as revocation lists know them.
+    pub fn links(&self) -> &[Link] {
+        &self.verified.links
+    }
+
     /// Why the client may not stay, if so.
     pub fn gone(&self) -> Option<Gone> {
         self.gone

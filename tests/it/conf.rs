@@ -85,7 +85,7 @@ impl Drop for Temporary {
 fn furnished() -> (Temporary, PathBuf) {
     let directory = Temporary::new();
     let at = directory.0.as_path();
-    for name in ["tls", "secrets", "log", "schemas"] {
+    for name in ["tls", "secrets", "log", "schemas", "state"] {
         fs::create_dir(at.join(name)).unwrap();
     }
     fs::write(at.join("schemas/tasks-get.json"), r#"{ "required": ["id"] }"#).unwrap();

@@ -143,10 +143,8 @@ fn each_refusal_is_shown_with_its_answer() {
     let dir = directory();
     let long =
         format!(r#"{{"jsonrpc":"2.0","id":7,"method":"message/send","params":{{"message":"{}"}}}}"#, "x".repeat(200));
-    let batch = format!(
-        "[{}]",
-        [r#"{"jsonrpc":"2.0","id":1,"method":"x"}"#; 6].join(",").replace("\"x\"", "\"message/send\"")
-    );
+    let batch =
+        format!("[{}]", [r#"{"jsonrpc":"2.0","id":1,"method":"x"}"#; 6].join(",").replace("\"x\"", "\"message/send\""));
     let no_params = r#"{"jsonrpc":"2.0","id":7,"method":"message/send"}"#;
     let alice = |more: &[&'static str]| [&["--peer", "spiffe://mesh.test/hive/alice"], more].concat();
     let well_known = "GET https://gateway.test/.well-known/agent.json";

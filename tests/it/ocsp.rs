@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::certs::Pki;
+use hive_gateway::cli::pki::{KeyKind, RawExtension};
+
+use crate::support::certs::{Leaf, Pki, Usage, client_leaf, from_now};
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::h2_client::H2;
 use crate::support::node::Node;
-use crate::support::ocsp_server::{OcspServer, Says};
+use crate::support::ocsp_server::{OcspServer, Responder, Says, Signature};
 use crate::support::wait_until;
 
 const CARD: &str = "/.well-known/agent-card.json";
@@ -130,4 +132,81 @@ fn a_running_stream_ends_when_the_next_answer_is_bad() {
     }
     let line = gateway.wait_log(|l| l["refusal"] == "certificate_revoked");
     assert_eq!(line["status"], 200, "{line}");
+}
+
+/// What a client gets whose certificate names this responder, and what the gateway said about it on its standard error.
+fn by_its_own_responder(gateway: &Gateway, responder: Responder, says: Says) -> (u16, String) {
+    let server = OcspServer::start_as(responder, 3600);
+    server.say(says.clone());
+    let leaf =
+        client_leaf("alice", "spiffe://mesh.test/hive/alice").extension(RawExtension::ocsp_responder(&server.url()));
+    let client = gateway.client_with(Some(gateway.pki().leaf(&leaf)));
+    let status = client.get(gateway.address, CARD).unwrap().status;
+    assert_eq!(server.asked(), 1, "the responder of the certificate is asked");
+    let why = || gateway.stderr().lines().filter(|l| l.contains(&server.url())).collect::<Vec<_>>().join("\n");
+    if status == 401 && !matches!(says, Says::Revoked) {
+        wait_until("it says why", || !why().is_empty());
+    }
+    (status, why())
+}
+
+#[test]
+fn who_may_answer_for_the_ca_and_how() {
+    let node = Node::start();
+    let mut setup = Setup::new(&[node.address]);
+    setup.client_auth = "ocsp: leaf".into();
+    let gateway = setup.start();
+    let pki = &gateway.pki().0;
+    let delegate = |usage: Usage, key: KeyKind, ca| {
+        let spec = Leaf { usage, key, ..Leaf::client("responder", from_now(-3600, 3600)) };
+        spec.issue(ca).unwrap()
+    };
+    let rsa = delegate(Usage::OcspSigning, KeyKind::Rsa(2048), &pki.intermediate);
+    let ecdsa = delegate(Usage::OcspSigning, KeyKind::P256, &pki.intermediate);
+    let with_nonce = Responder { nonce: true, ..Responder::ca(&pki.intermediate) };
+    for (case, good) in [
+        ("the CA", Responder::ca(&pki.intermediate)),
+        ("the CA with a nonce that nobody asked for", with_nonce),
+        ("delegated", Responder::delegated(&ecdsa, Signature::EcdsaSha256)),
+        ("RSA", Responder::delegated(&rsa, Signature::RsaSha256)),
+        ("RSA-PSS", Responder::delegated(&rsa, Signature::RsaPssSha256)),
+    ] {
+        assert_eq!(by_its_own_responder(&gateway, good.clone(), Says::Good), (200, String::new()), "{case}");
+        assert_eq!(by_its_own_responder(&gateway, good, Says::Revoked).0, 401, "{case}");
+    }
+    let no_leave = delegate(Usage::Client, KeyKind::P256, &pki.intermediate);
+    let by_the_root = delegate(Usage::OcspSigning, KeyKind::P256, &pki.root);
+    let stranger = delegate(Usage::OcspSigning, KeyKind::P256, &Pki::default().0.intermediate);
+    let expired = Leaf { usage: Usage::OcspSigning, ..Leaf::client("responder", from_now(-7200, -3600)) };
+    let expired = expired.issue(&pki.intermediate).unwrap();
+    for (case, bad) in [
+        ("without OCSPSigning", Responder::delegated(&no_leave, Signature::EcdsaSha256)),
+        ("by another CA than the certificate's", Responder::delegated(&by_the_root, Signature::EcdsaSha256)),
+        ("by a CA that is not trusted", Responder::delegated(&stranger, Signature::EcdsaSha256)),
+        ("expired", Responder::delegated(&expired, Signature::EcdsaSha256)),
+        ("SHA-1", Responder::delegated(&rsa, Signature::RsaSha1)),
+        ("another's key", Responder { key: stranger.key.clone(), ..Responder::ca(&pki.intermediate) }),
+    ] {
+        let (status, why) = by_its_own_responder(&gateway, bad, Says::Good);
+        assert_eq!(status, 401, "{case}: {why}");
+    }
+    for (says, part) in [
+        (Says::OtherSerial, "about another certificate"),
+        (Says::DoesNotKnow, "does not know"),
+        (Says::TryLater, "the responder says 3"),
+        (Says::Garbage, "no OCSP answer"),
+    ] {
+        let (status, why) = by_its_own_responder(&gateway, Responder::ca(&pki.intermediate), says);
+        assert!(status == 401 && why.contains(part), "{part}: {status} {why}");
+    }
+}
+
+#[test]
+fn a_certificate_that_names_no_responder_says_nothing() {
+    let node = Node::start();
+    let mut setup = Setup::new(&[node.address]);
+    setup.client_auth = "ocsp: leaf".into();
+    let gateway = setup.start();
+    assert_refused(&gateway, "alice", "certificate_status_unknown");
+    assert!(gateway.stderr().contains("names no http:// responder"), "{}", gateway.stderr());
 }

@@ -86,8 +86,9 @@ fn a_watched_configuration_file_is_taken_by_itself() {
     let (gateway, _node) = gateway("watch: 100ms, watch_config: true");
     gateway.edit("paths: [/bob]", "paths: [/new]");
     wait_until("it is in use", || get(&gateway, "bob", "/new") == 200);
-    assert_eq!(gateway.status()["last_reload"]["trigger"], "config_file");
-    assert_eq!(gateway.metric(CONFIG_RELOADS, OK), 1.0);
+    // It is in use a moment before it is told.
+    wait_until("it is told", || gateway.status()["last_reload"]["trigger"] == "config_file");
+    gateway.wait_metric(CONFIG_RELOADS, OK, 1.0);
     // One that is broken for a moment is not told.
     gateway.edit("routes:", "routs:");
     gateway.edit("routs:", "routes:");

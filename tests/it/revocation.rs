@@ -315,7 +315,7 @@ fn nobody_comes_in_before_the_first_list_has_come() {
     let server = CrlServer::start(Vec::new());
     server.set(None);
     setup.client_auth = format!("crl_url: [\"{}\"], crl_refresh: 1s", server.url());
-    let gateway = setup.start();
+    let gateway = setup.start_unready();
     wait_until("it is asked for", || !server.asked().is_empty());
     assert_refused(&gateway, &gateway.client("alice"), "no_crl");
     server.set(Some(list(gateway.pki(), -60, 3600, &[])));

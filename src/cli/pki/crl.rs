@@ -96,7 +96,7 @@ impl CrlSpec {
     }
 }
 
-fn element(tag: u8, content: &[u8]) -> Vec<u8> {
+pub(super) fn element(tag: u8, content: &[u8]) -> Vec<u8> {
     let length = content.len().to_be_bytes();
     let mut whole = vec![tag];
     if content.len() < 0x80 {

@@ -15,6 +15,8 @@ use openssl::x509::extension::{
 };
 use openssl::x509::{X509, X509Builder, X509Extension, X509Name, X509NameRef};
 
+use super::extensions::RawExtension;
+
 /// Bits of a serial number: 159 keep it positive in the 20 bytes that RFC 5280, section 4.1.2.2, allows.
 const SERIAL_BITS: i32 = 159;
 
@@ -138,6 +140,8 @@ pub enum Usage {
     Client,
     /// Both.
     ServerAndClient,
+    /// `OCSPSigning`: to answer for the CA (RFC 6960, section 4.2.2.2).
+    OcspSigning,
     /// No such extension: anything.
     Unrestricted,
 }
@@ -163,6 +167,8 @@ pub struct CertificateSpec {
     pub digest: MessageDigest,
     /// Whether `chain_pem` has the intermediates. Default true.
     pub with_intermediates: bool,
+    /// More extensions. Default none.
+    pub extensions: Vec<RawExtension>,
 }
 
 impl CertificateSpec {
@@ -178,6 +184,7 @@ impl CertificateSpec {
             key: KeyKind::P256,
             digest: MessageDigest::sha256(),
             with_intermediates: true,
+            extensions: Vec::new(),
         }
     }
 
@@ -204,6 +211,13 @@ impl CertificateSpec {
     #[must_use]
     pub fn ip(mut self, address: IpAddr) -> Self {
         self.ips.push(address);
+        self
+    }
+
+    /// Adds another extension.
+    #[must_use]
+    pub fn extension(mut self, extension: RawExtension) -> Self {
+        self.extensions.push(extension);
         self
     }
 
@@ -265,9 +279,13 @@ impl CertificateSpec {
             Usage::Server => builder.append_extension(extended.server_auth().build()?)?,
             Usage::Client => builder.append_extension(extended.client_auth().build()?)?,
             Usage::ServerAndClient => builder.append_extension(extended.server_auth().client_auth().build()?)?,
+            Usage::OcspSigning => builder.append_extension(extended.other("OCSPSigning").build()?)?,
             Usage::Unrestricted => {}
         }
         add_subject_key_id(builder)?;
+        for extension in &self.extensions {
+            builder.append_extension(extension.build()?)?;
+        }
         if self.uris.is_empty() && self.dns.is_empty() && self.ips.is_empty() {
             return Ok(());
         }

@@ -58,8 +58,47 @@ pub struct ListenerTls {
     /// `"1.2"` (default) or `"1.3"`.
     #[serde(default)]
     pub min_version: TlsVersion,
+    /// `on` (default) or `off`: the answer of the OCSP responder that a certificate of [`Self::certificates`] names is
+    /// fetched and sent along to clients that ask for it.
+    #[serde(default)]
+    pub ocsp_stapling: OcspStapling,
     /// Which clients come in.
     pub client_auth: ClientAuth,
+}
+
+/// `listeners[].tls.ocsp_stapling`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum OcspStapling {
+    /// Where the certificate names a responder. The default: it costs one question in hours, and the operator chose the
+    /// responder with the CA.
+    #[default]
+    On,
+    /// Nobody is asked.
+    Off,
+}
+
+impl<'de> Deserialize<'de> for OcspStapling {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct V;
+        impl Visitor<'_> for V {
+            type Value = OcspStapling;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("on or off")
+            }
+            fn visit_bool<E: de::Error>(self, v: bool) -> Result<OcspStapling, E> {
+                // YAML 1.1 reads them so.
+                Ok(if v { OcspStapling::On } else { OcspStapling::Off })
+            }
+            fn visit_str<E: de::Error>(self, v: &str) -> Result<OcspStapling, E> {
+                match v {
+                    "on" => Ok(OcspStapling::On),
+                    "off" => Ok(OcspStapling::Off),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(v), &self)),
+                }
+            }
+        }
+        d.deserialize_any(V)
+    }
 }
 
 /// A certificate chain (leaf first) and its key, PEM.
@@ -94,12 +133,17 @@ pub struct ClientAuth {
     /// PEM bundle of the internal CA: roots, and intermediates that clients don't send or whose CRLs are given.
     pub ca: String,
     /// Files of certificate revocation lists, PEM or DER, up to 128 MiB each. Default: none; then, unless
-    /// [`Self::crl_url`] has some, nothing is checked.
+    /// [`Self::crl_url`] or [`Self::crl_distribution_points`] has some, nothing is checked.
     #[serde(default)]
     pub crl: Vec<String>,
     /// `http://` URLs of such lists. Default: none.
     #[serde(default)]
     pub crl_url: Vec<String>,
+    /// `http://host[:port][/path]`: a client's certificate that names a distribution point which begins like this has its
+    /// list fetched from there, once its chain is verified; at most 256 URLs. Default: none, distribution points are
+    /// not asked.
+    #[serde(default)]
+    pub crl_distribution_points: Vec<String>,
     /// How often the URLs are asked at least, 1s to 1d; a list that ends earlier is asked for earlier. Default 10m.
     pub crl_refresh: Option<Span>,
     /// `leaf` (default) or `chain`.
@@ -121,6 +165,11 @@ impl ClientAuth {
     /// Default of [`Self::crl_refresh`].
     pub const CRL_REFRESH_DEFAULT: Duration = Duration::from_secs(600);
 
+    /// Whether clients are looked for in revocation lists.
+    pub fn checks_crls(&self) -> bool {
+        !self.crl.is_empty() || !self.crl_url.is_empty() || !self.crl_distribution_points.is_empty()
+    }
+
     /// Clients of this CA, and no lists.
     pub fn of(ca: &str) -> Self {
         Self {
@@ -128,6 +177,7 @@ impl ClientAuth {
             ca: ca.into(),
             crl: Vec::new(),
             crl_url: Vec::new(),
+            crl_distribution_points: Vec::new(),
             crl_refresh: None,
             crl_check: None,
             expired_crl: None,

@@ -138,6 +138,9 @@ pub struct Server {
     /// Whether the configuration's own file is watched too. Default false: a change of it waits for SIGHUP or
     /// `POST /v1/reload`, so that an editor's half-done work is never taken into use.
     pub watch_config: bool,
+    /// Directory of the gateway's own, which exists: what was fetched (revocation lists, OCSP answers) is kept there for
+    /// the next start. Two processes may share it. Default: none, what was fetched is gone with the process.
+    pub state_dir: Option<String>,
 }
 
 impl Default for Server {
@@ -150,6 +153,7 @@ impl Default for Server {
             rate_limit_ipv6_prefix: 64,
             watch: seconds(1),
             watch_config: false,
+            state_dir: None,
         }
     }
 }

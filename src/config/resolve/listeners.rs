@@ -8,7 +8,7 @@ use super::Resolver;
 use super::ranges::{DAY, HOUR, MILLISECOND, MINUTE, SECOND};
 use crate::config::file::{self, ClientAuth, ListenerLimits, ListenerTimeouts, ListenerTls, OcspCheck, Protocol};
 use crate::config::{Listener, Route, RoutePeers};
-use crate::tls::CrlUrl;
+use crate::tls::{CrlUrl, UrlPrefix};
 
 pub(super) fn resolve(r: &mut Resolver<'_>, raw: Vec<file::Listener>) -> Vec<Listener> {
     if raw.is_empty() {
@@ -76,10 +76,17 @@ fn client_auth(r: &mut Resolver<'_>, at: &str, auth: &mut ClientAuth) {
             r.error(&format!("{at}.crl_url[{i}]"), why);
         }
     }
+    r.once(&format!("{at}.crl_distribution_points"), &auth.crl_distribution_points);
+    for (i, prefix) in auth.crl_distribution_points.iter().enumerate() {
+        if let Err(why) = UrlPrefix::parse(prefix) {
+            r.error(&format!("{at}.crl_distribution_points[{i}]"), why);
+        }
+    }
     if let Some(refresh) = auth.crl_refresh {
         r.span(&format!("{at}.crl_refresh"), refresh, SECOND, DAY);
-        if auth.crl_url.is_empty() {
-            r.error(&format!("{at}.crl_refresh"), "there is nothing to ask for; write crl_url, or leave it out");
+        if auth.crl_url.is_empty() && auth.crl_distribution_points.is_empty() {
+            let remedy = "write crl_url or crl_distribution_points, or leave it out";
+            r.error(&format!("{at}.crl_refresh"), format!("there is nothing to ask for; {remedy}"));
         }
     }
     if let Some(Err(why)) = auth.ocsp_url.as_deref().map(CrlUrl::parse) {
@@ -98,10 +105,13 @@ fn client_auth(r: &mut Resolver<'_>, at: &str, auth: &mut ClientAuth) {
             r.error(&format!("{at}.{key}"), "nobody is asked; write ocsp: leaf, or leave it out");
         }
     }
-    if auth.crl.is_empty() && auth.crl_url.is_empty() {
+    if !auth.checks_crls() {
         for (key, given) in [("crl_check", auth.crl_check.is_some()), ("expired_crl", auth.expired_crl.is_some())] {
             if given {
-                r.error(&format!("{at}.{key}"), "nothing is checked without crl or crl_url; write one of them");
+                r.error(
+                    &format!("{at}.{key}"),
+                    "nothing is checked without crl, crl_url or crl_distribution_points; write one of them",
+                );
             }
         }
     }

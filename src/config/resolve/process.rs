@@ -1,7 +1,7 @@
 //! The blocks of which there is one: `hive`, `admin`, `access_log`, `server`; and who listens where.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Resolver;
@@ -129,7 +129,20 @@ pub(super) fn server(r: &mut Resolver<'_>, server: &file::Server, routes: &[Rout
         rate_limit_ipv6_prefix: server.rate_limit_ipv6_prefix,
         watch: server.watch.0,
         watch_config: server.watch_config,
+        state_dir: server.state_dir.as_deref().map(|name| state_dir(r, name)),
     }
+}
+
+/// Where what was fetched is kept. Whether it can be written to is seen when there is something to write: `check` may run as
+/// somebody else.
+fn state_dir(r: &mut Resolver<'_>, name: &str) -> PathBuf {
+    let path = PathBuf::from(r.absolute(name));
+    if name.is_empty() {
+        r.error("server.state_dir", "is empty; write a directory's name, or leave it out");
+    } else if r.around.read_files && !path.is_dir() {
+        r.error("server.state_dir", format!("the directory {} does not exist", path.display()));
+    }
+    path
 }
 
 #[cfg(test)]

@@ -12,7 +12,9 @@ use openssl::sign::{RsaPssSaltlen, Verifier};
 use openssl::x509::{X509, X509KeyUsage, X509Name, X509NameRef, X509Ref};
 use parking_lot::Mutex;
 
-use super::der::{BIT_STRING, BOOLEAN, Element, INTEGER, OBJECT, OCTET_STRING, Reader, SEQUENCE};
+use super::Link;
+use super::der::{BIT_STRING, INTEGER, OBJECT, Reader, SEQUENCE, extension};
+use super::points::{self, Names};
 use super::serials::{Serial, Serials};
 use crate::tls::certificate::name;
 
@@ -51,15 +53,24 @@ pub struct Crl {
 }
 
 /// Which of an issuer's certificates a list is about (RFC 5280, section 5.2.5).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scope {
     /// Certificates that are not a CA's.
     pub users: bool,
     /// Certificates of CAs.
     pub authorities: bool,
-    /// It names a distribution point, so it may be one part of several. A hash of the whole extension: lists with the
-    /// same one replace each other, others add up.
-    pub part: Option<[u8; 32]>,
+    /// The names of its distribution point: it is one part of several, about the certificates that name the same one.
+    /// Lists with the same names replace each other, others stand side by side.
+    pub part: Option<Names>,
+}
+
+impl Scope {
+    /// Whether it is about a certificate (RFC 5280, section 6.3.3, step b).
+    pub(super) fn covers(&self, link: &Link) -> bool {
+        let class = if link.authority { self.authorities } else { self.users };
+        let part = self.part.as_ref().is_none_or(|names| names.iter().any(|name| link.points.contains(name)));
+        class && part
+    }
 }
 
 impl Crl {
@@ -88,10 +99,11 @@ impl Crl {
         self.issuer == other.issuer && self.scope == other.scope
     }
 
-    /// By CRL number, else by date. Over plain HTTP anyone on the way can replay an old list, which is still signed.
+    /// By date, then by CRL number: an older list, which is still signed, may come back from a backup, or be replayed by
+    /// anyone on the way. A CA that was set up anew may count from one again, but no list from the future is taken.
     pub fn is_older_than(&self, other: &Crl) -> bool {
         let (one, two) = (&self.number, &other.number);
-        if one.is_empty() || two.is_empty() || one == two {
+        if self.this_update != other.this_update || one.is_empty() || two.is_empty() {
             return self.this_update < other.this_update;
         }
         (one.len(), one) < (two.len(), two)
@@ -118,7 +130,7 @@ impl Crl {
     fn parse(der: &[u8], bundle: &Bundle) -> Result<Self, String> {
         let list = Parts::of(der).ok_or("it is no CRL, or cut off")?;
         let issuer = bundle.issuer_of(&list)?;
-        let extensions = Extensions::of(list.extensions)?;
+        let extensions = Extensions::of(list.extensions, list.issuer)?;
         let entries = Entries(Reader::new(list.revoked));
         entries.check()?;
         Ok(Self {
@@ -231,7 +243,7 @@ impl<'a> Parts<'a> {
 }
 
 /// How a list is signed. SHA-1 and older are not among the ways.
-enum Algorithm {
+pub(super) enum Algorithm {
     /// RSA (PKCS #1 v1.5) or ECDSA.
     Digest(Id, MessageDigest),
     RsaPss(MessageDigest),
@@ -241,7 +253,7 @@ enum Algorithm {
 
 impl Algorithm {
     /// From an AlgorithmIdentifier (RFC 4055, 5758, 8410).
-    fn of(identifier: &[u8]) -> Result<Self, String> {
+    pub(super) fn of(identifier: &[u8]) -> Result<Self, String> {
         const UNKNOWN: &str = "its signature algorithm is unknown or weak; RSA, ECDSA with SHA-2 and Ed25519 are known";
         let mut reader = Reader::new(Reader::new(identifier).any().ok_or(UNKNOWN)?.content);
         let object = reader.expect(OBJECT).ok_or(UNKNOWN)?.content;
@@ -302,14 +314,6 @@ fn pss_digest(mut reader: Reader<'_>) -> Option<MessageDigest> {
     }
 }
 
-/// An extension: its object, whether it is critical, its value.
-fn extension<'a>(element: Element<'a>) -> Option<(&'a [u8], bool, &'a [u8])> {
-    let mut reader = Reader::new(element.content);
-    let object = reader.expect(OBJECT)?.content;
-    let critical = reader.optional(BOOLEAN)?.is_some_and(|value| value.content != [0]);
-    Some((object, critical, reader.expect(OCTET_STRING)?.content))
-}
-
 /// What a list says about itself. An extension that is critical and unknown forbids to use it (RFC 5280, section 5.2).
 struct Extensions {
     number: Vec<u8>,
@@ -317,7 +321,7 @@ struct Extensions {
 }
 
 impl Extensions {
-    fn of(content: &[u8]) -> Result<Self, String> {
+    fn of(content: &[u8], issuer: &[u8]) -> Result<Self, String> {
         let mut all = Self { number: Vec::new(), scope: Scope { users: true, authorities: true, part: None } };
         let mut reader = Reader::new(content);
         while !reader.is_empty() {
@@ -330,7 +334,7 @@ impl Extensions {
                     all.number = number[zeros..].to_vec();
                 }
                 ([0x55, 0x1d, 27], ..) => return Err("it is a delta; whole lists are needed".into()),
-                ([0x55, 0x1d, 28], _, value) => all.scope = Scope::of(value)?,
+                ([0x55, 0x1d, 28], _, value) => all.scope = Scope::of(value, issuer)?,
                 (object, true, _) => return Err(format!("its critical extension {} is unknown", dotted(object))),
                 _ => {}
             }
@@ -340,8 +344,8 @@ impl Extensions {
 }
 
 impl Scope {
-    /// From IssuingDistributionPoint.
-    fn of(value: &[u8]) -> Result<Self, String> {
+    /// From IssuingDistributionPoint, and the list's issuer, a Name in DER.
+    fn of(value: &[u8], issuer: &[u8]) -> Result<Self, String> {
         let mut scope = Self { users: true, authorities: true, part: None };
         let mut reader = Reader::new(value);
         let mut fields = Reader::new(reader.expect(SEQUENCE).ok_or("its distribution point can't be read")?.content);
@@ -349,7 +353,11 @@ impl Scope {
             let field = fields.any().ok_or("its distribution point can't be read")?;
             let on = field.content != [0];
             match field.tag {
-                0xa0 => scope.part = Some(sha256(value)),
+                0xa0 => {
+                    let names = points::names_of(field.content).ok_or("its distribution point can't be read")?;
+                    let whole = names.iter().any(|name| points::is_directory_name(name, issuer));
+                    scope.part = (!whole).then(|| names.into());
+                }
                 0x81 if on => scope.authorities = false,
                 0x82 if on => scope.users = false,
                 0x81 | 0x82 | 0x84 | 0x85 if !on => {}

@@ -1,44 +1,44 @@
-//! Just enough DER (X.690) to read a CRL in one pass without building a tree: OpenSSL takes some hundred bytes of memory
+//! Just enough DER (X.690) to find an extension, and to read a CRL in one pass without building a tree: OpenSSL takes some hundred bytes of memory
 //! for each of its entries, and a list may have millions.
 
-pub(super) const INTEGER: u8 = 0x02;
-pub(super) const BIT_STRING: u8 = 0x03;
-pub(super) const OCTET_STRING: u8 = 0x04;
-pub(super) const OBJECT: u8 = 0x06;
-pub(super) const BOOLEAN: u8 = 0x01;
-pub(super) const SEQUENCE: u8 = 0x30;
+pub(in crate::tls) const INTEGER: u8 = 0x02;
+pub(in crate::tls) const BIT_STRING: u8 = 0x03;
+pub(in crate::tls) const OCTET_STRING: u8 = 0x04;
+pub(in crate::tls) const OBJECT: u8 = 0x06;
+pub(in crate::tls) const BOOLEAN: u8 = 0x01;
+pub(in crate::tls) const SEQUENCE: u8 = 0x30;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 
 /// What is left to read.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Reader<'a>(&'a [u8]);
+pub(in crate::tls) struct Reader<'a>(&'a [u8]);
 
 /// One element.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Element<'a> {
-    pub(super) tag: u8,
-    pub(super) content: &'a [u8],
+pub(in crate::tls) struct Element<'a> {
+    pub(in crate::tls) tag: u8,
+    pub(in crate::tls) content: &'a [u8],
     /// With tag and length.
-    pub(super) whole: &'a [u8],
+    pub(in crate::tls) whole: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    pub(in crate::tls) fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::tls) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// The tag of the next element.
-    pub(super) fn peek(&self) -> Option<u8> {
+    pub(in crate::tls) fn peek(&self) -> Option<u8> {
         self.0.first().copied()
     }
 
     /// The next element; `None` if it is cut off or no DER.
-    pub(super) fn any(&mut self) -> Option<Element<'a>> {
+    pub(in crate::tls) fn any(&mut self) -> Option<Element<'a>> {
         let (&tag, &first) = (self.0.first()?, self.0.get(1)?);
         // Tags of more than one byte are in no CRL.
         if tag & 0x1f == 0x1f {
@@ -60,18 +60,18 @@ impl<'a> Reader<'a> {
     }
 
     /// The next element, which must have this tag.
-    pub(super) fn expect(&mut self, tag: u8) -> Option<Element<'a>> {
+    pub(in crate::tls) fn expect(&mut self, tag: u8) -> Option<Element<'a>> {
         if self.peek() == Some(tag) { self.any() } else { None }
     }
 
     /// The next element if it has this tag. `None`: it is broken.
-    pub(super) fn optional(&mut self, tag: u8) -> Option<Option<Element<'a>>> {
+    pub(in crate::tls) fn optional(&mut self, tag: u8) -> Option<Option<Element<'a>>> {
         if self.peek() == Some(tag) { self.any().map(Some) } else { Some(None) }
     }
 
     /// UTCTime or GeneralizedTime in seconds since 1970, as RFC 5280, section 4.1.2.5, has them: `Z` at the end, with
     /// seconds, without fractions.
-    pub(super) fn time(&mut self) -> Option<i64> {
+    pub(in crate::tls) fn time(&mut self) -> Option<i64> {
         let element = self.any()?;
         let (year, rest) = match element.tag {
             UTC_TIME => {
@@ -88,6 +88,34 @@ impl<'a> Reader<'a> {
         let (hour, minute, second) = (at(4, 23)?, at(6, 59)?, at(8, 60)?);
         Some(days_from_civil(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second)
     }
+}
+
+/// The value of a certificate's extension (RFC 5280, section 4.1), by the content octets of its object identifier.
+pub(in crate::tls) fn certificate_extension<'a>(certificate: &'a [u8], object: &[u8]) -> Option<&'a [u8]> {
+    const EXTENSIONS: u8 = 0xa3;
+    let mut signed =
+        Reader::new(Reader::new(Reader::new(certificate).expect(SEQUENCE)?.content).expect(SEQUENCE)?.content);
+    let explicit = loop {
+        let element = signed.any()?;
+        if element.tag == EXTENSIONS {
+            break element.content;
+        }
+    };
+    let mut extensions = Reader::new(Reader::new(explicit).expect(SEQUENCE)?.content);
+    loop {
+        let (found, _, value) = extension(extensions.expect(SEQUENCE)?)?;
+        if found == object {
+            return Some(value);
+        }
+    }
+}
+
+/// An extension: its object, whether it is critical, its value.
+pub(in crate::tls) fn extension<'a>(element: Element<'a>) -> Option<(&'a [u8], bool, &'a [u8])> {
+    let mut reader = Reader::new(element.content);
+    let object = reader.expect(OBJECT)?.content;
+    let critical = reader.optional(BOOLEAN)?.is_some_and(|value| value.content != [0]);
+    Some((object, critical, reader.expect(OCTET_STRING)?.content))
 }
 
 fn digits(text: &[u8]) -> Option<i64> {

@@ -3,15 +3,21 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::CRL_BYTES_MAX;
 
 /// Longest wait for the TCP connection.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Longest time for the whole list.
+/// Longest time for the whole list, its turn not counted.
 const WHOLE: Duration = Duration::from_secs(60);
+/// Read at once, bytes.
+const READ_BYTES: usize = 64 << 10;
+/// Longest line with the size of a chunk, extensions included.
+const CHUNK_LINE_MAX: usize = 256;
 /// Longest answer header, bytes.
 const HEADER_BYTES_MAX: usize = 16 << 10;
 /// Most fields of an answer header.
@@ -52,6 +58,16 @@ impl CrlUrl {
         })
     }
 
+    /// Path and query.
+    pub(super) fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// Whether both are asked at the same host and port.
+    pub(super) fn same_host(&self, other: &Self) -> bool {
+        self.host.eq_ignore_ascii_case(&other.host) && self.port == other.port
+    }
+
     /// The URL as written.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -59,13 +75,28 @@ impl CrlUrl {
 }
 
 /// What a fetch brought.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Fetched {
     /// The list that was named by its tag is still the present one.
     NotModified,
-    /// A list, unchecked, with its entity tag if it has one.
-    List(Vec<u8>, Option<String>),
+    /// A list, unchecked.
+    List(Answer),
 }
+
+/// A body, with its entity tag if it has one.
+#[derive(Debug)]
+pub struct Answer {
+    /// The body.
+    pub bytes: Vec<u8>,
+    /// The tag.
+    pub tag: Option<String>,
+    /// A large one's turn: as long as it is held, no other is read.
+    _turn: Option<SemaphorePermit<'static>>,
+}
+
+/// Larger answers are read one at a time, so that many lists do not take many times the memory of one.
+const FREE_BYTES: usize = 1 << 20;
+static TURN: Semaphore = Semaphore::const_new(1);
 
 /// Fetches; `tag` is the entity tag of the list at hand. Redirects are not followed.
 ///
@@ -74,123 +105,235 @@ pub enum Fetched {
 pub async fn fetch(url: &CrlUrl, tag: Option<&str>) -> Result<Fetched, String> {
     let condition = tag.map(|tag| format!("If-None-Match: {tag}\r\n")).unwrap_or_default();
     let request = format!("GET {} HTTP/1.1\r\nAccept: application/pkix-crl, */*\r\n{condition}", url.target);
-    let whole = tokio::time::timeout(WHOLE, exchange(url, request, &[], CRL_BYTES_MAX));
-    read_answer(whole.await.map_err(|_| "no whole list in time".to_owned())??)
+    exchange(url, request, &[], CRL_BYTES_MAX).await
 }
 
 /// Posts a body and gives back that of the answer; for OCSP. The caller limits the time.
 ///
 /// # Errors
 /// Why there is no answer, in one line.
-pub(super) async fn ask(url: &CrlUrl, kind: &str, body: &[u8], bytes_max: u64) -> Result<Vec<u8>, String> {
+pub(in crate::tls) async fn ask(url: &CrlUrl, kind: &str, body: &[u8], bytes_max: u64) -> Result<Vec<u8>, String> {
     let length = body.len();
     let request = format!("POST {} HTTP/1.1\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n", url.target);
-    let told = |why| format!("{}: {why}", url.as_str());
-    match exchange(url, request, body, bytes_max).await.and_then(read_answer).map_err(told)? {
-        Fetched::List(answer, _) => Ok(answer),
-        Fetched::NotModified => Err(told("status 304".into())),
+    match exchange(url, request, body, bytes_max).await? {
+        Fetched::List(answer) => Ok(answer.bytes),
+        Fetched::NotModified => Err("status 304".into()),
     }
 }
 
-/// Sends a request, of which `head` lacks what all have, and reads the answer to its end: that of the connection, or of
-/// a body of known length, for not every server closes when it is asked to.
-async fn exchange(url: &CrlUrl, head: String, body: &[u8], bytes_max: u64) -> Result<Vec<u8>, String> {
+/// Sends a request, of which `head` lacks what all have, and reads the answer.
+async fn exchange(url: &CrlUrl, head: String, body: &[u8], bytes_max: u64) -> Result<Fetched, String> {
     let connect = TcpStream::connect((url.host.as_str(), url.port));
-    let mut tcp = match tokio::time::timeout(CONNECT, connect).await {
+    let mut tcp = match timeout(CONNECT, connect).await {
         Ok(connected) => connected.map_err(|e| e.to_string())?,
         Err(_) => return Err("no connection in time".to_owned()),
     };
     let mut request =
         format!("{head}Host: {}\r\nUser-Agent: hive-gateway\r\nConnection: close\r\n\r\n", url.authority).into_bytes();
     request.extend_from_slice(body);
-    tcp.write_all(&request).await.map_err(|e| e.to_string())?;
-    let mut answer = Vec::new();
-    let limit = bytes_max + HEADER_BYTES_MAX as u64;
-    let mut whole = None;
+    match timeout(WHOLE, tcp.write_all(&request)).await {
+        Ok(written) => written.map_err(|e| e.to_string())?,
+        Err(_) => return Err("no whole answer in time".to_owned()),
+    }
+    receive(&mut tcp, bytes_max).await
+}
+
+/// An answer's header, as far as it matters.
+struct Head {
+    length: usize,
+    not_modified: bool,
+    tag: Option<String>,
+    body: Body,
+}
+
+/// How the end of a body is known, and what has come of it: `whole` never is longer than it may be.
+struct Body {
+    whole: Vec<u8>,
+    bytes_max: usize,
+    ends: Ends,
+}
+
+/// What comes next.
+enum Ends {
+    /// So many bytes, and the end.
+    After(usize),
+    /// Whatever comes until the connection ends.
+    WithConnection,
+    /// The line with a chunk's size, as much of it as is here.
+    AfterSize(Vec<u8>),
+    /// So many bytes of a chunk, its line end included.
+    AfterChunk(usize),
+    /// Nothing.
+    Now,
+}
+
+/// Reads an answer to its end: that of the connection, or of its body, for not every server closes when it is asked to.
+async fn receive(from: &mut (impl AsyncRead + Unpin), bytes_max: u64) -> Result<Fetched, String> {
+    let mut deadline = Instant::now() + WHOLE;
+    let mut buffer = Vec::with_capacity(READ_BYTES);
+    let mut head = loop {
+        if read_some(from, &mut buffer, deadline).await? == 0 {
+            return Err("the answer breaks off in its header".into());
+        }
+        if let Some(head) = Head::of(&buffer, bytes_max)? {
+            break head;
+        }
+    };
+    if head.not_modified {
+        return Ok(Fetched::NotModified);
+    }
+    buffer.drain(..head.length);
+    let mut turn = None;
     loop {
-        if tcp.read_buf(&mut answer).await.map_err(|e| e.to_string())? == 0 {
-            return Ok(answer);
+        if turn.is_none() && head.body.may_exceed(FREE_BYTES) {
+            let asked = Instant::now();
+            // Never closed.
+            turn = TURN.acquire().await.ok();
+            deadline += asked.elapsed();
         }
-        whole = whole.or_else(|| whole_length(&answer));
-        if whole.is_some_and(|whole| answer.len() >= whole) {
-            return Ok(answer);
+        if head.body.feed(&buffer)? {
+            return Ok(Fetched::List(Answer { bytes: head.body.whole, tag: head.tag, _turn: turn }));
         }
-        if answer.len() as u64 > limit {
+        buffer.clear();
+        if read_some(from, &mut buffer, deadline).await? == 0 {
+            return match head.body.ends {
+                Ends::WithConnection => {
+                    Ok(Fetched::List(Answer { bytes: head.body.whole, tag: head.tag, _turn: turn }))
+                }
+                _ => Err("the answer breaks off".into()),
+            };
+        }
+    }
+}
+
+async fn read_some(
+    from: &mut (impl AsyncRead + Unpin),
+    buffer: &mut Vec<u8>,
+    deadline: Instant,
+) -> Result<usize, String> {
+    let mut limited = from.take(READ_BYTES as u64);
+    match timeout_at(deadline, limited.read_buf(buffer)).await {
+        Ok(read) => read.map_err(|e| e.to_string()),
+        Err(_) => Err("no whole answer in time".into()),
+    }
+}
+
+impl Head {
+    /// `None`: it is not whole yet.
+    fn of(begin: &[u8], bytes_max: u64) -> Result<Option<Self>, String> {
+        let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+        let mut head = httparse::Response::new(&mut fields);
+        let length = match head.parse(begin).map_err(|e| format!("no HTTP answer: {e}"))? {
+            httparse::Status::Complete(length) => length,
+            httparse::Status::Partial if begin.len() > HEADER_BYTES_MAX => return Err("its header is too long".into()),
+            httparse::Status::Partial => return Ok(None),
+        };
+        let field = |name: &str| {
+            let field = head.headers.iter().find(|field| field.name.eq_ignore_ascii_case(name))?;
+            std::str::from_utf8(field.value).ok().map(str::trim)
+        };
+        let not_modified = head.code == Some(304);
+        if !not_modified && head.code != Some(200) {
+            return Err(format!("status {}", head.code.unwrap_or(0)));
+        }
+        if field("content-encoding").is_some_and(|coding| !coding.eq_ignore_ascii_case("identity")) {
+            return Err("the answer is compressed".into());
+        }
+        let announced: Option<u64> = field("content-length").and_then(|n| n.parse().ok());
+        if announced.is_some_and(|announced| announced > bytes_max) {
             return Err(format!("longer than {bytes_max} bytes"));
         }
-    }
-}
-
-/// How long an answer is with its header, once that is here and says so.
-fn whole_length(answer: &[u8]) -> Option<usize> {
-    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
-    let mut head = httparse::Response::new(&mut fields);
-    let Ok(httparse::Status::Complete(length)) = head.parse(&answer[..answer.len().min(HEADER_BYTES_MAX)]) else {
-        return None;
-    };
-    if head.code == Some(304) {
-        return Some(length);
-    }
-    let announced = head.headers.iter().find(|field| field.name.eq_ignore_ascii_case("content-length"))?;
-    std::str::from_utf8(announced.value).ok()?.trim().parse::<usize>().ok()?.checked_add(length)
-}
-
-fn read_answer(mut answer: Vec<u8>) -> Result<Fetched, String> {
-    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
-    let mut head = httparse::Response::new(&mut fields);
-    let begin = &answer[..answer.len().min(HEADER_BYTES_MAX)];
-    let length = match head.parse(begin).map_err(|e| format!("no HTTP answer: {e}"))? {
-        httparse::Status::Complete(length) => length,
-        httparse::Status::Partial => return Err("the answer breaks off in its header".into()),
-    };
-    let field = |name: &str| {
-        let field = head.headers.iter().find(|field| field.name.eq_ignore_ascii_case(name))?;
-        std::str::from_utf8(field.value).ok().map(str::trim)
-    };
-    match head.code {
-        Some(200) => {}
-        Some(304) => return Ok(Fetched::NotModified),
-        code => return Err(format!("status {}", code.unwrap_or(0))),
-    }
-    // What goes back in a request must be one field's value.
-    let tag = field("etag").filter(|tag| tag.bytes().all(|b| matches!(b, b' '..=b'~'))).map(str::to_owned);
-    let announced: Option<usize> = field("content-length").and_then(|n| n.parse().ok());
-    let chunked = field("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"));
-    if field("content-encoding").is_some_and(|coding| !coding.eq_ignore_ascii_case("identity")) {
-        return Err("the answer is compressed".into());
-    }
-    answer.drain(..length);
-    if chunked {
-        return Ok(Fetched::List(join_chunks(&answer)?, tag));
-    }
-    match announced {
-        Some(whole) if answer.len() < whole => Err("the answer breaks off".into()),
-        Some(whole) => {
-            answer.truncate(whole);
-            Ok(Fetched::List(answer, tag))
-        }
-        None => Ok(Fetched::List(answer, tag)),
-    }
-}
-
-fn join_chunks(mut rest: &[u8]) -> Result<Vec<u8>, String> {
-    let mut whole = Vec::with_capacity(rest.len());
-    loop {
-        let (head, size) = match httparse::parse_chunk_size(rest) {
-            Ok(httparse::Status::Complete((head, size))) => (head, usize::try_from(size).unwrap_or(usize::MAX)),
-            _ => return Err("the answer breaks off between chunks".into()),
+        let chunked = field("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"));
+        let ends = match announced {
+            _ if chunked => Ends::AfterSize(Vec::new()),
+            // Not more than `bytes_max`, which is less than the memory has.
+            Some(announced) => Ends::After(usize::try_from(announced).unwrap_or(usize::MAX)),
+            None => Ends::WithConnection,
         };
-        if size == 0 {
-            return Ok(whole);
-        }
-        let end = head.checked_add(size).and_then(|end| end.checked_add(2));
-        let (Some(chunk), Some(next)) =
-            (rest.get(head..head.saturating_add(size)), end.and_then(|end| rest.get(end..)))
-        else {
-            return Err("the answer breaks off in a chunk".into());
+        // What goes back in a request must be one field's value.
+        let tag = field("etag").filter(|tag| tag.bytes().all(|b| matches!(b, b' '..=b'~'))).map(str::to_owned);
+        let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+        Ok(Some(Self { length, not_modified, tag, body: Body { whole: Vec::new(), bytes_max, ends } }))
+    }
+}
+
+impl Body {
+    /// Whether it is longer, or will be, as far as that is known.
+    fn may_exceed(&self, bytes: usize) -> bool {
+        let next = match self.ends {
+            Ends::After(left) | Ends::AfterChunk(left) => left,
+            Ends::WithConnection | Ends::AfterSize(_) | Ends::Now => 2 * READ_BYTES,
         };
-        whole.extend_from_slice(chunk);
-        rest = next;
+        self.whole.len().saturating_add(next) > bytes
+    }
+
+    /// Takes what came. Returns whether that was the end; what follows it is of no interest.
+    fn feed(&mut self, mut input: &[u8]) -> Result<bool, String> {
+        loop {
+            match &mut self.ends {
+                Ends::Now | Ends::After(0) => return Ok(true),
+                _ if input.is_empty() => return Ok(false),
+                Ends::After(left) => {
+                    let (here, _) = input.split_at(input.len().min(*left));
+                    let announced = *left;
+                    *left -= here.len();
+                    self.push(here, announced)?;
+                    input = &[];
+                }
+                Ends::WithConnection => {
+                    self.push(input, input.len())?;
+                    return Ok(false);
+                }
+                Ends::AfterSize(line) => {
+                    let taken = memchr::memchr(b'\n', input).map_or(input.len(), |at| at + 1);
+                    line.extend_from_slice(&input[..taken]);
+                    input = &input[taken..];
+                    if line.len() > CHUNK_LINE_MAX {
+                        return Err("the size of a chunk can't be read".into());
+                    }
+                    if line.ends_with(b"\n") {
+                        self.ends = match httparse::parse_chunk_size(line) {
+                            Ok(httparse::Status::Complete((_, 0))) => Ends::Now,
+                            Ok(httparse::Status::Complete((_, size))) if size <= self.bytes_max as u64 => {
+                                Ends::AfterChunk(usize::try_from(size).unwrap_or(usize::MAX).saturating_add(2))
+                            }
+                            Ok(httparse::Status::Complete(_)) => {
+                                return Err(format!("longer than {} bytes", self.bytes_max));
+                            }
+                            _ => return Err("the size of a chunk can't be read".into()),
+                        };
+                    }
+                }
+                Ends::AfterChunk(left) => {
+                    // The last two are CR and LF.
+                    let data = input.len().min(left.saturating_sub(2));
+                    let taken = input.len().min(*left);
+                    *left -= taken;
+                    if *left == 0 {
+                        self.ends = Ends::AfterSize(Vec::new());
+                    }
+                    self.push(&input[..data], data)?;
+                    input = &input[taken..];
+                }
+            }
+        }
+    }
+
+    /// Adds bytes, of which `coming` are known to come in all: the memory is taken once if that is known.
+    fn push(&mut self, bytes: &[u8], coming: usize) -> Result<(), String> {
+        let length = self.whole.len() + bytes.len();
+        if length > self.bytes_max {
+            return Err(format!("longer than {} bytes", self.bytes_max));
+        }
+        if length > self.whole.capacity() {
+            // A large one gets room for the largest at once: what is not written to takes no memory, while a block that
+            // grows by copies takes up to three times its size.
+            let announced = self.whole.len().saturating_add(coming).min(self.bytes_max);
+            let wanted = if length > FREE_BYTES { self.bytes_max } else { announced.max(2 * length) };
+            self.whole.reserve_exact(wanted.max(length) - self.whole.len());
+        }
+        self.whole.extend_from_slice(bytes);
+        Ok(())
     }
 }
 
@@ -198,8 +341,19 @@ fn join_chunks(mut rest: &[u8]) -> Result<Vec<u8>, String> {
 mod tests {
     use super::*;
 
-    fn answered(answer: &str) -> Result<Fetched, String> {
-        read_answer(answer.as_bytes().to_vec())
+    /// What an answer is taken for, however it is cut into reads: its text and tag; none for 304.
+    fn answered(answer: &str) -> Result<Option<(String, Option<String>)>, String> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let read = |mut from: &mut (dyn AsyncRead + Unpin)| match runtime.block_on(receive(&mut from, 16))? {
+            Fetched::NotModified => Ok(None),
+            Fetched::List(list) => Ok(Some((String::from_utf8(list.bytes).unwrap(), list.tag))),
+        };
+        let whole = read(&mut answer.as_bytes());
+        for cut in 0..answer.len() {
+            let (begin, end) = answer.as_bytes().split_at(cut);
+            assert_eq!(read(&mut begin.chain(end)).ok(), whole.clone().ok(), "{answer:?} cut at {cut}");
+        }
+        whole
     }
 
     #[test]
@@ -218,7 +372,7 @@ mod tests {
 
     #[test]
     fn answers_are_read_whole_or_not_at_all() {
-        let list = |text: &str, tag: Option<&str>| Ok(Fetched::List(text.into(), tag.map(str::to_owned)));
+        let list = |text: &str, tag: Option<&str>| Ok(Some((text.to_owned(), tag.map(str::to_owned))));
         assert_eq!(
             answered("HTTP/1.1 200 OK\r\nETag: \"a\"\r\nContent-Length: 3\r\n\r\nabcd"),
             list("abc", Some("\"a\""))
@@ -226,7 +380,7 @@ mod tests {
         assert_eq!(answered("HTTP/1.0 200 OK\r\n\r\nabc"), list("abc", None));
         let chunks = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1;x\r\nc\r\n0\r\n\r\n";
         assert_eq!(answered(chunks), list("abc", None));
-        assert_eq!(answered("HTTP/1.1 304 Not Modified\r\n\r\n"), Ok(Fetched::NotModified));
+        assert_eq!(answered("HTTP/1.1 304 Not Modified\r\n\r\n"), Ok(None));
         for wrong in [
             "",
             "HTTP/1.1 200 OK\r\n",
@@ -237,6 +391,10 @@ mod tests {
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\nab\r\n0\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\nabc",
             "SSH-2.0-x\r\n",
+            // Longer than 16 bytes.
+            "HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n0123456789abcdefg",
+            "HTTP/1.1 200 OK\r\n\r\n0123456789abcdefg",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n012345678\r\n9\r\n012345678\r\n0\r\n\r\n",
         ] {
             assert!(answered(wrong).is_err(), "{wrong}");
         }

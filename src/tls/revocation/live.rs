@@ -11,7 +11,10 @@ use openssl::x509::X509;
 use parking_lot::Mutex;
 
 use super::fetch::CrlUrl;
-use super::{Bundle, Crl, Link, RevocationSet, Verdict, read_lists};
+use super::followed::Followed;
+use super::points::UrlPrefix;
+use super::store::StateDir;
+use super::{Bundle, CRL_BYTES_MAX, Crl, Link, READING, RevocationSet, Verdict, read_lists};
 use crate::config::file::{ClientAuth, CrlCheck, ExpiredCrl};
 use crate::tls::TlsFault;
 use crate::tls::certificate::name;
@@ -29,6 +32,8 @@ pub struct CrlFacts {
     pub entries: usize,
     /// Memory that they take, bytes.
     pub memory_bytes: usize,
+    /// A file holds an older list than the one in use.
+    pub file_is_older: bool,
 }
 
 /// What a URL gave last, with its entity tag: the two are handed on together, or the tag would keep away a list that has
@@ -45,11 +50,22 @@ pub struct Revocation {
     expired: ExpiredCrl,
     refresh: Duration,
     urls: Vec<CrlUrl>,
+    /// Where clients' certificates send us for their lists.
+    followed: Followed,
     bundle: Bundle,
-    from_files: Vec<Arc<Crl>>,
-    /// By URL. Held while the set is replaced, so that no list is lost between two fetches.
-    fetched: Mutex<AHashMap<String, FromUrl>>,
+    /// Held while the set is replaced, so that no list is lost between two fetches.
+    lists: Mutex<Lists>,
     set: ArcSwap<RevocationSet>,
+}
+
+/// Where the lists of the set are from.
+#[derive(Default)]
+struct Lists {
+    from_files: Vec<Arc<Crl>>,
+    /// Issuers of which a file holds an older list than the one in use.
+    rolled_back: Vec<String>,
+    /// By URL.
+    fetched: AHashMap<String, FromUrl>,
 }
 
 impl Revocation {
@@ -64,17 +80,13 @@ impl Revocation {
         now: i64,
         warnings: &mut Vec<TlsFault>,
     ) -> Result<Option<Arc<Self>>, Vec<TlsFault>> {
-        if settings.crl.is_empty() && settings.crl_url.is_empty() {
+        if !settings.checks_crls() {
             return Ok(None);
         }
         let mut faults = Vec::new();
-        let mut urls = Vec::new();
-        for (at, url) in settings.crl_url.iter().enumerate() {
-            match CrlUrl::parse(url) {
-                Ok(url) => urls.push(url),
-                Err(message) => faults.push(TlsFault { field: format!("client_auth.crl_url[{at}]"), message }),
-            }
-        }
+        let urls = parse_all(&settings.crl_url, "crl_url", CrlUrl::parse, &mut faults);
+        let points = &settings.crl_distribution_points;
+        let followed = parse_all(points, "crl_distribution_points", UrlPrefix::parse, &mut faults);
         let set = RevocationSet::load(&settings.crl, base_dir, ca, now);
         let set = set.map_err(|more| faults.extend(more)).unwrap_or_default();
         if !faults.is_empty() {
@@ -85,9 +97,9 @@ impl Revocation {
             expired: settings.expired_crl.unwrap_or_default(),
             refresh: settings.crl_refresh.map_or(ClientAuth::CRL_REFRESH_DEFAULT, |span| span.0),
             urls,
+            followed: Followed::new(followed),
             bundle: Bundle::of(ca),
-            from_files: set.crls().cloned().collect(),
-            fetched: Mutex::default(),
+            lists: Mutex::new(Lists { from_files: set.crls().cloned().collect(), ..Lists::default() }),
             set: ArcSwap::new(set),
         };
         warnings.extend(
@@ -110,13 +122,8 @@ impl Revocation {
                 doubts
                     .push(format!("the CRL of {who:?} is {} seconds past its nextUpdate; {so}", now - crl.next_update));
             }
-            if crl.scope.part.is_some() {
-                doubts.push(format!(
-                    "the CRL of {who:?} names a distribution point; if it is one of several, list them all"
-                ));
-            }
         }
-        if self.check == CrlCheck::Chain && self.urls.is_empty() {
+        if self.check == CrlCheck::Chain && self.urls.is_empty() && !self.followed.is_on() {
             for (cert, _) in self.bundle.iter().filter(|(_, id)| !set.by_issuer.contains_key(id)) {
                 doubts.push(format!(
                     "no CRL of {:?}; clients below it are refused (crl_check: chain)",
@@ -140,24 +147,80 @@ impl Revocation {
     /// Asks about a chain, of which only the leaf counts with `crl_check: leaf`: the first bad verdict with its place in
     /// the chain, or until when all is good.
     pub fn ask(&self, links: &[Link], now: i64) -> (usize, Verdict) {
+        self.ask_but(links, now, |_| false)
+    }
+
+    /// As [`Self::ask`], of a client that is just coming in: what a list could say that is about to be fetched is left
+    /// open. [`Self::awaits`] tells before the client's first request.
+    pub fn ask_at_handshake(&self, links: &[Link], now: i64) -> (usize, Verdict) {
+        self.ask_but(links, now, |link| self.want(link, now))
+    }
+
+    fn ask_but(&self, links: &[Link], now: i64, left_open: impl Fn(&Link) -> bool) -> (usize, Verdict) {
         let set = self.set.load();
         let mut until = i64::MAX;
-        let most = match self.check {
-            CrlCheck::Leaf => 1,
-            CrlCheck::Chain => usize::MAX,
-        };
-        for (at, link) in links.iter().enumerate().take(most) {
+        for (at, link) in self.checked(links).iter().enumerate() {
             match set.ask(link, self.expired, now) {
                 Verdict::Good { until: one } => until = until.min(one),
+                Verdict::NoCrl | Verdict::CrlExpired if left_open(link) => {}
                 bad => return (at, bad),
             }
         }
         (0, Verdict::Good { until })
     }
 
-    /// Where lists are fetched from.
+    fn checked<'l>(&self, links: &'l [Link]) -> &'l [Link] {
+        match self.check {
+            CrlCheck::Leaf => links.get(..1).unwrap_or(links),
+            CrlCheck::Chain => links,
+        }
+    }
+
+    /// Whether certificates' own distribution points are asked.
+    pub fn follows_points(&self) -> bool {
+        self.followed.is_on()
+    }
+
+    /// Whether a client of whom nothing is known is to wait, because a distribution point of its certificates has not
+    /// been asked yet. Sees to it that it will be.
+    pub fn awaits(&self, links: &[Link], now: i64) -> bool {
+        let set = self.set.load();
+        let mut awaited = false;
+        // Each of them is asked for, not only the first.
+        for link in self.checked(links) {
+            if let Verdict::NoCrl | Verdict::CrlExpired = set.ask(link, self.expired, now) {
+                awaited |= self.want(link, now);
+            }
+        }
+        awaited
+    }
+
+    /// Has the distribution points of a certificate asked; whether one has not answered for the first time. Only
+    /// certificates of a verified chain come here.
+    fn want(&self, link: &Link, now: i64) -> bool {
+        let useful = |url: &CrlUrl| self.next_update(url).is_some_and(|next| next >= now);
+        self.followed.want(&link.points, |url| self.urls.contains(url), useful)
+    }
+
+    /// A URL has been asked: nobody waits for it any more.
+    pub fn note_asked(&self, url: &CrlUrl) {
+        self.followed.note_asked(url);
+    }
+
+    /// Where the configuration has lists fetched from.
     pub fn urls(&self) -> &[CrlUrl] {
         &self.urls
+    }
+
+    /// All URLs to fetch lists from: those of the configuration, and those that clients' certificates named.
+    pub fn sources(&self) -> Vec<CrlUrl> {
+        self.urls.iter().cloned().chain(self.followed.urls()).collect()
+    }
+
+    /// What an operator sees of the places that lists are fetched from: each URL, and whether its lists are in use.
+    pub fn source_facts(&self) -> Vec<(String, bool)> {
+        let has = |url: &CrlUrl| (url.as_str().to_owned(), self.has(url));
+        self.sources().iter().map(has).collect()
     }
 
     /// How often they are fetched at least.
@@ -167,17 +230,17 @@ impl Revocation {
 
     /// The entity tag of what this URL gave last.
     pub fn tag(&self, url: &CrlUrl) -> Option<String> {
-        self.fetched.lock().get(url.as_str())?.tag.clone()
+        self.lists.lock().fetched.get(url.as_str())?.tag.clone()
     }
 
     /// Whether lists from this URL are in use.
     pub fn has(&self, url: &CrlUrl) -> bool {
-        self.fetched.lock().contains_key(url.as_str())
+        self.lists.lock().fetched.contains_key(url.as_str())
     }
 
     /// When the first list from this URL is due to be replaced.
     pub fn next_update(&self, url: &CrlUrl) -> Option<i64> {
-        self.fetched.lock().get(url.as_str())?.lists.iter().map(|crl| crl.next_update).min()
+        self.lists.lock().fetched.get(url.as_str())?.lists.iter().map(|crl| crl.next_update).min()
     }
 
     /// Takes lists that were fetched into use. Returns whether anything changed.
@@ -185,10 +248,13 @@ impl Revocation {
     /// # Errors
     /// Why they can't be used; the last good ones stay.
     pub fn install(&self, url: &CrlUrl, bytes: &[u8], tag: Option<String>, now: i64) -> Result<bool, String> {
-        let lists = read_lists(bytes, &self.bundle, now)?;
-        let mut fetched = self.fetched.lock();
-        let before = fetched.get(url.as_str()).map(|from| &from.lists);
-        for crl in &lists {
+        let read = {
+            let _turn = READING.lock();
+            read_lists(bytes, &self.bundle, now)?
+        };
+        let mut lists = self.lists.lock();
+        let before = lists.fetched.get(url.as_str()).map(|from| &from.lists);
+        for crl in &read {
             let other = before.into_iter().flatten().find(|other| crl.is_about_the_same_as(other));
             if other.is_some_and(|other| crl.is_older_than(other)) {
                 return Err(format!("the CRL of {:?} is older than the one at hand", crl.issuer_name));
@@ -198,39 +264,82 @@ impl Revocation {
             }
         }
         // A list of another part of the same CA's certificates is no newer one: whose revocations it lacks would be let in.
-        let lacks = |old: &&Arc<Crl>| old.next_update >= now && !lists.iter().any(|new| new.is_about_the_same_as(old));
+        let lacks = |old: &&Arc<Crl>| old.next_update >= now && !read.iter().any(|new| new.is_about_the_same_as(old));
         if let Some(old) = before.into_iter().flatten().find(lacks) {
             return Err(format!("the CRL of {:?} that this URL gave before is not there any more", old.issuer_name));
         }
-        let same = before
-            .is_some_and(|old| old.len() == lists.len() && old.iter().zip(&lists).all(|(a, b)| Arc::ptr_eq(a, b)));
-        fetched.insert(url.as_str().to_owned(), FromUrl { lists, tag });
+        let same =
+            before.is_some_and(|old| old.len() == read.len() && old.iter().zip(&read).all(|(a, b)| Arc::ptr_eq(a, b)));
+        lists.fetched.insert(url.as_str().to_owned(), FromUrl { lists: read, tag });
         if !same {
-            self.put_together(&fetched);
+            self.put_together(&mut lists);
         }
         Ok(!same)
     }
 
-    /// Takes over what an earlier snapshot of the same listener has fetched, as far as this one's CAs signed it.
-    pub fn adopt(&self, before: &Revocation) {
-        let old = before.fetched.lock().clone();
-        let mut fetched = self.fetched.lock();
-        for url in &self.urls {
-            let trusted = |from: &&FromUrl| from.lists.iter().all(|crl| self.bundle.contains(crl.issuer));
-            if let Some(from) = old.get(url.as_str()).filter(trusted) {
-                fetched.insert(url.as_str().to_owned(), from.clone());
+    /// Takes into use what a URL gave to an earlier process, if nothing from there is in use. A list past its end counts
+    /// as that: what it revokes stays revoked, and nobody else comes in by it. Returns whether there was anything.
+    pub fn restore(&self, url: &CrlUrl, store: &StateDir, now: i64) -> bool {
+        if self.has(url) {
+            return false;
+        }
+        let read = {
+            let _turn = READING.lock();
+            store.read(url.as_str().as_bytes(), CRL_BYTES_MAX).map(|bytes| read_lists(&bytes, &self.bundle, now))
+        };
+        match read {
+            None => false,
+            Some(Ok(read)) => {
+                let mut lists = self.lists.lock();
+                let from = FromUrl { lists: read, tag: None };
+                lists.fetched.entry(url.as_str().to_owned()).or_insert(from);
+                self.put_together(&mut lists);
+                true
+            }
+            Some(Err(why)) => {
+                log::warn!("the CRL of {} in server.state_dir is not used: {why}", url.as_str());
+                false
             }
         }
-        self.put_together(&fetched);
     }
 
-    fn put_together(&self, fetched: &AHashMap<String, FromUrl>) {
-        let lists = self.from_files.iter().chain(fetched.values().flat_map(|from| &from.lists)).cloned();
-        self.set.store(Arc::new(RevocationSet::of(lists)));
+    /// Takes over what an earlier snapshot of the same listener has fetched, as far as this one's CAs signed it. A file's
+    /// list that is older than the one that was in use does not take its place: whose revocations it lacks would be let
+    /// in, and a file goes back by mistake (a backup, a slow mirror) rather than on purpose.
+    pub fn adopt(&self, before: &Revocation) {
+        let old = before.lists.lock();
+        let mut lists = self.lists.lock();
+        let mut rolled_back = Vec::new();
+        for crl in &mut lists.from_files {
+            let newer = old.from_files.iter().find(|other| crl.is_about_the_same_as(other) && crl.is_older_than(other));
+            if let Some(newer) = newer {
+                rolled_back.push(crl.issuer_name.clone());
+                *crl = newer.clone();
+            }
+        }
+        lists.rolled_back = rolled_back;
+        self.followed.adopt(&before.followed);
+        let trusted = |from: &FromUrl| from.lists.iter().all(|crl| self.bundle.contains(crl.issuer));
+        lists.fetched = old.fetched.iter().filter(|(_, f)| trusted(f)).map(|(u, f)| (u.clone(), f.clone())).collect();
+        self.put_together(&mut lists);
+    }
+
+    /// Issuers of which a file holds an older list than the one in use, which it does not replace.
+    pub fn rolled_back(&self) -> Vec<String> {
+        self.lists.lock().rolled_back.clone()
+    }
+
+    /// Builds the set of all lists that are still wanted.
+    fn put_together(&self, lists: &mut Lists) {
+        let sources = self.sources();
+        lists.fetched.retain(|url, _| sources.iter().any(|source| source.as_str() == url));
+        let all = lists.from_files.iter().chain(lists.fetched.values().flat_map(|from| &from.lists)).cloned();
+        self.set.store(Arc::new(RevocationSet::of(all)));
     }
 
     /// What there is, for status, metrics and `check`; one entry for each issuer, parts added up.
     pub fn facts(&self) -> Vec<CrlFacts> {
+        let rolled_back = self.rolled_back();
         let set = self.set.load();
         let mut all: Vec<CrlFacts> = Vec::new();
         for crl in set.crls() {
@@ -248,12 +357,26 @@ impl Revocation {
                     next_update,
                     entries,
                     memory_bytes: crl.memory_bytes(),
+                    file_is_older: rolled_back.contains(&crl.issuer_name),
                 }),
             }
         }
         all.sort_by(|a, b| a.issuer.cmp(&b.issuer));
         all
     }
+}
+
+fn parse_all<T>(
+    texts: &[String],
+    key: &str,
+    parse: impl Fn(&str) -> Result<T, String>,
+    faults: &mut Vec<TlsFault>,
+) -> Vec<T> {
+    let each = texts.iter().enumerate().filter_map(|(at, text)| {
+        let fault = |message| faults.push(TlsFault { field: format!("client_auth.{key}[{at}]"), message });
+        parse(text).map_err(fault).ok()
+    });
+    each.collect()
 }
 
 impl std::fmt::Debug for Revocation {

@@ -5,15 +5,20 @@
 //! listeners and snapshots use it, and is asked by running connections too.
 //!
 //! **What a list must be**: whole (no delta), direct (signed by the issuer of the certificates), signed with SHA-2 or
-//! Ed25519 by a CA of `client_auth.ca` that may sign CRLs. Lists of one issuer with different distribution points add up;
-//! of two for the same certificates the newer one counts, and a replayed older one is refused.
+//! Ed25519 by a CA of `client_auth.ca` that may sign CRLs. A list with a distribution point
+//! is about the certificates that name the same one, and says nothing of others; of two for the same certificates the
+//! newer one counts, and a replayed older one is refused.
 
 mod crl;
-mod der;
+pub(in crate::tls) mod der;
 mod fetch;
+mod followed;
 mod live;
 mod ocsp;
+pub(in crate::tls) mod ocsp_answer;
+mod points;
 mod serials;
+mod store;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,6 +28,7 @@ use ahash::AHashMap;
 use openssl::error::ErrorStack;
 use openssl::stack::StackRef;
 use openssl::x509::{X509, X509Ref};
+use parking_lot::Mutex;
 
 use crate::config::file::{CrlCheck, ExpiredCrl};
 
@@ -30,10 +36,13 @@ use super::TlsFault;
 use super::certificate::is_ca;
 
 pub use crl::{Bundle, Crl, IssuerId, Scope};
-pub use fetch::{CrlUrl, Fetched, fetch};
+pub use fetch::{Answer, CrlUrl, Fetched, fetch};
+pub use followed::{crl_asked, crl_wanted};
 pub use live::{CrlFacts, Revocation};
 pub use ocsp::{Ocsp, OcspAnswer, OcspVerdict};
+pub use points::{Names, UrlPrefix};
 pub use serials::{Serial, Serials};
+pub use store::StateDir;
 
 /// Largest CRL file or answer, in bytes: about three million entries.
 pub const CRL_BYTES_MAX: u64 = 128 << 20;
@@ -41,12 +50,17 @@ pub const CRL_BYTES_MAX: u64 = 128 << 20;
 /// A list from the near future is taken: clocks differ.
 const CLOCK_SKEW_SECONDS: i64 = 300;
 
+/// Held while lists are read: one at a time, for each may take a few hundred megabytes until it is packed.
+static READING: Mutex<()> = Mutex::new(());
+
 /// A certificate of a client's chain, as it is asked for.
 #[derive(Debug, Clone)]
 pub struct Link {
     issuer: IssuerId,
     serial: Serial,
     authority: bool,
+    /// The names of its distribution points.
+    points: Names,
 }
 
 impl Link {
@@ -58,7 +72,8 @@ impl Link {
         let number = cert.serial_number().to_bn()?;
         let magnitude = number.to_vec();
         let serial = if number.is_negative() { twos_complement(magnitude) } else { [&[0], &magnitude[..]].concat() };
-        Ok(Self { issuer: IssuerId::of(issuer)?, serial: Serial::of_der(&serial), authority: is_ca(cert) })
+        let points = points::of_certificate(cert);
+        Ok(Self { issuer: IssuerId::of(issuer)?, serial: Serial::of_der(&serial), authority: is_ca(cert), points })
     }
 
     /// Of a verified chain, leaf first: all but the root, which nobody can revoke.
@@ -93,14 +108,14 @@ fn twos_complement(mut magnitude: Vec<u8>) -> Vec<u8> {
 pub enum Verdict {
     /// Not revoked, as far as is known until then (seconds since 1970).
     Good {
-        /// When the first list that says so is due to be replaced.
+        /// When the last list that says so is due to be replaced.
         until: i64,
     },
     /// Revoked.
     Revoked,
-    /// No list of its issuer is here.
+    /// No list of its issuer is about it.
     NoCrl,
-    /// A list of its issuer is past its nextUpdate, and that is not accepted.
+    /// The list that is about it is past its nextUpdate, and that is not accepted.
     CrlExpired,
 }
 
@@ -120,6 +135,7 @@ impl RevocationSet {
         let bundle = Bundle::of(ca);
         let mut faults = Vec::new();
         let mut all = Vec::new();
+        let _turn = READING.lock();
         for (at, file) in files.iter().enumerate() {
             match read_file(&base_dir.join(file)).and_then(|bytes| read_lists(&bytes, &bundle, now)) {
                 Ok(lists) => all.extend(lists),
@@ -158,7 +174,8 @@ impl RevocationSet {
     }
 
     /// Asks about one certificate. One hash look-up for the issuer, one for the serial in each of its lists, of which
-    /// there is one unless the CA splits them.
+    /// there is one unless the CA splits them. A serial that any of them has is revoked; that it is not is said by each
+    /// list that is about it, and the one that lasts longest counts.
     pub fn ask(&self, link: &Link, expired: ExpiredCrl, now: i64) -> Verdict {
         let lists = self.by_issuer.get(&link.issuer).map_or(&[][..], Vec::as_slice);
         let mut until = None;
@@ -166,8 +183,8 @@ impl RevocationSet {
             if crl.revokes(&link.serial) {
                 return Verdict::Revoked;
             }
-            if if link.authority { crl.scope.authorities } else { crl.scope.users } {
-                until = Some(until.unwrap_or(i64::MAX).min(crl.next_update));
+            if crl.scope.covers(link) {
+                until = until.max(Some(crl.next_update));
             }
         }
         match (until, expired) {
@@ -212,10 +229,28 @@ pub(super) fn read_lists(bytes: &[u8], bundle: &Bundle, now: i64) -> Result<Vec<
     if lists.is_empty() { Err("holds no CRL, in PEM or DER".into()) } else { Ok(lists) }
 }
 
+/// Piece by piece: a second copy of a large list would be too many.
 fn decode_base64(text: &[u8]) -> Result<Vec<u8>, String> {
-    let bare: Vec<u8> = text.iter().copied().filter(|b| !b.is_ascii_whitespace()).collect();
-    let bare = String::from_utf8(bare).map_err(|_| "a PEM block that is not base64")?;
-    openssl::base64::decode_block(&bare).map_err(|_| "a PEM block that is not base64".to_owned())
+    const PIECE: usize = 64 << 10;
+    let mut out = Vec::with_capacity(text.len() / 4 * 3);
+    let mut piece = String::with_capacity(PIECE);
+    let mut decode = |piece: &mut String| {
+        let decoded = openssl::base64::decode_block(piece).map_err(|_| "a PEM block that is not base64".to_owned())?;
+        out.extend_from_slice(&decoded);
+        piece.clear();
+        Ok::<_, String>(())
+    };
+    for byte in text.iter().filter(|b| !b.is_ascii_whitespace()) {
+        // What is no ASCII is no base64 either.
+        piece.push(char::from(*byte));
+        if piece.len() == PIECE {
+            decode(&mut piece)?;
+        }
+    }
+    if !piece.is_empty() {
+        decode(&mut piece)?;
+    }
+    Ok(out)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::Path;
 use openssl::x509::X509;
 
 use super::*;
-use crate::cli::pki::{Authority, CertificateSpec, CrlSpec, Issued};
+use crate::cli::pki::{Authority, CertificateSpec, CrlSpec, Issued, RawExtension, issuing_distribution_point};
 use crate::tls::fixture_tests::{Dir, PKI, day, now};
 
 fn bundle() -> Vec<X509> {
@@ -106,7 +106,7 @@ fn extension(last: u8, critical: bool, content: &[u8]) -> Vec<u8> {
 fn what_a_list_may_not_say_is_refused() {
     let with = |extension: Vec<u8>| {
         let spec = CrlSpec { extensions: vec![extension], ..fresh() };
-        read(&spec.issue(&PKI.intermediate).unwrap()).map(|crl| crl.scope)
+        read(&spec.issue(&PKI.intermediate).unwrap()).map(|crl| crl.scope.clone())
     };
     for (bad, why) in [
         (extension(27, true, &[2, 1, 1]), "delta"),
@@ -132,16 +132,76 @@ fn a_list_about_cas_only_says_nothing_of_clients() {
     assert_eq!(set.ask(&link(&client()), ExpiredCrl::Reject, now()), Verdict::NoCrl);
 }
 
+/// A list about the certificates that name one of these URLs.
+fn part(urls: &[&str], revoked: &[&Issued]) -> Arc<Crl> {
+    let spec = CrlSpec { extensions: vec![issuing_distribution_point(urls)], ..fresh() };
+    let spec = revoked.iter().fold(spec, |spec, client| spec.revoke(&client.cert).unwrap());
+    read(&spec.issue(&PKI.intermediate).unwrap()).unwrap()
+}
+
+fn client_of(urls: &[&str]) -> Issued {
+    let point = RawExtension::crl_distribution_point(urls);
+    CertificateSpec::client("paris", day()).extension(point).issue(&PKI.intermediate).unwrap()
+}
+
 #[test]
-fn parts_add_up_and_newer_lists_replace_older_ones() {
-    let (one, two) = (client(), client());
-    // distributionPoint: fullName: a URI of one letter.
-    let part = |uri: u8, client: &Issued| {
-        let point = [0x30, 7, 0xa0, 5, 0xa0, 3, 0x86, 1, uri];
-        let spec = CrlSpec { extensions: vec![extension(28, true, &point)], ..fresh() };
-        read(&spec.revoke(&client.cert).unwrap().issue(&PKI.intermediate).unwrap()).unwrap()
+fn a_partial_list_speaks_only_for_certificates_that_name_its_distribution_point() {
+    let (of_a, of_b, of_none) = (client_of(&["http://ca/a"]), client_of(&["http://ca/b", "ldap:///b"]), client());
+    let ask = |set: &RevocationSet, client: &Issued| set.ask(&link(client), ExpiredCrl::Reject, now());
+    let good = |verdict| matches!(verdict, Verdict::Good { .. });
+    let first = RevocationSet::of([part(&["http://ca/a"], &[])]);
+    assert!(good(ask(&first, &of_a)));
+    for other in [&of_b, &of_none] {
+        assert_eq!(ask(&first, other), Verdict::NoCrl, "the first part to come answers for all");
+    }
+    let both = RevocationSet::of([part(&["http://ca/a"], &[&of_b]), part(&["http://x/", "http://ca/b"], &[])]);
+    assert!(good(ask(&both, &of_a)));
+    assert_eq!(ask(&both, &of_b), Verdict::Revoked, "a CA's serial is revoked wherever it stands");
+    let second = RevocationSet::of([part(&["http://x/", "http://ca/b"], &[])]);
+    assert!(good(ask(&second, &of_b)), "one name of several is enough");
+    let whole = RevocationSet::of([read(&fresh().issue(&PKI.intermediate).unwrap()).unwrap()]);
+    for client in [&of_a, &of_b, &of_none] {
+        assert!(good(ask(&whole, client)), "a list without a distribution point is about all");
+    }
+}
+
+#[test]
+fn a_part_that_is_named_after_the_ca_is_about_all_of_its_certificates() {
+    let issuer = PKI.intermediate.cert.subject_name().to_der().unwrap();
+    let size = |extra: usize| (issuer.len() + extra) as u8;
+    // IssuingDistributionPoint, distributionPoint, fullName, directoryName.
+    let head = [0x30, size(6), 0xa0, size(4), 0xa0, size(2), 0xa4, size(0)];
+    let spec = CrlSpec { extensions: vec![extension(28, true, &[&head[..], &issuer].concat())], ..fresh() };
+    let set = set(&spec.issue(&PKI.intermediate).unwrap());
+    assert!(matches!(set.ask(&link(&client()), ExpiredCrl::Reject, now()), Verdict::Good { .. }));
+}
+
+#[test]
+fn distribution_points_for_some_reasons_or_of_another_ca_are_left_out() {
+    let uri = |url: &str| [&[0x86, url.len() as u8], url.as_bytes()].concat();
+    let point = |url: &str, more: &[u8]| {
+        let name = uri(url);
+        let length = name.len() as u8;
+        let body = [&[0xa0, length + 2, 0xa0, length], &name[..], more].concat();
+        [&[0x30, body.len() as u8], &body[..]].concat()
     };
-    let both = RevocationSet::of([part(b'a', &one), part(b'b', &two)]);
+    let reasons = point("http://ca/reasons", &[0x81, 2, 1, 2]);
+    let indirect = point("http://ca/indirect", &[0xa2, 2, 0x30, 0]);
+    let nameless = [0x30, 4, 0xa2, 2, 0x30, 0];
+    let all = [&reasons[..], &point("http://ca/a", &[]), &indirect, &nameless].concat();
+    let value = [&[0x30, 0x81, all.len() as u8], &all[..]].concat();
+    let raw = RawExtension { object: "2.5.29.31", critical: false, value };
+    let client = CertificateSpec::client("paris", day()).extension(raw).issue(&PKI.intermediate).unwrap();
+    assert_eq!(*link(&client).points, [uri("http://ca/a").into()]);
+    let raw = RawExtension { object: "2.5.29.31", critical: false, value: vec![0x30, 3, 0x30, 9] };
+    let broken = CertificateSpec::client("paris", day()).extension(raw).issue(&PKI.intermediate).unwrap();
+    assert!(link(&broken).points.is_empty());
+}
+
+#[test]
+fn parts_stand_side_by_side_and_newer_lists_replace_older_ones() {
+    let (one, two) = (client(), client());
+    let both = RevocationSet::of([part(&["http://ca/a"], &[&one]), part(&["http://ca/b"], &[&two])]);
     for client in [&one, &two] {
         assert_eq!(both.ask(&link(client), ExpiredCrl::Reject, now()), Verdict::Revoked);
     }
@@ -266,10 +326,110 @@ fn fetched_lists_never_go_back() {
     let sibling = part.issue(&PKI.intermediate).unwrap();
     assert!(live.install(&url, &sibling, None, now()).unwrap_err().contains("not there any more"));
     assert_eq!(ask(&live), Verdict::Revoked);
-    assert_eq!(live.next_update(&url), Some(now() + 60));
+    assert!(live.next_update(&url).is_some_and(|at| (now() + 58..=now() + 60).contains(&at)));
+    // A CA that was set up anew counts from one, later.
+    let renumbered = CrlSpec { number: 1, this_update: now() - 20, ..fresh() }.revoke(&bad.cert).unwrap();
+    assert_eq!(live.install(&url, &renumbered.issue(&PKI.intermediate).unwrap(), None, now()), Ok(true));
+    assert_eq!(live.install(&url, &new, None, now()).map_err(|why| why.contains("older")), Err(true));
     // A new snapshot begins with them.
     let next = load();
     next.adopt(&live);
     assert_eq!(ask(&next), Verdict::Revoked);
     assert!(next.has(&url));
+}
+
+#[test]
+fn a_file_that_goes_back_to_an_older_list_does_not_let_its_clients_in() {
+    let dir = Dir::new();
+    let bad = client();
+    let mut auth = crate::config::file::ClientAuth::of("ca.pem");
+    auth.crl = vec!["mesh.crl".into()];
+    let load = || Revocation::load(&auth, dir.path(), &bundle(), now(), &mut Vec::new()).unwrap().unwrap();
+    let ask = |live: &Revocation| live.ask(&[link(&bad)], now()).1;
+    let put = |this_update, revoked: bool| {
+        let spec = CrlSpec::new(this_update, now() + 3600);
+        let spec = if revoked { spec.revoke(&bad.cert).unwrap() } else { spec };
+        dir.write("mesh.crl", spec.issue(&PKI.intermediate).unwrap());
+    };
+    put(now() - 60, true);
+    let first = load();
+    assert_eq!(ask(&first), Verdict::Revoked);
+    put(now() - 600, false);
+    let mut before = first;
+    // Also with the next reload, which sees the old file as before.
+    for _ in 0..2 {
+        let next = load();
+        next.adopt(&before);
+        assert_eq!(ask(&next), Verdict::Revoked);
+        assert_eq!(next.rolled_back(), ["CN=mesh intermediate CA"]);
+        assert!(next.facts()[0].file_is_older);
+        before = next;
+    }
+    put(now() - 30, false);
+    let next = load();
+    next.adopt(&before);
+    assert!(matches!(ask(&next), Verdict::Good { .. }) && next.rolled_back().is_empty());
+}
+
+#[test]
+fn what_was_fetched_is_there_after_a_restart_and_verified_again() {
+    let dir = Dir::new();
+    let store = StateDir::new(dir.path());
+    let bad = client();
+    let mut auth = crate::config::file::ClientAuth::of("ca.pem");
+    auth.crl_url = vec!["http://127.0.0.1/mesh.crl".into()];
+    let load = || Revocation::load(&auth, dir.path(), &bundle(), now(), &mut Vec::new()).unwrap().unwrap();
+    let restored = |bytes: &[u8]| {
+        let live = load();
+        store.write(b"http://127.0.0.1/mesh.crl", bytes).unwrap();
+        let any = live.restore(&live.urls()[0], &store, now());
+        (any, live.ask(&[link(&bad)], now()).1, live.ask(&[link(&client())], now()).1)
+    };
+    let good = fresh().revoke(&bad.cert).unwrap().issue(&PKI.intermediate).unwrap();
+    assert!(matches!(restored(&good), (true, Verdict::Revoked, Verdict::Good { .. })));
+    let late = CrlSpec::new(now() - 7200, now() - 60).revoke(&bad.cert).unwrap().issue(&PKI.intermediate).unwrap();
+    assert_eq!(restored(&late), (true, Verdict::Revoked, Verdict::CrlExpired));
+    let twin = Authority { key: crate::cli::pki::KeyKind::P256.generate().unwrap(), ..PKI.intermediate.clone() };
+    let forged = fresh().issue(&twin).unwrap();
+    for bytes in [&forged[..], b"", &good[..good.len() / 2]] {
+        assert_eq!(restored(bytes), (false, Verdict::NoCrl, Verdict::NoCrl));
+    }
+    // What has been fetched meanwhile is newer in any case.
+    let live = load();
+    let newer = CrlSpec::new(now() - 5, now() + 3600).issue(&PKI.intermediate).unwrap();
+    assert_eq!(live.install(&live.urls()[0], &newer, None, now()), Ok(true));
+    assert!(!live.restore(&live.urls()[0], &store, now()));
+}
+
+#[test]
+fn a_client_comes_in_while_its_own_list_is_being_fetched_and_not_without_one() {
+    let mut auth = crate::config::file::ClientAuth::of("ca.pem");
+    auth.crl_distribution_points = vec!["http://ca/".into()];
+    let live = Revocation::load(&auth, Path::new("/"), &bundle(), now(), &mut Vec::new()).unwrap().unwrap();
+    let (of_a, elsewhere, of_none) = (client_of(&["http://ca/a"]), client_of(&["http://other/a"]), client());
+    let at_handshake = |client: &Issued| live.ask_at_handshake(&[link(client)], now()).1;
+    for client in [&elsewhere, &of_none] {
+        assert_eq!(at_handshake(client), Verdict::NoCrl);
+    }
+    assert!(live.sources().is_empty(), "nobody else is asked");
+    assert!(matches!(at_handshake(&of_a), Verdict::Good { .. }));
+    assert_eq!(live.ask(&[link(&of_a)], now()).1, Verdict::NoCrl, "its requests wait");
+    assert!(live.awaits(&[link(&of_a)], now()));
+    let [url] = &live.sources()[..] else { panic!("{:?}", live.sources()) };
+    live.note_asked(url);
+    assert!(!live.awaits(&[link(&of_a)], now()));
+    assert_eq!(at_handshake(&of_a), Verdict::NoCrl, "asked in vain");
+    let spec = CrlSpec { extensions: vec![issuing_distribution_point(&["http://ca/a"])], ..fresh() };
+    assert_eq!(live.install(url, &spec.issue(&PKI.intermediate).unwrap(), None, now()), Ok(true));
+    assert!(matches!(live.ask(&[link(&of_a)], now()).1, Verdict::Good { .. }));
+    // A revoked certificate above the client's is refused whatever else is awaited.
+    let other = client_of(&["http://ca/b"]);
+    let revoked = spec.revoke(&of_a.cert).unwrap();
+    let later = CrlSpec { this_update: now() - 1, ..revoked }.issue(&PKI.intermediate).unwrap();
+    assert_eq!(live.install(url, &later, None, now()), Ok(true));
+    assert!(matches!(at_handshake(&other), Verdict::Good { .. }));
+    assert_eq!(at_handshake(&of_a), Verdict::Revoked);
+    let next = Revocation::load(&auth, Path::new("/"), &bundle(), now(), &mut Vec::new()).unwrap().unwrap();
+    next.adopt(&live);
+    assert_eq!(next.ask(&[link(&of_a)], now()).1, Verdict::Revoked, "a reload keeps what certificates had fetched");
 }

@@ -359,6 +359,20 @@ impl Gateway {
         }
     }
 
+    /// The most memory that the process has had at once.
+    pub fn peak_memory_bytes(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+    }
+
+    /// Ends the process and gives back what it ran with, to be started again in the same directory.
+    pub fn stop(mut self) -> Setup {
+        self.signal(Signal::SIGTERM);
+        self.wait_exit();
+        self.setup.take().unwrap()
+    }
+
     pub fn signal(&self, signal: Signal) {
         let _ = kill(Pid::from_raw(self.child.id() as i32), signal);
     }

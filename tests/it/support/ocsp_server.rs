@@ -4,9 +4,12 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-use hive_gateway::cli::pki::Authority;
+use hive_gateway::cli::pki::{Authority, Issued};
 use openssl::hash::MessageDigest;
-use openssl::sign::Signer;
+use openssl::pkey::{PKey, Private};
+use openssl::rsa::Padding;
+use openssl::sign::{RsaPssSaltlen, Signer};
+use openssl::x509::X509;
 
 /// What it says from now on.
 #[derive(Clone)]
@@ -17,13 +20,52 @@ pub enum Says {
     /// Nothing, and holds the connection.
     Silence,
     Garbage,
+    /// That all is well with some other certificate.
+    OtherSerial,
+    /// Not now.
+    TryLater,
+}
+
+/// How it signs.
+#[derive(Debug, Clone, Copy)]
+pub enum Signature {
+    EcdsaSha256,
+    RsaSha256,
+    RsaPssSha256,
+    RsaSha1,
+}
+
+/// Who it is.
+#[derive(Clone)]
+pub struct Responder {
+    /// Its certificate, and whether that goes along with the answers.
+    pub cert: X509,
+    pub sends_cert: bool,
+    pub key: PKey<Private>,
+    pub signature: Signature,
+    /// A nonce that nobody asked for.
+    pub nonce: bool,
+}
+
+impl Responder {
+    /// The CA itself.
+    pub fn ca(ca: &Authority) -> Self {
+        let (cert, key) = (ca.cert.clone(), ca.key.clone());
+        Self { cert, sends_cert: false, key, signature: Signature::EcdsaSha256, nonce: false }
+    }
+
+    /// Somebody with this certificate.
+    pub fn delegated(identity: &Issued, signature: Signature) -> Self {
+        let (cert, key) = (identity.cert.clone(), identity.key.clone());
+        Self { cert, sends_cert: true, key, signature, nonce: false }
+    }
 }
 
 struct State {
     says: Mutex<Says>,
-    signer: Authority,
+    responder: Responder,
     /// How long its answers hold, seconds.
-    seconds: i64,
+    seconds: Mutex<i64>,
     asked: Mutex<usize>,
     held: Mutex<Vec<TcpStream>>,
 }
@@ -34,11 +76,16 @@ pub struct OcspServer {
 }
 
 impl OcspServer {
+    /// The CA itself answers.
     pub fn start(signer: Authority, seconds: i64) -> Self {
+        Self::start_as(Responder::ca(&signer), seconds)
+    }
+
+    pub fn start_as(responder: Responder, seconds: i64) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (says, asked, held) = (Mutex::new(Says::Good), Mutex::new(0), Mutex::default());
-        let state = Arc::new(State { says, signer, seconds, asked, held });
+        let state = Arc::new(State { says, responder, seconds: Mutex::new(seconds), asked, held });
         let shared = state.clone();
         std::thread::spawn(move || {
             for tcp in listener.incoming().map_while(Result::ok) {
@@ -56,6 +103,11 @@ impl OcspServer {
         *self.state.says.lock().unwrap() = says;
     }
 
+    /// How long its answers hold from now on.
+    pub fn lasts(&self, seconds: i64) {
+        *self.state.seconds.lock().unwrap() = seconds;
+    }
+
     pub fn asked(&self) -> usize {
         *self.state.asked.lock().unwrap()
     }
@@ -69,8 +121,17 @@ fn answer(mut tcp: TcpStream, state: &State) -> std::io::Result<()> {
     let mut request = vec![0; length.unwrap_or(0)];
     reader.read_exact(&mut request)?;
     *state.asked.lock().unwrap() += 1;
+    // OCSPRequest, TBSRequest, requestList, Request: the CertID stands within four short headers.
+    let mut id = request[8..8 + 2 + usize::from(request[9])].to_vec();
     let status: Vec<u8> = match *state.says.lock().unwrap() {
         Says::Good => element(0x80, &[]),
+        Says::OtherSerial => {
+            *id.last_mut().unwrap() ^= 1;
+            element(0x80, &[])
+        }
+        Says::TryLater => {
+            return tcp.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n\x30\x03\x0a\x01\x03");
+        }
         Says::Revoked => element(0xa1, &time(-3600)),
         Says::DoesNotKnow => element(0x82, &[]),
         Says::Silence => {
@@ -79,26 +140,55 @@ fn answer(mut tcp: TcpStream, state: &State) -> std::io::Result<()> {
         }
         Says::Garbage => return tcp.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n<p>"),
     };
-    let body = signed(&state.signer, &request, &status, state.seconds);
+    let body = signed(&state.responder, &id, &status, *state.seconds.lock().unwrap());
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
     tcp.write_all(&[head.as_bytes(), &body].concat())
 }
 
 /// OCSPResponse (RFC 6960, section 4.2.1).
-fn signed(signer: &Authority, request: &[u8], status: &[u8], seconds: i64) -> Vec<u8> {
-    // OCSPRequest, TBSRequest, requestList, Request: the CertID stands within four short headers.
-    let id = &request[8..8 + 2 + usize::from(request[9])];
+fn signed(responder: &Responder, id: &[u8], status: &[u8], seconds: i64) -> Vec<u8> {
     let next = element(0xa0, &time(seconds));
     let single = element(0x30, &[id, status, &time(-60), &next].concat());
-    let by_name = element(0xa1, &signer.cert.subject_name().to_der().unwrap());
-    let data = element(0x30, &[by_name, time(-60), element(0x30, &single)].concat());
-    let ecdsa_sha256 = [0x30, 0x0a, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2];
-    let signature = Signer::new(MessageDigest::sha256(), &signer.key).unwrap().sign_oneshot_to_vec(&data).unwrap();
+    let by_name = element(0xa1, &responder.cert.subject_name().to_der().unwrap());
+    let nonce = [&[6, 9, 0x2b, 6, 1, 5, 5, 7, 0x30, 1, 2][..], &element(4, &element(4, &[7; 32]))].concat();
+    let nonce = element(0xa1, &element(0x30, &element(0x30, &nonce)));
+    let nonce = if responder.nonce { nonce } else { Vec::new() };
+    let data = element(0x30, &[by_name, time(-60), element(0x30, &single), nonce].concat());
+    let (algorithm, signature) = sign(responder, &data);
     let signature = element(3, &[&[0], &signature[..]].concat());
-    let basic = element(0x30, &[&data[..], &ecdsa_sha256, &signature].concat());
+    let certs = element(0xa0, &element(0x30, &responder.cert.to_der().unwrap()));
+    let certs = if responder.sends_cert { certs } else { Vec::new() };
+    let basic = element(0x30, &[&data[..], &algorithm, &signature, &certs].concat());
     let kind = [6, 9, 0x2b, 6, 1, 5, 5, 7, 0x30, 1, 1];
     let bytes = element(0x30, &[&kind[..], &element(4, &basic)].concat());
     element(0x30, &[&[0x0a, 1, 0][..], &element(0xa0, &bytes)].concat())
+}
+
+/// AlgorithmIdentifier and signature.
+fn sign(responder: &Responder, data: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let rsa = |last: u8| element(0x30, &[6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, last, 5, 0]);
+    let digest = match responder.signature {
+        Signature::RsaSha1 => MessageDigest::sha1(),
+        _ => MessageDigest::sha256(),
+    };
+    let mut signer = Signer::new(digest, &responder.key).unwrap();
+    let algorithm = match responder.signature {
+        Signature::EcdsaSha256 => element(0x30, &[6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2]),
+        Signature::RsaSha256 => rsa(11),
+        Signature::RsaSha1 => rsa(5),
+        Signature::RsaPssSha256 => {
+            signer.set_rsa_padding(Padding::PKCS1_PSS).unwrap();
+            signer.set_rsa_mgf1_md(digest).unwrap();
+            signer.set_rsa_pss_saltlen(RsaPssSaltlen::custom(32)).unwrap();
+            let sha256 = element(0x30, &[6, 9, 0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 1, 5, 0]);
+            let mgf1 = [&[6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 8][..], &sha256].concat();
+            let salt = element(0xa2, &[2, 1, 32]);
+            let parameters = [element(0xa0, &sha256), element(0xa1, &element(0x30, &mgf1)), salt].concat();
+            let pss = [6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 10];
+            element(0x30, &[&pss[..], &element(0x30, &parameters)].concat())
+        }
+    };
+    (algorithm, signer.sign_oneshot_to_vec(data).unwrap())
 }
 
 fn element(tag: u8, content: &[u8]) -> Vec<u8> {
