@@ -3,7 +3,7 @@
 //! `cargo bench --bench load` starts two of the demo's nodes in this process and the gateway in one of its own, then runs
 //! closed loops against it over mutual TLS. Processor time is the gateway's alone, from `/proc`. `-- --requests N`,
 //! `--handshakes N`, `--idle N` and `--streams N` change the amounts; 0 leaves a phase out. `--gateway FILE` measures another
-//! binary. `--policies none` leaves out what can be left out, `all` has limits and lists; the difference is what they cost.
+//! binary. `--route 'peers: any'` puts other policies on the route, `--listener 'rate_limits: […]'` some on the listener.
 // A load test that can't go on ends by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -151,20 +151,8 @@ fn started() -> usize {
 
 /// As the demo's, with limits that let one machine be many clients, and the access log written as in production.
 fn config(front: SocketAddr, admin: SocketAddr, [a, b]: [SocketAddr; 2]) -> String {
-    // What nobody reaches, so that every request passes.
-    let often = "rate: 100000000/s, burst: 1000000";
-    let (policies, limits) = match argument("--policies").as_deref() {
-        None | Some("usual") => ("peers: [load], json_rpc: {}".to_owned(), String::new()),
-        Some("none") => ("peers: any".to_owned(), String::new()),
-        Some("all") => (
-            format!(
-                "peers: [load], json_rpc: {{ methods: [message/send, \"tasks/*\"], notifications: reject, params_limit: 64KiB }},
-      rate_limits: [ {{ per: peer, {often} }}, {{ per: [peer, method], {often} }} ]"
-            ),
-            format!("rate_limits: [ {{ per: address, {often} }} ]"),
-        ),
-        Some(other) => panic!("--policies {other}: none, usual or all"),
-    };
+    let policies = argument("--route").unwrap_or_else(|| "peers: [load], json_rpc: {}".to_owned());
+    let limits = argument("--listener").unwrap_or_default();
     format!(
         "
 listeners:
