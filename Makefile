@@ -18,11 +18,12 @@ build: ## The gateway as it is shipped: target/release/hive-gateway
 	$(CARGO) build --release --locked
 
 test: setup ## Every test: units, the whole gateway on real sockets, the A2A SDK, examples in the documentation
-	$(CARGO) test --locked
+	$(CARGO) test --locked --features waf
 
 check: ## Format, lints, documentation, dependencies
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --all-targets --features waf -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --locked --no-deps --document-private-items
 	scripts/audit
 

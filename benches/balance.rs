@@ -1,44 +1,29 @@
-//! What it costs to pick a node and to make its peer, for one request.
+//! What it costs to pick a node for one request.
 
 #![allow(clippy::expect_used)] // A bench that can't be set up has nothing to measure.
 
 use std::hint::black_box;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use hive_gateway::config::file::{Balance, HealthCheck, UpstreamProtocol, UpstreamTimeouts};
 use hive_gateway::names::UpstreamName;
 use hive_gateway::observe::Metrics;
-use hive_gateway::tls::UpstreamTlsMaterial;
 use hive_gateway::upstream::{NodeSettings, Settings, Upstream};
 use pingora::lb::LoadBalancer;
 use pingora::lb::selection::RoundRobin;
-
-fn material() -> UpstreamTlsMaterial {
-    UpstreamTlsMaterial {
-        ca: Arc::new(Box::new([])),
-        server_name: "hive.internal".into(),
-        spiffe_id: None,
-        client: None,
-        generation: 1,
-        client_facts: None,
-        authorities: Vec::new(),
-        warnings: Vec::new(),
-    }
-}
 
 fn addresses(count: u32) -> impl Iterator<Item = SocketAddr> {
     (0..count).map(|i| SocketAddr::from(((0x0a00_0001 + i).to_be_bytes(), 3000)))
 }
 
-fn upstream(balance: Balance, count: u32, tls: bool) -> Arc<Upstream> {
+fn upstream(balance: Balance, count: u32) -> Arc<Upstream> {
     let nodes = addresses(count).map(|address| NodeSettings {
         url: format!("http://{address}"),
         address,
         host: address.to_string(),
-        tls,
+        tls: false,
         weight: 1,
     });
     let settings = Settings {
@@ -48,7 +33,7 @@ fn upstream(balance: Balance, count: u32, tls: bool) -> Arc<Upstream> {
         protocol: UpstreamProtocol::Http1,
         health_check: HealthCheck::default(),
         timeouts: UpstreamTimeouts::default(),
-        tls: tls.then(material),
+        tls: None,
     };
     Upstream::new(settings, &Metrics::new(), None, Some(1)).expect("fine settings")
 }
@@ -57,7 +42,7 @@ fn picks(c: &mut Criterion) {
     let mut group = c.benchmark_group("pick");
     for count in [3, 1000] {
         for (name, balance) in [("round_robin", Balance::RoundRobin), ("least_requests", Balance::LeastRequests)] {
-            let upstream = upstream(balance, count, false);
+            let upstream = upstream(balance, count);
             // A request is under way at each node, else least_requests has nothing to compare.
             let _busy: Vec<_> = (0..count).map(|_| upstream.pick(&[])).collect();
             group.bench_function(BenchmarkId::new(name, count), |b| b.iter(|| black_box(upstream.pick(&[]))));
@@ -70,16 +55,5 @@ fn picks(c: &mut Criterion) {
     group.finish();
 }
 
-fn peers(c: &mut Criterion) {
-    let mut group = c.benchmark_group("peer");
-    let limit = Duration::from_secs(300);
-    for (name, tls) in [("plain", false), ("tls", true)] {
-        let upstream = upstream(Balance::RoundRobin, 3, tls);
-        let picked = upstream.pick(&[]).expect("a node");
-        group.bench_function(name, |b| b.iter(|| black_box(picked.peer(limit, limit))));
-    }
-    group.finish();
-}
-
-criterion_group!(benches, picks, peers);
+criterion_group!(benches, picks);
 criterion_main!(benches);

@@ -88,6 +88,10 @@ name!(
     /// A listener's name: `listeners[].name`.
     ListenerName
 );
+name!(
+    /// A request rule's name: `routes[].request_rules[].name`.
+    RuleName
+);
 
 #[cfg(test)]
 mod tests {

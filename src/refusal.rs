@@ -33,6 +33,21 @@ pub enum Refusal {
     },
     /// The route exists, not for this peer.
     PeerNotAllowed,
+    /// An address of `listeners[].deny` or `deny_file`.
+    AddressDenied {
+        /// Whether it is the connection's own address, and not one that a trusted proxy speaks for.
+        of_connection: bool,
+    },
+    /// A request rule on `User-Agent`.
+    UserAgentBlocked,
+    /// A request rule on path, query or a header.
+    RequestDenied,
+    /// A request rule on the length of the request target.
+    UriTooLong,
+    /// The web application firewall says no.
+    WafBlocked,
+    /// The web application firewall could not look at the request in time, or at all.
+    WafUnavailable,
     /// The client's certificate expired while its connection lived.
     CertificateExpired,
     /// Beyond a rate limit.
@@ -162,7 +177,10 @@ impl Refusal {
     pub fn retry_after_seconds(&self) -> Option<u32> {
         match self {
             Refusal::RateLimited { retry_after_seconds, .. } => Some(*retry_after_seconds),
-            Refusal::NoHealthyUpstream | Refusal::BodyMemoryExhausted | Refusal::ShuttingDown => Some(1),
+            Refusal::NoHealthyUpstream
+            | Refusal::BodyMemoryExhausted
+            | Refusal::WafUnavailable
+            | Refusal::ShuttingDown => Some(1),
             _ => None,
         }
     }
@@ -177,6 +195,7 @@ impl Refusal {
                 | Refusal::BodyTooLarge
                 | Refusal::BodyTimeout
                 | Refusal::BodyMemoryExhausted
+                | Refusal::AddressDenied { of_connection: true }
                 | Refusal::CertificateExpired
                 | Refusal::CertificateRevoked
                 | Refusal::CertificateNotTrusted
@@ -212,6 +231,12 @@ impl Refusal {
             Refusal::NotFound => (404, "not_found", -32601, "Not found."),
             Refusal::MethodNotAllowed { .. } => (405, "method_not_allowed", -32600, "HTTP method not allowed."),
             Refusal::PeerNotAllowed => (403, "peer_not_allowed", -32600, "This certificate may not use this route."),
+            Refusal::AddressDenied { .. } => (403, "address_denied", -32600, "This address is not served."),
+            Refusal::UserAgentBlocked => (403, "user_agent_blocked", -32600, "This user agent is not served."),
+            Refusal::RequestDenied => (403, "request_denied", -32600, "The request is not allowed."),
+            Refusal::UriTooLong => (414, "uri_too_long", -32600, "The request target is too long."),
+            Refusal::WafBlocked => (403, "waf_blocked", -32600, "The request is not allowed."),
+            Refusal::WafUnavailable => (503, "waf_unavailable", -32603, "The gateway is overloaded. Try again."),
             Refusal::CertificateExpired => (401, "certificate_expired", -32600, "The client certificate has expired."),
             Refusal::RateLimited { .. } => (429, "rate_limited", -32005, "Too many requests."),
             Refusal::CertificateRevoked => {

@@ -14,10 +14,13 @@ use crate::json_rpc::{self, MethodPolicy, ParamsSchema};
 use crate::names::{ListenerName, RouteName};
 use crate::observe::{CrlShown, Expiring, Expiry, Metrics, NodeMetrics, RouteMetrics, UpstreamMetrics};
 use crate::policy::admission;
+use crate::policy::deny::AddressList;
 use crate::policy::federation::Federation;
 use crate::policy::json_rpc::JsonRpcPolicy;
 use crate::policy::peers::{Peer, PeerMatcher, Peers};
 use crate::policy::rate_limit::{Limit, Limits, Quota};
+use crate::policy::rules::Rules;
+use crate::policy::waf::Waf;
 use crate::request::TrustedProxies;
 use crate::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
 use crate::tls::{self, CertificateFacts, Revocation, ServerContext, Staple, StateDir};
@@ -69,6 +72,12 @@ pub struct ListenerSnapshot {
     pub requests_per_connection: u32,
     /// How often clients may ask.
     pub rate_limits: Limits,
+    /// Who is kept out by address.
+    pub addresses: Option<Arc<AddressList>>,
+    /// Which requests are not taken, whatever the route.
+    pub rules: Rules,
+    /// The web application firewall of routes that have no word of their own.
+    pub waf: Option<Arc<Waf>>,
 }
 
 /// How long a connection may take over each step, and how much.
@@ -138,6 +147,10 @@ pub struct Route {
     pub stream_idle: Duration,
     /// How often clients may ask.
     pub rate_limits: Limits,
+    /// Which requests are not taken.
+    pub rules: Rules,
+    /// Which web application firewall looks at its requests.
+    pub waf: config::RouteWaf,
 }
 
 /// Who may call a route.
@@ -349,6 +362,8 @@ fn routes(
             response: r.timeouts.response.0,
             stream_idle: r.timeouts.stream_idle.0,
             rate_limits: rate_limits(&format!("route/{}", r.name), &r.rate_limits, metrics),
+            rules: Rules::build(&format!("route/{}", r.name), &r.request_rules, metrics)?,
+            waf: r.waf.clone(),
         });
         let hosts = r.hosts.iter().map(|h| HostPattern::parse(h)).collect::<Result<Vec<_>, _>>()?;
         let methods = MethodSet::parse(&r.methods)?;
@@ -427,6 +442,9 @@ fn listener(
         },
         requests_per_connection: limits.requests_per_connection,
         rate_limits: rate_limits(&format!("listener/{}", config.name), &config.rate_limits, metrics),
+        addresses: config.addresses.clone(),
+        rules: Rules::build(&format!("listener/{}", config.name), &config.request_rules, metrics)?,
+        waf: config.waf.clone(),
     })
 }
 

@@ -3,6 +3,7 @@
 //! Every structure refuses unknown keys. What is optional has its default here, with the reason. [`super::resolve`]
 //! turns a [`File`] into a [`super::Config`].
 
+mod defense;
 mod hive;
 mod listeners;
 mod process;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub use defense::*;
 pub use hive::*;
 pub use listeners::*;
 pub use process::*;

@@ -22,13 +22,16 @@ mod tests;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use crate::names::{ListenerName, PeerName, RouteName, UpstreamName};
-use crate::policy::federation;
+use crate::policy::deny::AddressList;
 use crate::policy::peers::PeerRule;
+use crate::policy::waf::Waf;
+use crate::policy::{federation, rules};
 use crate::secret::Secret;
 
 pub use error::{ConfigError, Located};
@@ -99,6 +102,12 @@ pub struct Listener {
     pub timeouts: file::ListenerTimeouts,
     /// How often clients may ask.
     pub rate_limits: Vec<file::RateLimit>,
+    /// Who is kept out by address; none if nobody is.
+    pub addresses: Option<Arc<AddressList>>,
+    /// Which requests are not taken.
+    pub request_rules: Vec<rules::Rule>,
+    /// The web application firewall of routes that have no word of their own.
+    pub waf: Option<Arc<Waf>>,
 }
 
 /// A name for certificates.
@@ -137,6 +146,32 @@ pub struct Route {
     pub timeouts: file::RouteTimeouts,
     /// How often clients may ask.
     pub rate_limits: Vec<file::RateLimit>,
+    /// Which requests are not taken.
+    pub request_rules: Vec<rules::Rule>,
+    /// Which web application firewall looks at its requests.
+    pub waf: RouteWaf,
+}
+
+/// The web application firewall of a route.
+#[derive(Debug, Clone)]
+pub enum RouteWaf {
+    /// The listener's.
+    OfListener,
+    /// None.
+    Off,
+    /// Its own.
+    Own(Arc<Waf>),
+}
+
+impl RouteWaf {
+    /// The one that counts, where the listener has this one.
+    pub fn or<'a>(&'a self, listener: Option<&'a Arc<Waf>>) -> Option<&'a Arc<Waf>> {
+        match self {
+            RouteWaf::OfListener => listener,
+            RouteWaf::Off => None,
+            RouteWaf::Own(own) => Some(own),
+        }
+    }
 }
 
 /// Where a route is served.

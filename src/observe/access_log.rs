@@ -20,6 +20,7 @@ use prometheus::IntCounter;
 use super::log_queue::LogQueue;
 use super::metrics::Metrics;
 use super::record::{AccessRecord, HandshakeRecord, HandshakesOmitted};
+use super::record_defense::{ConnectionDenied, WafMatch};
 use crate::clock::Clock;
 
 /// Mode of a log file that is made: it names clients, so others don't read it.
@@ -107,6 +108,16 @@ impl AccessLog {
 
     /// Says how many failed handshakes were not written down. Never waits.
     pub fn record_handshakes_omitted(&self, record: &HandshakesOmitted<'_>) {
+        self.push(|line| record.write_json(line));
+    }
+
+    /// Writes a connection down that was turned away by its address. Never waits.
+    pub fn record_denied(&self, record: &ConnectionDenied<'_>) {
+        self.push(|line| record.write_json(line));
+    }
+
+    /// Writes down what a rule of the web application firewall found. Never waits.
+    pub fn record_waf(&self, record: &WafMatch<'_>) {
         self.push(|line| record.write_json(line));
     }
 

@@ -3,10 +3,12 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
 
 use super::handshake::HandshakeResult;
-use super::labels::{CloseReason, ConnectionRefusal, MethodLabel, RateLimitDecision, RedisFallback, UpstreamResult};
+use super::labels::{
+    CloseReason, ConnectionRefusal, MethodLabel, RateLimitDecision, RedisFallback, UpstreamResult, WafVerdict,
+};
 use super::metrics::{ListenerFamilies, NodeFamilies, RouteFamilies};
 
 /// Statuses in one block of [`Codes`].
@@ -159,6 +161,27 @@ impl RateLimitMetrics {
     /// The limit was asked.
     pub fn decided(&self, decision: RateLimitDecision) {
         self.decisions[decision.index()].inc();
+    }
+}
+
+/// Counters of the web application firewall.
+pub struct WafMetrics {
+    verdicts: Vec<IntCounter>,
+    duration: Histogram,
+}
+
+impl WafMetrics {
+    pub(super) fn new(verdicts: &IntCounterVec, duration: &HistogramVec) -> Self {
+        Self {
+            verdicts: WafVerdict::ALL.iter().map(|v| verdicts.with_label_values(&[v.as_str()])).collect(),
+            duration: duration.with_label_values::<&str>(&[]),
+        }
+    }
+
+    /// A request was looked at, or not; `took` the wait for it.
+    pub fn judged(&self, verdict: WafVerdict, took: Duration) {
+        self.verdicts[verdict.index()].inc();
+        self.duration.observe(took.as_secs_f64());
     }
 }
 

@@ -92,6 +92,22 @@ label!(
 );
 
 label!(
+    /// What the web application firewall made of a request.
+    WafVerdict {
+        /// Nothing, or less than the threshold.
+        Passed => "passed",
+        /// It would be refused with `mode: blocking`.
+        Detected => "detected",
+        /// Refused.
+        Blocked => "blocked",
+        /// With `mode: detection_only` only: the body is beyond `body_limit` and was not looked at.
+        Skipped => "skipped",
+        /// It could not be looked at: too many others wait, it took too long, or the engine failed.
+        Unavailable => "unavailable",
+    }
+);
+
+label!(
     /// What an OCSP responder said of a certificate.
     OcspResult {
         /// Not revoked.
@@ -130,6 +146,8 @@ label!(
         PerAddress => "per_address",
         /// Faster than `limits.new_connections_per_address`.
         Rate => "rate",
+        /// The address is on `deny` or `deny_file`.
+        Denied => "denied",
     }
 );
 

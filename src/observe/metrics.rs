@@ -13,6 +13,7 @@ use super::crl::CrlFamilies;
 use super::expiry::{Expiring, Expiry, ExpiryGauges};
 use super::handles::{
     ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics,
+    WafMetrics,
 };
 
 /// The `path` and `route` of a request that no route took.
@@ -55,6 +56,9 @@ const DURATION_BUCKETS: &[f64] = &[
 const HANDSHAKE_BUCKETS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
+/// The core rules take some milliseconds of processor; `waf.timeout` ends the wait, seconds.
+const WAF_BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
 /// Redis is near, and `redis.timeout` is short, seconds.
 const REDIS_BUCKETS: &[f64] =
     &[0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0];
@@ -84,6 +88,12 @@ definitions! {
         "Requests that the gateway answered itself, by reason.";
     RATE_LIMIT_DECISIONS: Kind::Counter, "rate_limit_decisions_total", ["limit", "decision"],
         "Rate limits asked, by limit (where it stands and what it counts by) and decision.";
+    REQUEST_RULES: Kind::Counter, "request_rules_total", ["rule", "action"],
+        "Requests that met a request rule, by rule (where it stands and its name) and what it does with them.";
+    WAF_REQUESTS: Kind::Counter, "waf_requests_total", ["verdict"],
+        "Requests given to the web application firewall, by what it made of them.";
+    WAF: Kind::Histogram(WAF_BUCKETS), "waf_seconds", [],
+        "Time until the web application firewall had looked at a request, waiting for its turn included.";
     REDIS_UP: Kind::Gauge, "redis_up", [],
         "1 while shared rate limits are counted in Redis, 0 while each gateway counts by itself or nothing is shared.";
     REDIS: Kind::Histogram(REDIS_BUCKETS), "redis_seconds", [],
@@ -240,6 +250,8 @@ pub struct Metrics {
     refusals: IntCounterVec,
     refusals_by_code: RefusalTable,
     rate_limits: IntCounterVec,
+    request_rules: IntCounterVec,
+    waf: WafMetrics,
     redis: HistogramVec,
     redis_fallbacks: IntCounterVec,
     redis_up: IntGauge,
@@ -274,6 +286,8 @@ impl Metrics {
             refusals: counters(&r, &REFUSALS),
             refusals_by_code: RefusalTable::new(),
             rate_limits: counters(&r, &RATE_LIMIT_DECISIONS),
+            request_rules: counters(&r, &REQUEST_RULES),
+            waf: WafMetrics::new(&counters(&r, &WAF_REQUESTS), &histograms(&r, &WAF)),
             redis: histograms(&r, &REDIS),
             redis_fallbacks: counters(&r, &REDIS_FALLBACKS),
             redis_up: gauge(&r, &REDIS_UP),
@@ -352,6 +366,16 @@ impl Metrics {
     /// Handles of a rate limit, by [`crate::policy::rate_limit::Limit::name`].
     pub fn rate_limit(&self, limit: &str) -> RateLimitMetrics {
         RateLimitMetrics::new(&self.rate_limits, limit)
+    }
+
+    /// Counter of a request rule, by [`crate::policy::rules::Rules`]' name for it and what it does.
+    pub fn request_rule(&self, rule: &str, action: &'static str) -> IntCounter {
+        self.request_rules.with_label_values(&[rule, action])
+    }
+
+    /// Handles of the web application firewall.
+    pub fn waf(&self) -> &WafMetrics {
+        &self.waf
     }
 
     /// Handles of Redis.
@@ -442,6 +466,8 @@ mod tests {
         metrics.route("a2a", "/api/a2a/jsonrpc").record(MethodLabel::Post, 200, Duration::from_millis(3));
         metrics.refusal("not_found");
         metrics.rate_limit("route/a2a/peer").decided(RateLimitDecision::Admitted);
+        metrics.request_rule("route/a2a/scanners", "deny").inc();
+        metrics.waf().judged(crate::observe::WafVerdict::Passed, Duration::from_millis(2));
         metrics.redis().set_up(true);
         let listener = metrics.listener("federation");
         listener.opened();

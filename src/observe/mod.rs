@@ -11,6 +11,7 @@ pub mod handles;
 mod expiry;
 mod json_line;
 pub mod record;
+mod record_defense;
 mod crl;
 mod line_limit;
 pub mod access_log;
@@ -21,12 +22,14 @@ pub use crl::CrlShown;
 pub use expiry::{Expiring, Expiry};
 pub use handles::{
     ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics,
+    WafMetrics,
 };
 pub use handshake::HandshakeResult;
 pub use labels::{
     CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, OcspResult, RateLimitDecision, RedisFallback,
-    UpstreamResult,
+    UpstreamResult, WafVerdict,
 };
 pub use line_limit::{Line, LineLimit};
 pub use metrics::Metrics;
 pub use record::{AccessRecord, HandshakeRecord, HandshakesOmitted};
+pub use record_defense::{ConnectionDenied, WafMatch};

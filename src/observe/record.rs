@@ -71,6 +71,10 @@ pub struct AccessRecord<'a> {
     pub refusal_detail: Option<&'a str>,
     /// Name of the rate limit that the request is beyond; without a refusal, that limit is not enforced.
     pub rate_limit: Option<&'a str>,
+    /// Names of the request rules that the request met; without a refusal, those only log.
+    pub request_rule: Option<&'a str>,
+    /// The web application firewall's score, where it looked at the request and found something.
+    pub waf_score: Option<u32>,
     /// Bytes of the request's body.
     pub bytes_in: u64,
     /// Bytes of the answer's body.
@@ -123,6 +127,8 @@ impl<'a> AccessRecord<'a> {
             refusal: None,
             refusal_detail: None,
             rate_limit: None,
+            request_rule: None,
+            waf_score: None,
             bytes_in: 0,
             bytes_out: 0,
             duration: Duration::ZERO,
@@ -180,6 +186,10 @@ impl<'a> AccessRecord<'a> {
         line.optional("refusal", self.refusal, NAME_BYTES_MAX);
         line.optional("refusal_detail", self.refusal_detail, DETAIL_BYTES_MAX);
         line.optional("rate_limit", self.rate_limit, NAME_BYTES_MAX);
+        line.optional("request_rule", self.request_rule, NAME_BYTES_MAX);
+        if let Some(score) = self.waf_score {
+            line.number("waf_score", u64::from(score));
+        }
         line.number("bytes_in", self.bytes_in);
         line.number("bytes_out", self.bytes_out);
         line.micros("duration_us", Some(self.duration));

@@ -1,9 +1,13 @@
 //! The policies that a connection or a request passes: one file, one type each.
 
 pub mod admission;
+
 pub mod body_memory;
+pub mod deny;
 pub mod federation;
 pub mod json_rpc;
 pub mod peers;
 pub mod rate_limit;
+pub mod rules;
 mod uri_trie;
+pub mod waf;

@@ -13,6 +13,7 @@ use super::body::{self, NoBody};
 use super::check;
 use super::connection::Connection;
 use super::context::{Begun, Context, Rpc};
+use super::filter;
 use super::rate_limit::{Asking, Calls};
 use super::watch::refusal_of;
 use crate::headers;
@@ -78,6 +79,7 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     }
 
     let mut checked = check_header(session, ctx, &connection, listener);
+    checked = checked.and_then(|()| filter::check_address(ctx, &connection, listener));
     if checked.is_ok() {
         checked = check_certificate(shared, &connection, &snapshot, listener).await;
     }
@@ -92,6 +94,7 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     let routed = check_route(session, ctx, &connection, &snapshot, &listener.routes);
     let limits = Asking { shared, connection: &connection, listener, started };
     limits.listener(session, ctx).await?;
+    filter::check_rules(&listener.rules, session, ctx)?;
     routed?;
 
     let Some(route) = ctx.route.clone() else { return Err(Refusal::NotFound.into()) };
@@ -99,6 +102,7 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     check::no_body(&session.req_header().method, has_body)?;
     // Before the token is checked: a flood of bad tokens is a flood too, and each takes a signature's time.
     limits.route(session, ctx).await?;
+    filter::check_rules(&route.rules, session, ctx)?;
     let peer = ctx.peer.as_deref();
     let (issuer, verdict) = check::federation(&snapshot, &route, &session.req_header().headers, peer, &shared.clock);
     ctx.federation_issuer = issuer;
@@ -109,12 +113,13 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
         check_media_type(&session.req_header().headers)?;
     }
     let within = listener.deadlines.request_body;
-    let body = body::read(shared, session, ctx, route.body_limit, within, started).await?;
+    let body = body::read(shared, session, ctx, filter::body_limit(listener, &route), within, started).await?;
     if let Some(json_rpc) = &route.json_rpc {
         let mut calls = Calls::default();
         check_json_rpc(json_rpc, &body, ctx, &mut calls)?;
         limits.calls(session, ctx, calls).await?;
     }
+    filter::check_waf(shared, session, ctx, &connection, listener, &body).await?;
     Ok(body)
 }
 

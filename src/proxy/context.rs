@@ -7,7 +7,6 @@ use std::time::{Duration, Instant, SystemTime};
 use http::HeaderValue;
 
 use super::connection::Connection;
-use super::session::Wait;
 use crate::observe::{RequestInFlight, RouteMetrics};
 use crate::policy::body_memory::Share;
 use crate::policy::peers::Peer;
@@ -15,6 +14,7 @@ use crate::policy::rate_limit::Limit;
 use crate::refusal::Refusal;
 use crate::request::ClientAddress;
 use crate::snapshot::{Route, Snapshot};
+use crate::tls::Gone;
 use crate::upstream::Picked;
 
 /// Most nodes that one request is offered to.
@@ -49,6 +49,10 @@ pub struct Context {
     pub rpc: Option<Rpc>,
     /// The rate limit that the request is beyond, whether it is enforced or not.
     pub rate_limit: Option<Arc<Limit>>,
+    /// Names of the request rules that the request meets, with commas between them.
+    pub rules_met: Option<String>,
+    /// The web application firewall's score, if there is one.
+    pub waf_score: Option<u32>,
     /// How long limits shared with other gateways have been waited for.
     pub fleet_wait: Duration,
     /// When the gateway's own answer was written.
@@ -89,6 +93,8 @@ impl Begun {
 pub struct Body {
     /// Bytes read.
     pub length: u64,
+    /// Whether its length was not announced (HTTP/1.1).
+    pub chunked: bool,
     /// How long that took.
     pub took: Option<Duration>,
     /// The memory it takes, given back at the end.
@@ -131,6 +137,17 @@ pub struct UpstreamWay {
     pub connected: bool,
     /// The answer's status.
     pub status: Option<u16>,
-    /// Until when the answer is waited for.
-    pub wait: Option<Arc<Wait>>,
+    /// Why the gateway gave it up.
+    pub over: Option<Over>,
+}
+
+/// Why the gateway gives an exchange up that is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// Nothing came within `timeouts.response`.
+    Response,
+    /// The answer had begun and fell silent for `timeouts.stream_idle`.
+    StreamIdle,
+    /// The client may have no answer any more.
+    Gone(Gone),
 }

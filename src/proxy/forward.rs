@@ -1,45 +1,72 @@
 //! From an admitted request to a node and back: which node, what it is told, when another is tried.
 
-use std::sync::Arc;
-
-use bytes::Bytes;
-use http::HeaderValue;
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderName, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::protocols::Digest;
 use pingora::proxy::Session;
-use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
-use super::context::{Begun, Context, TRIES_MAX};
-use super::session::{self, DEADLINE, Expired, GONE, Wait};
-use super::watch::{CertificateWatch, refusal_of};
+use super::context::{Begun, Context, Over, TRIES_MAX};
+use super::exchange::{DEADLINE, Ended, GONE};
+use super::watch::refusal_of;
 use super::{Shared, check, told};
 use crate::headers;
 use crate::observe::UpstreamResult;
 use crate::refusal::Refusal;
 use crate::request::ClientAddress;
-use crate::upstream::WRONG_NODE;
+use crate::upstream::{Exchange, Picked, Request, WRONG_NODE};
 
-/// Strips what a client may not say, and hands the request's body and deadlines to the forwarding.
-pub fn begin(shared: &Arc<Shared>, session: &mut Session, ctx: &mut Context, body: Bytes) {
-    let (Some(route), Some(begun)) = (&ctx.route, &ctx.begun) else { return };
-    // Stripped here, before Pingora looks at `Connection` and what it nominates.
+/// The request as nodes get it: what a client may not say is taken out, what the gateway says is put in.
+pub fn prepare(session: &mut Session, ctx: &mut Context, body: Bytes) -> Result<Request> {
+    let (Some(begun), Some(route)) = (&ctx.begun, &ctx.route) else { return Err(Error::new(ErrorType::InternalError)) };
+    let http2 = route.upstream.upstream.speaks_http2();
     for name in begun.snapshot.spoofable.to_remove(&session.req_header().headers) {
         session.req_header_mut().remove_header(&name);
     }
-    let now = shared.clock.now();
-    let wait = Wait::new(now, route.response, route.stream_idle);
-    ctx.upstream.started = Some(now);
-    ctx.upstream.wait = Some(wait.clone());
-    let settings = begun.snapshot.listener(begun.connection.listener.index);
-    let watch = settings
-        .filter(|_| begun.connection.tls.is_some())
-        .map(|settings| CertificateWatch::new(shared.clone(), begun.connection.clone(), settings.revocation, now));
-    session::wrap(&mut session.downstream_session, body, wait, watch);
+    let header = session.req_header_mut();
+    ctx.body.chunked = header.headers.contains_key(headers::TRANSFER_ENCODING);
+    rewrite_request(header, ctx)?;
+    let no_body = header.method == http::Method::HEAD;
+    let http1 = if http2 { Bytes::new() } else { encode(header) };
+    Ok(Request { http2: http2.then(|| header.clone()), http1, body, no_body })
+}
+
+/// The header for an HTTP/1.1 node. What concerns only the client's connection stays here (RFC 9110, section 7.6.1).
+fn encode(header: &RequestHeader) -> Bytes {
+    let mut out = BytesMut::with_capacity(1024);
+    out.put_slice(header.method.as_str().as_bytes());
+    out.put_slice(b" ");
+    out.put_slice(header.raw_path());
+    out.put_slice(b" HTTP/1.1\r\n");
+    for (name, value) in &header.headers {
+        if headers::HOP_BY_HOP.contains(name) || *name == headers::COOKIE {
+            continue;
+        }
+        put_field(&mut out, name, value.as_bytes());
+    }
+    // HTTP/2 splits a cookie into fields, HTTP/1.1 has one (RFC 9113, section 8.2.3).
+    let mut cookies = header.headers.get_all(headers::COOKIE).iter();
+    if let Some(first) = cookies.next() {
+        let mut whole = first.as_bytes().to_vec();
+        for crumb in cookies {
+            whole.extend_from_slice(b"; ");
+            whole.extend_from_slice(crumb.as_bytes());
+        }
+        put_field(&mut out, &headers::COOKIE, &whole);
+    }
+    out.put_slice(b"\r\n");
+    out.freeze()
+}
+
+fn put_field(out: &mut BytesMut, name: &HeaderName, value: &[u8]) {
+    out.put_slice(name.as_str().as_bytes());
+    out.put_slice(b": ");
+    out.put_slice(value);
+    out.put_slice(b"\r\n");
 }
 
 /// Picks a node that has not been tried.
-pub fn pick(shared: &Shared, ctx: &mut Context) -> Result<Box<HttpPeer>> {
+pub fn pick<'a>(shared: &Shared, ctx: &'a mut Context) -> Result<&'a Picked> {
     let route = ctx.route.as_ref().ok_or_else(|| Error::new(ErrorType::InternalError))?;
     let way = &mut ctx.upstream;
     way.picked = None;
@@ -48,27 +75,22 @@ pub fn pick(shared: &Shared, ctx: &mut Context) -> Result<Box<HttpPeer>> {
         ctx.refusal = way.unreachable.take().or(Some(Refusal::NoHealthyUpstream));
         return Err(Error::explain(ErrorType::ConnectNoRoute, "no healthy node left"));
     };
-    let peer = picked.peer(route.response, route.stream_idle);
     way.tries += 1;
     if !way.tried.is_empty() {
         route.upstream.metrics.retried();
     }
     way.try_started = Some(shared.clock.now());
-    way.picked = Some(picked);
-    Ok(peer)
+    Ok(way.picked.insert(picked))
 }
 
-/// A connection to the node is there, if it is the node's.
-pub fn connected(shared: &Shared, ctx: &mut Context, reused: bool, digest: Option<&Digest>) -> Result<()> {
+/// A connection to the node is there.
+pub fn connected(shared: &Shared, ctx: &mut Context, reused: bool) {
     let way = &mut ctx.upstream;
-    let picked = way.picked.as_ref().ok_or_else(|| Error::new(ErrorType::InternalError))?;
-    picked.node().check_proof(digest)?;
     way.connected = true;
     way.connect = match way.try_started {
         Some(started) if !reused => Some(shared.clock.now().saturating_duration_since(started)),
         _ => None,
     };
-    Ok(())
 }
 
 /// No connection came about: nothing of the request was sent, so another node may have it.
@@ -93,28 +115,31 @@ pub fn connect_failed(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
     error
 }
 
-/// The exchange with a node broke. It may have read the request, so only what changes nothing is tried again: GET and
-/// HEAD on a connection from the pool that the node had closed meanwhile (design, decision 3).
-pub fn broke(session: &Session, ctx: &mut Context, mut error: Box<Error>, reused: bool) -> Box<Error> {
-    if *error.etype() == WRONG_NODE {
-        return connect_failed(ctx, error);
-    }
-    let wait = ctx.upstream.wait.as_ref();
-    let result = match wait.and_then(|w| w.expired()) {
-        _ if wait.is_some_and(|w| w.gone().is_some()) => UpstreamResult::ClientGone,
-        Some(Expired::Response) => UpstreamResult::ResponseTimeout,
-        Some(Expired::StreamIdle) => UpstreamResult::StreamTimeout,
-        None if *error.esource() == ErrorSource::Downstream => UpstreamResult::ClientGone,
-        None => UpstreamResult::Broken,
+/// The exchange with a node broke. If nothing was sent, the next connection may have it. Else the node may have read
+/// it, so only what changes nothing is tried again: GET and HEAD on a connection that had rested and that the node had
+/// closed meanwhile (design, decision 3).
+pub fn broke(session: &Session, ctx: &mut Context, mut error: Box<Error>, exchange: &Exchange) -> Box<Error> {
+    let client = *error.esource() == ErrorSource::Downstream;
+    record_result(ctx, if client { UpstreamResult::ClientGone } else { UpstreamResult::Broken });
+    ctx.error = Some(describe(&error));
+    let harmless = matches!(session.req_header().method, http::Method::GET | http::Method::HEAD);
+    let stale = exchange.reused() && (harmless || !exchange.sent_any());
+    error.set_retry(!client && stale && ctx.upstream.status.is_none() && (ctx.upstream.tries as usize) < TRIES_MAX);
+    error
+}
+
+/// The exchange was given up.
+pub fn ended(ctx: &mut Context, ended: Ended) -> Box<Error> {
+    let Ended { mut error, over } = ended;
+    ctx.upstream.over = over;
+    let result = match over {
+        Some(Over::Response) => UpstreamResult::ResponseTimeout,
+        Some(Over::StreamIdle) => UpstreamResult::StreamTimeout,
+        Some(Over::Gone(_)) | None => UpstreamResult::ClientGone,
     };
     record_result(ctx, result);
     ctx.error = Some(describe(&error));
-    let harmless = matches!(session.req_header().method, http::Method::GET | http::Method::HEAD);
-    if harmless && reused && ctx.upstream.status.is_none() {
-        error.retry.decide_reuse(true);
-    } else {
-        error.set_retry(false);
-    }
+    error.set_retry(false);
     error
 }
 
@@ -128,11 +153,10 @@ fn record_result(ctx: &Context, result: UpstreamResult) {
 
 /// What the client is told when forwarding failed.
 pub fn refusal_for(error: &Error, ctx: &Context) -> Refusal {
-    if let Some(gone) = ctx.upstream.wait.as_ref().and_then(|w| w.gone()) {
-        return refusal_of(gone);
-    }
-    if ctx.upstream.wait.as_ref().and_then(|w| w.expired()).is_some() {
-        return Refusal::UpstreamTimeout;
+    match ctx.upstream.over {
+        Some(Over::Gone(gone)) => return refusal_of(gone),
+        Some(Over::Response | Over::StreamIdle) => return Refusal::UpstreamTimeout,
+        None => {}
     }
     if ctx.upstream.status.is_some() {
         // The node did answer; that its answer can't be passed on is not the client's doing.
@@ -173,6 +197,14 @@ pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result
         return Err(Error::explain(ErrorType::InternalError, "a request without a beginning"));
     };
     request.remove_header(&headers::EXPECT);
+    // HTTP/2 names the host in a field of its own.
+    if !request.headers.contains_key(headers::HOST)
+        && let Some(authority) = request.uri.authority()
+    {
+        let host = HeaderValue::from_str(authority.as_str());
+        let host = host.map_err(|_| Error::explain(ErrorType::InvalidHTTPHeader, "an authority that is no host"))?;
+        request.insert_header(headers::HOST, host)?;
+    }
     if request.raw_path().first() != Some(&b'/') {
         let target = check::origin_form(request.raw_path()).to_vec();
         request.set_raw_path(&target)?;
@@ -250,9 +282,6 @@ pub fn rewrite_response(shared: &Shared, response: &mut ResponseHeader, ctx: &mu
         return Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
     }
     let now = shared.clock.now();
-    if let Some(wait) = &ctx.upstream.wait {
-        wait.activity(now);
-    }
     if ctx.upstream.status.is_none() {
         answered(ctx, response.status.as_u16(), now);
     }

@@ -1,19 +1,15 @@
 //! The `ProxyHttp` that Pingora calls at each stage of a request.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
-use pingora::protocols::Digest;
-use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, Result};
+use pingora::{Error, ErrorType, Result};
 
 use super::context::Context;
-use super::{Shared, admit, forward, record, refuse};
+use super::{Shared, admit, exchange, record, refuse};
 
 /// One listener's requests. All state is in [`Shared`] and in the request's context.
 pub struct Gateway {
@@ -40,10 +36,7 @@ impl ProxyHttp for Gateway {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
         match admit::admit(&self.shared, session, ctx).await {
-            Ok(body) => {
-                forward::begin(&self.shared, session, ctx, body);
-                Ok(false)
-            }
+            Ok(body) => exchange::run(&self.shared, session, ctx, body).await.map(|()| true),
             Err(admit::Stop::Refused(refusal)) => {
                 refuse::refuse(session, ctx, refusal).await;
                 Ok(true)
@@ -52,72 +45,9 @@ impl ProxyHttp for Gateway {
         }
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Context) -> Result<Box<HttpPeer>> {
-        forward::pick(&self.shared, ctx)
-    }
-
-    async fn connected_to_upstream(
-        &self,
-        _session: &mut Session,
-        reused: bool,
-        _peer: &HttpPeer,
-        _fd: std::os::unix::io::RawFd,
-        digest: Option<&Digest>,
-        ctx: &mut Context,
-    ) -> Result<()> {
-        forward::connected(&self.shared, ctx, reused, digest)
-    }
-
-    async fn upstream_request_filter(
-        &self,
-        _session: &mut Session,
-        request: &mut RequestHeader,
-        ctx: &mut Context,
-    ) -> Result<()> {
-        forward::rewrite_request(request, ctx)
-    }
-
-    async fn upstream_response_filter(
-        &self,
-        _session: &mut Session,
-        response: &mut ResponseHeader,
-        ctx: &mut Context,
-    ) -> Result<()> {
-        forward::rewrite_response(&self.shared, response, ctx)
-    }
-
-    fn upstream_response_body_filter(
-        &self,
-        _session: &mut Session,
-        _body: &mut Option<Bytes>,
-        _end_of_stream: bool,
-        ctx: &mut Context,
-    ) -> Result<Option<Duration>> {
-        if let Some(wait) = &ctx.upstream.wait {
-            wait.activity(self.shared.clock.now());
-        }
-        Ok(None)
-    }
-
-    fn fail_to_connect(
-        &self,
-        _session: &mut Session,
-        _peer: &HttpPeer,
-        ctx: &mut Context,
-        error: Box<Error>,
-    ) -> Box<Error> {
-        forward::connect_failed(ctx, error)
-    }
-
-    fn error_while_proxy(
-        &self,
-        _peer: &HttpPeer,
-        session: &mut Session,
-        error: Box<Error>,
-        ctx: &mut Context,
-        reused: bool,
-    ) -> Box<Error> {
-        forward::broke(session, ctx, error, reused)
+    /// Never called: every request has been answered by [`Gateway::request_filter`].
+    async fn upstream_peer(&self, _session: &mut Session, _ctx: &mut Context) -> Result<Box<HttpPeer>> {
+        Err(Error::new(ErrorType::InternalError))
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> FailToProxy {
@@ -130,16 +60,6 @@ impl ProxyHttp for Gateway {
 
     /// The access log tells what Pingora would.
     fn suppress_error_log(&self, _session: &Session, _ctx: &Context, _error: &Error) -> bool {
-        true
-    }
-
-    fn suppress_proxy_warn_log(
-        &self,
-        _session: &Session,
-        _ctx: &Context,
-        _error: &Error,
-        _context: ProxyWarnLogContext,
-    ) -> bool {
         true
     }
 }

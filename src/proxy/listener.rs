@@ -27,7 +27,9 @@ use tokio_openssl::SslStream;
 use super::connection::{Admitted, Connection, Handshaken, ListenerShared};
 use super::downstream::{Downstream, Transport};
 use super::{Gateway, Shared};
-use crate::observe::{HandshakeRecord, HandshakeResult, HandshakesOmitted, Line, LineLimit};
+use crate::observe::{
+    ConnectionDenied, ConnectionRefusal, HandshakeRecord, HandshakeResult, HandshakesOmitted, Line, LineLimit,
+};
 use crate::policy::admission::{Admission, Permit};
 use crate::snapshot::{ListenerSnapshot, Snapshot};
 use crate::tls;
@@ -37,7 +39,7 @@ const BACKLOG: i32 = 4096;
 /// After running out of file descriptors, wait this long before the next accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Failed handshakes of a listener that are written down one by one, each second.
+/// Failed handshakes, and as many denied addresses, of a listener that are written down one by one, each second.
 const FAILURE_LINES_MAX: u32 = 50;
 
 /// How long an HTTP/2 client may take to act on GOAWAY.
@@ -77,6 +79,8 @@ struct Listener {
     proxy: Arc<HttpProxy<Gateway>>,
     admission: Arc<Admission>,
     failure_lines: LineLimit,
+    /// The metric counts those that get no line.
+    denied_lines: LineLimit,
 }
 
 impl ListenerService {
@@ -104,6 +108,7 @@ impl ListenerService {
                     listener,
                     admission: Admission::new(),
                     failure_lines: LineLimit::new(FAILURE_LINES_MAX),
+                    denied_lines: LineLimit::new(FAILURE_LINES_MAX),
                 };
                 (Arc::new(listener), config.address)
             })
@@ -201,11 +206,23 @@ impl Listener {
         let snapshot = self.shared.snapshot();
         let Some(settings) = snapshot.listener(self.listener.index) else { return };
         self.listener.metrics.accepted();
+        if settings.addresses.as_ref().is_some_and(|list| list.denies(remote.ip())) {
+            return self.deny(remote);
+        }
         match self.admission.admit(remote.ip(), &settings.admission, self.shared.clock.now()) {
             Ok(permit) => {
                 tokio::spawn(self.clone().serve(tcp, remote, permit, snapshot.clone(), stop.clone()));
             }
             Err(refusal) => self.listener.metrics.refused(refusal),
+        }
+    }
+
+    /// Turns a connection away by its address.
+    fn deny(&self, remote: SocketAddr) {
+        self.listener.metrics.refused(ConnectionRefusal::Denied);
+        if self.denied_lines.admit(self.shared.clock.now()) == Line::Write {
+            let (time, listener) = (self.shared.clock.wall(), self.listener.name.as_str());
+            self.shared.log().record_denied(&ConnectionDenied { time, listener, client: remote.ip().to_canonical() });
         }
     }
 

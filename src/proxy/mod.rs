@@ -1,7 +1,7 @@
 //! Requests, from accept to log line, on Pingora.
 //!
 //! [`listener`] accepts and authenticates connections; [`Gateway`] is the `ProxyHttp` that Pingora calls for each
-//! request: [`admit`] decides, [`refuse`] says no, [`forward`] rewrites and sends, [`record`] writes down.
+//! request: [`admit`] decides, [`refuse`] says no, [`exchange`] forwards, with [`forward`] for what is rewritten and what follows from a failure, [`record`] writes down.
 
 mod admit;
 pub mod answer;
@@ -10,6 +10,8 @@ pub mod check;
 pub mod connection;
 mod context;
 mod downstream;
+mod exchange;
+mod filter;
 mod forward;
 mod frames;
 mod gateway;
@@ -17,7 +19,6 @@ pub mod listener;
 mod rate_limit;
 mod record;
 mod refuse;
-mod session;
 mod shared;
 pub mod sketch;
 pub mod told;

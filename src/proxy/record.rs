@@ -4,7 +4,7 @@ use http::Version;
 use pingora::proxy::Session;
 
 use super::context::{Begun, Context};
-use super::{Shared, body, check, session};
+use super::{Shared, body, check};
 use crate::headers;
 use crate::observe::{AccessRecord, MethodLabel};
 
@@ -13,9 +13,6 @@ const CLIENT_GONE: u16 = 499;
 
 /// Writes the request down and lets its connection go on.
 pub fn record(shared: &Shared, session: &mut Session, ctx: &mut Context) {
-    if let Some(wait) = &ctx.upstream.wait {
-        session::unwrap(&mut session.downstream_session, wait);
-    }
     let Some(begun) = ctx.begun.take() else { return };
     let now = shared.clock.now();
     // A refused client may linger after its answer; that is not the request's time.
@@ -31,7 +28,7 @@ pub fn record(shared: &Shared, session: &mut Session, ctx: &mut Context) {
     }
     log(shared, session, ctx, &begun, status, duration);
     if let Some(h1) = session.as_downstream().as_http1() {
-        let chunked = session.req_header().headers.contains_key(headers::TRANSFER_ENCODING);
+        let chunked = ctx.body.chunked || session.req_header().headers.contains_key(headers::TRANSFER_ENCODING);
         let body = (!chunked).then(|| body::announced(session).unwrap_or(0));
         begun.connection.request_was(h1.get_headers_raw_bytes().len() as u64, body);
     }
@@ -77,6 +74,8 @@ fn log(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, status:
         refusal: ctx.refusal.as_ref().map(|r| r.code()),
         refusal_detail: ctx.refusal.as_ref().and_then(|r| r.detail()),
         rate_limit: ctx.rate_limit.as_ref().map(|l| &*l.name),
+        request_rule: ctx.rules_met.as_deref(),
+        waf_score: ctx.waf_score,
         bytes_in: ctx.body.length,
         bytes_out: session.as_downstream().body_bytes_sent() as u64,
         duration,

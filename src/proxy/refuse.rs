@@ -7,9 +7,9 @@ use pingora::http::ResponseHeader;
 use pingora::proxy::{FailToProxy, Session};
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
-use super::context::Context;
+use super::context::{Context, Over};
 use super::watch::refusal_of;
-use super::{answer, body, forward, session};
+use super::{answer, body, forward};
 use crate::headers;
 use crate::json_rpc::RawId;
 use crate::observe::CloseReason;
@@ -78,9 +78,6 @@ async fn linger(session: &mut Session) {
 /// Forwarding failed: answers, unless an answer has begun. Then the connection ends without the answer's end, so that
 /// the client can't take a part for the whole.
 pub async fn failed(session: &mut Session, ctx: &mut Context, error: &Error) -> FailToProxy {
-    if let Some(wait) = &ctx.upstream.wait {
-        session::unwrap(&mut session.downstream_session, wait);
-    }
     if ctx.error.is_none() {
         ctx.error = Some(forward::describe(error));
     }
@@ -89,20 +86,19 @@ pub async fn failed(session: &mut Session, ctx: &mut Context, error: &Error) -> 
             error.etype(),
             ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed | ErrorType::H2Error
         );
-    if let Some(gone) = ctx.upstream.wait.as_ref().and_then(|w| w.gone()) {
+    if let Some(Over::Gone(gone)) = ctx.upstream.over {
         // An answer that has begun can't be taken back; the log and the metric say why it was cut off.
         ctx.refusal = Some(refusal_of(gone));
     }
-    if let Some(begun) = &ctx.begun {
-        let upstream = *error.esource() == ErrorSource::Upstream;
-        begun.connection.ends_for(if upstream { CloseReason::UpstreamAborted } else { CloseReason::Aborted });
-    }
     if session.response_written().is_some() || (gone && ctx.upstream.status.is_none() && ctx.refusal.is_none()) {
+        if let Some(begun) = &ctx.begun {
+            let upstream = *error.esource() == ErrorSource::Upstream;
+            begun.connection.ends_for(if upstream { CloseReason::UpstreamAborted } else { CloseReason::Aborted });
+        }
         return FailToProxy { error_code: 0, can_reuse_downstream: false };
     }
     let refusal = ctx.refusal.take().unwrap_or_else(|| forward::refusal_for(error, ctx));
     let status = refusal.status();
-    session.set_keepalive(None);
     refuse(session, ctx, refusal).await;
-    FailToProxy { error_code: status, can_reuse_downstream: false }
+    FailToProxy { error_code: status, can_reuse_downstream: session.as_downstream().get_keepalive().is_some() }
 }

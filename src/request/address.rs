@@ -48,7 +48,8 @@ impl TrustedProxies {
     }
 }
 
-fn unmapped_network(network: IpNet) -> IpNet {
+/// An IPv4-mapped IPv6 network as the IPv4 network that it is; any other as it is.
+pub fn unmapped_network(network: IpNet) -> IpNet {
     if let IpNet::V6(net) = network
         && let Some(address) = net.addr().to_ipv4_mapped()
         && let Some(length) = net.prefix_len().checked_sub(96)

@@ -97,7 +97,7 @@ impl HealthChecks {
                 return before.swap_remove(at);
             }
             let (stop, stopped) = watch::channel(false);
-            tokio::spawn(upstream::run_health_checks(u.upstream.clone(), self.0.clock.clone(), stopped));
+            tokio::spawn(upstream::look_after(u.upstream.clone(), self.0.clock.clone(), stopped));
             (u.clone(), stop)
         });
         each.collect()

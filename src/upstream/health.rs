@@ -40,6 +40,9 @@ const PROBE_BODY_MAX: usize = 64 << 10;
 /// The least time between two probes that Hive's limit allows. A node that was never up is probed so often.
 const PROBE_INTERVAL_MIN: Duration = Duration::from_secs(2);
 
+/// How often connections that rest are looked through.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The first probes of an upstream's nodes stand so far apart, so that a thousand nodes are not asked in one instant.
 const FIRST_PROBE_STAGGER: Duration = Duration::from_millis(1);
 
@@ -47,17 +50,16 @@ const FIRST_PROBE_STAGGER: Duration = Duration::from_millis(1);
 /// find out whether the node takes connections.
 static CONNECTOR: LazyLock<Connector> = LazyLock::new(|| Connector::new(None));
 
-/// Probes every node of an upstream until `shutdown` turns true or its sender is gone; returns then, and what probes are
-/// under way end by themselves within their time limit. With health checks off it returns at once.
+/// Probes every node of an upstream, unless health checks are off, and closes connections that have rested long enough,
+/// until `shutdown` turns true or its sender is gone; returns then, and what probes are under way end by themselves within
+/// their time limit.
 ///
 /// It is made for one loop after another: a reload ends the old upstream's and starts the new one's. A node that both
 /// have keeps its times, so a probe is neither missed nor doubled however often that happens.
-pub async fn run_health_checks(upstream: Arc<Upstream>, clock: Clock, mut shutdown: ShutdownWatch) {
-    if !upstream.health_check.enabled {
-        return;
-    }
+pub async fn look_after(upstream: Arc<Upstream>, clock: Clock, mut shutdown: ShutdownWatch) {
     let seed = fresh_seed();
-    for node in upstream.nodes() {
+    let probed = if upstream.health_check.enabled { upstream.nodes() } else { &[] };
+    for node in probed {
         let watch = NodeWatch {
             node: node.clone(),
             check: Probe::new(&upstream.health_check),
@@ -68,8 +70,17 @@ pub async fn run_health_checks(upstream: Arc<Upstream>, clock: Clock, mut shutdo
         };
         tokio::spawn(watch.run(shutdown.clone()));
     }
-    // An error means that the sender is gone, and with it whoever wanted the probes.
-    let _ = shutdown.wait_for(|stop| *stop).await;
+    loop {
+        tokio::select! {
+            biased;
+            // An error means that the sender is gone, and with it whoever wanted the probes.
+            _ = shutdown.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(SWEEP_INTERVAL) => {}
+        }
+        for node in upstream.nodes() {
+            node.close_idle(clock.now());
+        }
+    }
 }
 
 /// The loop of one node.

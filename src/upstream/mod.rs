@@ -3,16 +3,20 @@
 //! ```text
 //! Upstream::pick ─ balance (round robin, least requests) over the usable nodes ─ Picked (counts while it lives)
 //!   └ Picked::peer ─ the HttpPeer that Pingora connects to, with this request's limits
-//! run_health_checks ─ one loop per node ─ Node (unknown, up, down)
+//! look_after ─ one loop per node ─ Node (unknown, up, down)
 //! ```
 //!
 //! Room is left for what comes later: a breaker asks before [`Upstream::pick`], an ejection or a drained node is one
 //! more reason in [`Node::is_usable`], and discovery builds a new [`Upstream`] from a `previous` one.
 
 mod balance;
+mod exchange;
 #[cfg(test)]
 mod fakes;
 mod health;
+mod http1;
+mod idle_links;
+mod link;
 mod node;
 mod peer;
 mod random;
@@ -21,7 +25,8 @@ mod settings;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-pub use health::run_health_checks;
+pub use exchange::{Exchange, Request};
+pub use health::look_after;
 pub use node::{Health, Node, NodeStatus, WRONG_NODE};
 pub use settings::{NodeSettings, Settings, SettingsError};
 
@@ -37,6 +42,7 @@ pub struct Upstream {
     nodes: Box<[Arc<Node>]>,
     balancer: Balancer,
     health_check: file::HealthCheck,
+    http2: bool,
 }
 
 impl Upstream {
@@ -66,14 +72,20 @@ impl Upstream {
                 Node::new(index, node, &settings, state).map(Arc::new)
             })
             .collect::<Result<_, _>>()?;
+        let http2 = matches!(settings.protocol, file::UpstreamProtocol::Http2);
         let balancer = Balancer::new(settings.balance, seed.unwrap_or_else(random::fresh_seed));
         balancer.refresh(&nodes);
-        Ok(Arc::new(Self { name: settings.name, nodes, balancer, health_check: settings.health_check }))
+        Ok(Arc::new(Self { name: settings.name, nodes, balancer, health_check: settings.health_check, http2 }))
     }
 
     /// The upstream's name.
     pub fn name(&self) -> &UpstreamName {
         &self.name
+    }
+
+    /// Whether the nodes are spoken to in HTTP/2.
+    pub fn speaks_http2(&self) -> bool {
+        self.http2
     }
 
     /// Every node, usable or not, in the order of the configuration.

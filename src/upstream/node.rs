@@ -11,8 +11,11 @@ use pingora::protocols::Digest;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType};
 
+use super::idle_links::IdleLinks;
+use super::link::Link;
 use super::peer;
 use super::settings::{NodeSettings, Settings, SettingsError};
+use crate::config::file::UpstreamProtocol;
 use crate::observe::NodeMetrics;
 use crate::tls::NodeProof;
 
@@ -60,6 +63,10 @@ pub struct Node {
     pub(super) weight: u16,
     pub(super) peer: HttpPeer,
     idle: Duration,
+    connect: Duration,
+    http2: bool,
+    /// Connections made with other TLS material, or for another upstream, are not for this one.
+    generation: u64,
     /// Whether a connection counts only with [`NodeProof::Right`].
     proves_id: bool,
     /// Off: the node counts as up, whatever its state says from a time when it was on.
@@ -86,6 +93,9 @@ impl Node {
             weight: node.weight,
             peer: peer::template(node, settings),
             idle: settings.timeouts.idle.0,
+            connect: settings.timeouts.connect.0,
+            http2: matches!(settings.protocol, UpstreamProtocol::Http2),
+            generation: peer::pool_key(settings),
             proves_id: node.tls,
             checked: settings.health_check.enabled,
             state,
@@ -152,9 +162,8 @@ impl Node {
     /// To be called with each answer's headers: learns how long the node keeps an idle connection
     /// (`Keep-Alive: timeout=5`).
     ///
-    /// Pingora parses that hint and then doesn't use it: the pool's timer is the peer's `idle_timeout` alone
-    /// (pingora-core, `connectors/http/v1.rs`, `release_http_session`). So the shortest hint that a node ever gave is
-    /// kept here, and [`Node::idle_limit`] follows it. A hint longer than the configured time changes nothing.
+    /// The shortest hint that a node ever gave is kept, and [`Node::idle_limit`] follows it. A hint longer than the
+    /// configured time changes nothing.
     pub fn learn_keep_alive(&self, headers: &HeaderMap) {
         let Some(limit) = headers.get(KEEP_ALIVE).and_then(|v| keep_alive_limit(v.as_bytes())) else {
             return;
@@ -170,6 +179,36 @@ impl Node {
     pub fn idle_limit(&self) -> Duration {
         let hint = Duration::from_millis(self.state.keep_alive_ms.load(Ordering::Relaxed).into());
         self.idle.min(hint)
+    }
+
+    /// `https://`
+    pub(super) fn is_tls(&self) -> bool {
+        self.proves_id
+    }
+
+    /// Whether HTTP/2 is spoken to it.
+    pub(super) fn speaks_http2(&self) -> bool {
+        self.http2
+    }
+
+    /// Longest time for TCP and TLS together.
+    pub(super) fn connect_limit(&self) -> Duration {
+        self.connect
+    }
+
+    /// A connection that rests and may have the next request.
+    pub(super) fn take_idle(&self, now: Instant) -> Option<Link> {
+        self.state.idle_links.take(self.generation, now, self.idle_limit())
+    }
+
+    /// Lets a connection rest, if it is of use to another request.
+    pub(super) fn keep_idle(&self, link: Link, now: Instant) {
+        self.state.idle_links.put(link, self.generation, now);
+    }
+
+    /// Closes connections that have rested for too long, or that no request may use any more.
+    pub(super) fn close_idle(&self, now: Instant) {
+        self.state.idle_links.sweep(self.generation, now, self.idle_limit());
     }
 
     /// What the admin page shows.
@@ -273,6 +312,7 @@ pub(super) struct State {
     /// The shortest [`keep_alive_limit`] seen; `u32::MAX` before the first.
     keep_alive_ms: AtomicU32,
     track: Mutex<Track>,
+    idle_links: IdleLinks,
     metrics: Arc<NodeMetrics>,
 }
 
@@ -319,6 +359,7 @@ impl State {
             connect_failures: AtomicU64::new(0),
             keep_alive_ms: AtomicU32::new(u32::MAX),
             track: Mutex::new(Track::default()),
+            idle_links: IdleLinks::new(),
             metrics,
         })
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use pingora::protocols::TcpKeepalive;
 use pingora::upstreams::peer::{ALPN, HttpPeer, HttpUpstreamRequestPolicy};
 
+use super::Node;
 use super::settings::{NodeSettings, Settings};
-use super::{Node, Picked};
 use crate::config::file::UpstreamProtocol;
 use crate::tls::prove_node;
 
@@ -15,7 +15,7 @@ use crate::tls::prove_node;
 const H2_STREAMS_MAX: usize = 100;
 
 /// A node's machine that vanished is noticed within about a minute, however silent a stream may be.
-const TCP_KEEPALIVE: TcpKeepalive = TcpKeepalive {
+pub(super) const TCP_KEEPALIVE: TcpKeepalive = TcpKeepalive {
     idle: Duration::from_secs(30),
     interval: Duration::from_secs(10),
     count: 3,
@@ -57,7 +57,7 @@ pub(super) fn template(node: &NodeSettings, settings: &Settings) -> HttpPeer {
 
 /// Pingora's pool looks a connection up by a hash that leaves out the authorities (`upstreams/peer.rs`, `impl Hash`):
 /// connections of another upstream or of older TLS material are kept apart by this.
-fn pool_key(settings: &Settings) -> u64 {
+pub(super) fn pool_key(settings: &Settings) -> u64 {
     let mut hasher = fixed_hasher();
     settings.name.as_str().hash(&mut hasher);
     settings.tls.as_ref().map(|t| t.generation).hash(&mut hasher);
@@ -69,28 +69,13 @@ fn fixed_hasher() -> impl Hasher {
     ahash::RandomState::with_seeds(1, 2, 3, 4).build_hasher()
 }
 
-impl Picked {
-    /// The peer for this request. `response` is the longest wait for the answer's first byte, `stream_idle` the longest
-    /// silence inside it.
-    ///
-    /// Pingora has one `read_timeout` per request: the longest wait of any single read, from the answer's first byte to
-    /// its last, and no filter can change it once the request runs (pingora-proxy, `proxy_h1.rs`, `proxy_1to1`). So it
-    /// is set to the longer of the two; the proxy keeps the exact ones where they differ.
-    pub fn peer(&self, response: Duration, stream_idle: Duration) -> Box<HttpPeer> {
-        Box::new(self.node().peer_for(response, stream_idle))
-    }
-}
-
 impl Node {
-    fn peer_for(&self, response: Duration, stream_idle: Duration) -> HttpPeer {
+    /// The peer for a request.
+    pub(super) fn peer_for_exchange(&self) -> HttpPeer {
         let mut peer = self.peer.clone();
         let idle = self.idle_limit();
-        peer.options.idle_timeout = Some(idle);
         // A connection that was released under a longer limit must not be reused once the node has named a shorter one.
         peer.group_key ^= u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        peer.options.read_timeout = Some(response.max(stream_idle));
-        // A node that doesn't read the request's body: nothing else would end that, for the answer isn't awaited then.
-        peer.options.write_timeout = Some(response);
         peer
     }
 

@@ -11,6 +11,7 @@ mod bodies;
 mod cli;
 mod conf;
 mod crl_points;
+mod defense;
 mod demo;
 mod egress;
 mod explain;
@@ -32,3 +33,5 @@ mod streams;
 mod tls;
 mod trust;
 mod upstream;
+#[cfg(feature = "waf")]
+mod waf;

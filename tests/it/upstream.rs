@@ -226,6 +226,29 @@ fn no_node_that_takes_a_connection_is_502() {
 }
 
 #[test]
+fn a_failure_of_the_nodes_does_not_cost_the_client_its_connection() {
+    let (_guard, dead) = dead_address();
+    let torn = Node::start_with(|request, exchange| {
+        if request.target().ends_with("torn") {
+            exchange.close();
+            return Ok(());
+        }
+        exchange.answer(200, "", b"fine")
+    });
+    let mut setup = Setup::new(&[]);
+    setup.upstreams = upstream("hive", "http", &[torn.address], "health_check: { enabled: false }")
+        + &upstream("dead", "http", &[dead], "health_check: { enabled: false }");
+    setup.routes += "  - { name: dead, paths: [/dead], methods: [POST], peers: any, upstream: dead }\n";
+    let gateway = setup.start();
+    let mut connection = gateway.connect("alice");
+    for (path, expected) in [("/dead", 502), ("/echo?torn", 502), ("/echo", 200)] {
+        let request = format!("POST {path} HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 2\r\n\r\n{{}}");
+        let answer = connection.exchange(request.as_bytes()).unwrap();
+        assert_eq!(answer.status, expected, "{path}: {}", answer.text());
+    }
+}
+
+#[test]
 fn a_request_that_a_node_has_seen_is_never_sent_again() {
     let tear = |_: &_, exchange: &mut crate::support::node::Exchange| {
         exchange.close();

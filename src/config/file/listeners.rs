@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
-use super::{RateLimit, seconds};
+use super::{RateLimit, RequestRule, Waf, seconds};
 use crate::names::ListenerName;
 use crate::units::{Rate, Size, Span};
 
@@ -36,6 +36,20 @@ pub struct Listener {
     /// How often clients may ask, whatever the route. Default: as often as they like.
     #[serde(default)]
     pub rate_limits: Vec<RateLimit>,
+    /// Networks and addresses that are kept out: of the connection, before TLS, and of the client behind a trusted proxy,
+    /// with 403. Default: none.
+    #[serde(default)]
+    pub deny: Vec<String>,
+    /// A file with more of them, one a line, `#` for comments; watched, up to 128 MiB. Default: none.
+    pub deny_file: Option<String>,
+    /// Exceptions from both. Default: none.
+    #[serde(default)]
+    pub allow: Vec<String>,
+    /// Requests that are not taken, whatever the route. Default: none.
+    #[serde(default)]
+    pub request_rules: Vec<RequestRule>,
+    /// The web application firewall of all routes that have no `waf` of their own. Default: none.
+    pub waf: Option<Waf>,
 }
 
 /// What a listener speaks.

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 
-use super::seconds;
+use super::{RequestRule, Waf, seconds};
 use crate::names::{ListenerName, PeerName, RouteName, UpstreamName};
 use crate::policy::rate_limit::KeyPart;
 use crate::units::{Rate, Size, Span};
@@ -41,6 +41,11 @@ pub struct Route {
     /// How often clients may ask; all limits count. Default: as often as they like.
     #[serde(default)]
     pub rate_limits: Vec<RateLimit>,
+    /// Requests that are not taken. Default: none.
+    #[serde(default)]
+    pub request_rules: Vec<RequestRule>,
+    /// The web application firewall, in place of the listener's. Default: the listener's.
+    pub waf: Option<Waf>,
 }
 
 /// `routes[].rate_limits[]` and `listeners[].rate_limits[]`: beyond it 429, with `Retry-After`.

@@ -1,13 +1,12 @@
 //! `listeners`: addresses, trust, limits.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 
-use super::Resolver;
 use super::ranges::{DAY, HOUR, MILLISECOND, MINUTE, SECOND};
+use super::{Resolver, defense};
 use crate::config::file::{self, ClientAuth, ListenerLimits, ListenerTimeouts, ListenerTls, OcspCheck, Protocol};
 use crate::config::{Listener, Route, RoutePeers};
+use crate::policy::deny::parse_network;
 use crate::tls::{CrlUrl, UrlPrefix};
 
 pub(super) fn resolve(r: &mut Resolver<'_>, raw: Vec<file::Listener>) -> Vec<Listener> {
@@ -36,6 +35,7 @@ fn listener(r: &mut Resolver<'_>, at: &str, raw: file::Listener) -> Listener {
     let trusted = raw.trusted_proxies.iter().enumerate();
     let trusted_proxies = trusted.filter_map(|(i, text)| network(r, &format!("{at}.trusted_proxies[{i}]"), text));
     let trusted_proxies = trusted_proxies.collect();
+    let addresses = defense::addresses(r, at, &raw);
     limits(r, &format!("{at}.limits"), &raw.limits);
     timeouts(r, &format!("{at}.timeouts"), &raw.timeouts);
     Listener {
@@ -47,6 +47,9 @@ fn listener(r: &mut Resolver<'_>, at: &str, raw: file::Listener) -> Listener {
         limits: raw.limits,
         timeouts: raw.timeouts,
         rate_limits: raw.rate_limits,
+        addresses,
+        request_rules: defense::request_rules(r, &format!("{at}.request_rules"), &raw.request_rules),
+        waf: raw.waf.as_ref().and_then(|waf| defense::firewall(r, &format!("{at}.waf"), waf)),
     }
 }
 
@@ -119,15 +122,13 @@ fn client_auth(r: &mut Resolver<'_>, at: &str, auth: &mut ClientAuth) {
 
 /// A network, or one address.
 fn network(r: &mut Resolver<'_>, path: &str, text: &str) -> Option<IpNet> {
-    let parsed = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    let Ok(network) = parsed else {
-        r.error(path, format!("{text:?} is not a network; write one such as 10.0.0.0/8, or an address"));
-        return None;
+    let network = match parse_network(text) {
+        Ok(network) => network,
+        Err(why) => {
+            r.error(path, why);
+            return None;
+        }
     };
-    if network != network.trunc() {
-        r.error(path, format!("{text} has address bits beyond its length; write {}", network.trunc()));
-        return None;
-    }
     if network.prefix_len() == 0 {
         r.warn(path, format!("{text} is everyone: any client can choose the address that Hive sees"));
     }

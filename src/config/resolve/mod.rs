@@ -1,6 +1,7 @@
 //! Names become things, and what can't work is found: all of it, not only the first.
 
 mod certificates;
+mod defense;
 mod endpoint;
 mod federation;
 mod json_rpc;

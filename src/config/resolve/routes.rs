@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::ranges::{DAY, HOUR, MILLISECOND};
-use super::{Resolver, json_rpc, patterns};
+use super::{Resolver, defense, json_rpc, patterns};
 use crate::config::file::{self, Body};
 use crate::config::nearest::known_ones;
 use crate::config::{Listener, Peer, Route, RouteListeners, RoutePeers, Upstream};
@@ -83,6 +83,8 @@ fn route(r: &mut Resolver<'_>, at: &str, raw: file::Route, names: &Names<'_>) ->
         json_rpc,
         timeouts: raw.timeouts,
         rate_limits: raw.rate_limits,
+        request_rules: defense::request_rules(r, &format!("{at}.request_rules"), &raw.request_rules),
+        waf: defense::route_waf(r, &format!("{at}.waf"), raw.waf.as_ref()),
     }
 }
 

@@ -17,7 +17,7 @@ struct Probing {
 
 fn probing(upstream: &Arc<Upstream>) -> Probing {
     let (stop, stopped) = tokio::sync::watch::channel(false);
-    tokio::spawn(run_health_checks(upstream.clone(), Clock::System, stopped));
+    tokio::spawn(look_after(upstream.clone(), Clock::System, stopped));
     Probing { _stop: stop }
 }
 
@@ -131,7 +131,7 @@ async fn probes_end_with_the_shutdown() {
     let fake = FakeNode::start(OK).await;
     let upstream = build(settings(vec![node(fake.address, 1)]));
     let (stop, stopped) = tokio::sync::watch::channel(false);
-    let task = tokio::spawn(run_health_checks(upstream.clone(), Clock::System, stopped));
+    let task = tokio::spawn(look_after(upstream.clone(), Clock::System, stopped));
     becomes(&upstream, Health::Up).await;
     stop.send(true).unwrap();
     task.await.unwrap();
@@ -153,8 +153,6 @@ async fn without_health_checks_every_node_is_up() {
     let upstream = rebuild(off(vec![node(sick.address, 1)]), Some(&checked));
     assert!(upstream.is_ready());
     assert!(upstream.pick(&[]).is_some());
-    let (_stop, stopped) = tokio::sync::watch::channel(false);
-    run_health_checks(upstream, Clock::System, stopped).await;
 }
 
 #[tokio::test]

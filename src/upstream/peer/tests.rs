@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use bytes::Bytes;
 use openssl::asn1::Asn1Time;
 use openssl::ec::{EcGroup, EcKey};
 use openssl::hash::MessageDigest;
@@ -9,39 +10,34 @@ use openssl::nid::Nid;
 use openssl::pkey::PKey;
 use openssl::x509::{X509, X509NameBuilder};
 use pingora::ErrorType;
-use pingora::connectors::http::Connector;
-use pingora::http::RequestHeader;
-use pingora::protocols::http::client::HttpSession;
 use pingora::upstreams::peer::Peer;
 use pingora::utils::tls::CertKey;
 
 use super::super::fakes::{Does, FakeNode, OK, build, node, rebuild, settings, until};
-use super::super::{SettingsError, Upstream};
+use super::super::{Request, SettingsError, Upstream};
 use super::*;
-use crate::config::file::UpstreamTimeouts;
+use crate::config::file::{HealthCheck, UpstreamTimeouts};
 use crate::tls::UpstreamTlsMaterial;
 use crate::units::Span;
 
+const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn idle(settings: Settings, idle: Duration) -> Settings {
     Settings { timeouts: UpstreamTimeouts { idle: Span(idle), ..UpstreamTimeouts::default() }, ..settings }
 }
 
-/// One request as the proxy makes it; whether its connection was an old one.
-async fn request(connector: &Connector, upstream: &Upstream) -> bool {
+/// One request as the proxy makes it, at `now`; whether its connection was an old one.
+async fn request_at(upstream: &Upstream, now: Instant) -> bool {
     let picked = upstream.pick(&[]).unwrap();
-    let peer = picked.peer(MINUTE, MINUTE);
-    let (mut session, reused) = connector.get_http_session(&*peer).await.unwrap();
-    let mut head = RequestHeader::build("GET", b"/", None).unwrap();
-    head.insert_header("Host", "hive").unwrap();
-    session.write_request_header(Box::new(head)).await.unwrap();
-    session.finish_request_body().await.unwrap();
-    session.read_response_header().await.unwrap();
-    picked.node().learn_keep_alive(&session.response_header().unwrap().headers);
-    while session.read_response_body().await.unwrap().is_some() {}
-    assert!(matches!(session, HttpSession::H1(_)));
-    connector.release_http_session(session, &*peer, peer.idle_timeout()).await;
+    let mut exchange = picked.connect(now).await.unwrap();
+    let reused = exchange.reused();
+    let http1 = Bytes::from_static(b"GET / HTTP/1.1\r\nHost: hive\r\n\r\n");
+    let request = Request { http2: None, http1, body: Bytes::new(), no_body: false };
+    let header = exchange.send(&request).await.unwrap();
+    picked.node().learn_keep_alive(&header.headers);
+    while exchange.body().await.unwrap().is_some() {}
+    picked.release(exchange, now);
     reused
 }
 
@@ -86,12 +82,9 @@ const ANYWHERE: std::net::SocketAddr =
 #[test]
 fn a_peer_carries_the_limits_and_nothing_that_weakens_it() {
     let upstream = build(https(ANYWHERE, Some(material(1))));
-    let peer = upstream.pick(&[]).unwrap().peer(MINUTE, MINUTE * 5);
+    let peer = upstream.pick(&[]).unwrap().node().peer_for_exchange();
     assert_eq!(peer.options.total_connection_timeout, Some(Duration::from_secs(2)));
     assert_eq!(peer.options.connection_timeout, None);
-    assert_eq!(peer.options.idle_timeout, Some(Duration::from_secs(4)));
-    assert_eq!(peer.options.read_timeout, Some(MINUTE * 5));
-    assert_eq!(peer.options.write_timeout, Some(MINUTE));
     assert_eq!(peer.options.http_upstream_request_policy, HttpUpstreamRequestPolicy::deny_upgrades());
     assert_eq!(peer.options.alpn, ALPN::H1);
     assert!(peer.options.verify_cert && peer.options.verify_hostname);
@@ -112,7 +105,7 @@ fn tls_without_the_means_to_verify_is_refused() {
 
 #[test]
 fn connections_are_shared_only_under_the_same_upstream_and_material() {
-    let hash = |upstream: &Upstream| upstream.pick(&[]).unwrap().peer(MINUTE, MINUTE).reuse_hash();
+    let hash = |upstream: &Upstream| upstream.pick(&[]).unwrap().node().peer_for_exchange().reuse_hash();
     let tls = material(1);
     let old = build(https(ANYWHERE, Some(tls.clone())));
     let same = rebuild(https(ANYWHERE, Some(tls.clone())), Some(&old));
@@ -128,10 +121,24 @@ fn connections_are_shared_only_under_the_same_upstream_and_material() {
 #[tokio::test]
 async fn an_idle_connection_is_reused_and_closed_after_the_configured_time() {
     let fake = FakeNode::start(OK).await;
-    let upstream = build(idle(settings(vec![node(fake.address, 1)]), Duration::from_secs(1)));
-    let connector = Connector::new(None);
-    assert!(!request(&connector, &upstream).await);
-    assert!(request(&connector, &upstream).await);
+    let upstream = build(idle(settings(vec![node(fake.address, 1)]), SECOND));
+    let now = Instant::now();
+    assert!(!request_at(&upstream, now).await);
+    assert!(request_at(&upstream, now + SECOND / 2).await);
+    assert!(!request_at(&upstream, now + SECOND * 3 / 2).await, "it has rested for a second");
+    until("closed", || fake.open.load(Ordering::SeqCst) == 1).await;
+    upstream.nodes()[0].close_idle(now + SECOND * 5 / 2);
+    until("closed", || fake.open.load(Ordering::SeqCst) == 0).await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_without_anybody_asking_for_one() {
+    let fake = FakeNode::start(OK).await;
+    let quiet = HealthCheck { enabled: false, ..HealthCheck::default() };
+    let upstream = build(Settings { health_check: quiet, ..idle(settings(vec![node(fake.address, 1)]), SECOND / 100) });
+    let (_stop, stopped) = tokio::sync::watch::channel(false);
+    tokio::spawn(super::super::look_after(upstream.clone(), crate::clock::Clock::System, stopped));
+    assert!(!request_at(&upstream, Instant::now()).await);
     until("closed", || fake.open.load(Ordering::SeqCst) == 0).await;
 }
 
@@ -140,24 +147,42 @@ async fn a_connection_is_not_reused_for_longer_than_the_node_keeps_it() {
     const SHORT: Does = Does::Answer("HTTP/1.1 200 OK\r\nKeep-Alive: timeout=3\r\nContent-Length: 2\r\n\r\nok");
     let fake = FakeNode::start(SHORT).await;
     let upstream = build(idle(settings(vec![node(fake.address, 1)]), MINUTE));
-    let connector = Connector::new(None);
-    assert!(!request(&connector, &upstream).await);
-    assert!(!request(&connector, &upstream).await, "the first one lies in the pool for a minute: never again");
-    assert!(request(&connector, &upstream).await, "the second one lies there for as long as the node said");
-    assert_eq!(upstream.nodes()[0].idle_limit(), Duration::from_secs(2));
-    until("closed", || fake.open.load(Ordering::SeqCst) == 1).await;
+    let now = Instant::now();
+    assert!(!request_at(&upstream, now).await);
+    assert!(request_at(&upstream, now + SECOND).await);
+    assert_eq!(upstream.nodes()[0].idle_limit(), SECOND * 2);
+    assert!(!request_at(&upstream, now + SECOND * 3).await, "for less than the node said");
 }
 
 #[tokio::test]
 async fn a_longer_hint_changes_nothing() {
     const LONG: Does = Does::Answer("HTTP/1.1 200 OK\r\nKeep-Alive: timeout=600\r\nContent-Length: 2\r\n\r\nok");
     let fake = FakeNode::start(LONG).await;
-    let upstream = build(idle(settings(vec![node(fake.address, 1)]), Duration::from_secs(1)));
-    let connector = Connector::new(None);
-    assert!(!request(&connector, &upstream).await);
-    assert!(request(&connector, &upstream).await);
-    assert_eq!(upstream.nodes()[0].idle_limit(), Duration::from_secs(1));
+    let upstream = build(idle(settings(vec![node(fake.address, 1)]), SECOND));
+    let now = Instant::now();
+    assert!(!request_at(&upstream, now).await);
+    assert_eq!(upstream.nodes()[0].idle_limit(), SECOND);
+    assert!(!request_at(&upstream, now + SECOND).await);
+}
+
+#[tokio::test]
+async fn a_connection_that_the_node_has_closed_is_not_reused() {
+    const BYE: Does = Does::AnswerAndClose("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    let fake = FakeNode::start(BYE).await;
+    let upstream = build(idle(settings(vec![node(fake.address, 1)]), MINUTE));
+    let now = Instant::now();
+    assert!(!request_at(&upstream, now).await);
     until("closed", || fake.open.load(Ordering::SeqCst) == 0).await;
+    assert!(!request_at(&upstream, now).await);
+}
+
+#[tokio::test]
+async fn a_connection_with_more_than_the_answer_on_it_is_not_reused() {
+    const MORE: Does = Does::Answer("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n");
+    let fake = FakeNode::start(MORE).await;
+    let upstream = build(idle(settings(vec![node(fake.address, 1)]), MINUTE));
+    assert!(!request_at(&upstream, Instant::now()).await);
+    assert!(!request_at(&upstream, Instant::now()).await);
 }
 
 #[test]
@@ -191,9 +216,8 @@ async fn tcp_and_tls_share_one_limit() {
     let fake = FakeNode::start(Does::Hang).await;
     let timeouts = UpstreamTimeouts { connect: Span(Duration::from_millis(100)), ..UpstreamTimeouts::default() };
     let upstream = build(Settings { timeouts, ..https(fake.address, Some(material(1))) });
-    let peer = upstream.pick(&[]).unwrap().peer(MINUTE, MINUTE);
     let before = Instant::now();
-    let error = Connector::<()>::new(None).get_http_session(&*peer).await.err().unwrap();
+    let error = upstream.pick(&[]).unwrap().connect(before).await.err().unwrap();
     assert_eq!(error.etype(), &ErrorType::ConnectTimedout);
     assert!(before.elapsed() < Duration::from_secs(5), "{:?}", before.elapsed());
 }
@@ -211,6 +235,6 @@ async fn http2_in_plain_text_is_spoken_without_asking() {
     });
     let upstream = build(Settings { protocol: UpstreamProtocol::Http2, ..settings(vec![node(address, 1)]) });
     let (_stop, stopped) = tokio::sync::watch::channel(false);
-    tokio::spawn(super::super::run_health_checks(upstream.clone(), crate::clock::Clock::System, stopped));
+    tokio::spawn(super::super::look_after(upstream.clone(), crate::clock::Clock::System, stopped));
     until("up over HTTP/2", || upstream.is_ready()).await;
 }

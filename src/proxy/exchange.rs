@@ -1,0 +1,244 @@
+//! From an admitted request to the end of its answer: sends it to one node after another until one takes it, and passes
+//! the answer on piece by piece, with the deadlines and the client's certificate watched all the while.
+//!
+//! Pingora's own forwarding is not used. It sends header and body of a request apart, hands each piece of an answer
+//! through two queues, replays bodies of up to 64 KiB only, and has one time limit where the first byte and the silence
+//! inside a stream need one each.
+
+use std::future::ready;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode};
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::HttpTask;
+use pingora::proxy::Session;
+use pingora::{Error, ErrorType, Result};
+use tokio::time::Sleep;
+
+use super::context::{Context, Over};
+use super::watch::{CertificateWatch, refusal_of};
+use super::{Shared, forward};
+use crate::headers;
+use crate::upstream::{Exchange, Request};
+
+/// The node was waited for longer than the route allows.
+pub const DEADLINE: ErrorType = ErrorType::Custom("Deadline");
+
+/// The client's certificate is gone while its answer ran.
+pub const GONE: ErrorType = ErrorType::Custom("CertificateGone");
+
+/// Forwards a request whose body has been read whole, and its answer.
+///
+/// # Errors
+/// The client has got no answer, or not all of it; `ctx` says why.
+pub async fn run(shared: &Arc<Shared>, session: &mut Session, ctx: &mut Context, body: Bytes) -> Result<()> {
+    let request = forward::prepare(session, ctx, body)?;
+    let now = shared.clock.now();
+    ctx.upstream.started = Some(now);
+    let (Some(route), Some(begun)) = (&ctx.route, &ctx.begun) else { return Err(Error::new(ErrorType::InternalError)) };
+    let settings = begun.snapshot.listener(begun.connection.listener.index);
+    let watch = settings
+        .filter(|_| begun.connection.tls.is_some())
+        .map(|settings| CertificateWatch::new(shared.clone(), begun.connection.clone(), settings.revocation, now));
+    let deadline = now + route.response;
+    let timer = pin!(tokio::time::sleep_until(deadline.into()));
+    let mut guard = Guard { shared, watch, deadline, stream_idle: route.stream_idle, answering: false, timer };
+    loop {
+        let error = match attempt(session, ctx, &request, &mut guard).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        if !error.retry() {
+            return Err(error);
+        }
+    }
+}
+
+/// Offers the request to one node. An error says by [`Error::retry`] whether another may have it.
+async fn attempt(session: &mut Session, ctx: &mut Context, request: &Request, guard: &mut Guard<'_>) -> Result<()> {
+    let now = guard.shared.clock.now();
+    let picked = forward::pick(guard.shared, ctx)?;
+    let connected = tokio::select! {
+        biased;
+        connected = picked.connect(now) => connected,
+        over = guard.over(session) => return Err(forward::ended(ctx, over)),
+    };
+    let mut exchange = match connected {
+        Ok(exchange) => exchange,
+        Err(error) => return Err(forward::connect_failed(ctx, error)),
+    };
+    forward::connected(guard.shared, ctx, exchange.reused());
+    let header = tokio::select! {
+        biased;
+        header = exchange.send(request) => header,
+        over = guard.over(session) => return Err(forward::ended(ctx, over)),
+    };
+    let mut header = match header {
+        Ok(header) => header,
+        Err(error) => return Err(forward::broke(session, ctx, error, &exchange)),
+    };
+    guard.activity();
+    forward::rewrite_response(guard.shared, &mut header, ctx)?;
+    match pass_on(session, &mut exchange, header, guard).await {
+        Ok(()) => {}
+        Err(Stopped::Over(over)) => return Err(forward::ended(ctx, over)),
+        Err(Stopped::Broke(error)) => return Err(forward::broke(session, ctx, error, &exchange)),
+    }
+    if let Some(picked) = &ctx.upstream.picked {
+        picked.release(exchange, guard.shared.clock.now());
+    }
+    Ok(())
+}
+
+/// Why an answer was not passed on to its end.
+enum Stopped {
+    /// It took too long, or nobody may have it.
+    Over(Ended),
+    /// The node or the client broke it off.
+    Broke(Box<Error>),
+}
+
+impl From<Box<Error>> for Stopped {
+    fn from(error: Box<Error>) -> Self {
+        Stopped::Broke(error)
+    }
+}
+
+/// Writes the answer. Header and the first of the body go out together if both are there.
+async fn pass_on(
+    session: &mut Session,
+    exchange: &mut Exchange,
+    mut header: ResponseHeader,
+    guard: &mut Guard<'_>,
+) -> Result<(), Stopped> {
+    let bodiless = exchange.is_done();
+    if !bodiless {
+        frame(session, &mut header)?;
+    }
+    let first = if bodiless {
+        None
+    } else {
+        tokio::select! {
+            biased;
+            piece = exchange.body() => piece?,
+            () = ready(()) => None,
+        }
+    };
+    let mut tasks = vec![HttpTask::Header(Box::new(header), bodiless)];
+    let mut done = exchange.is_done();
+    if first.is_some() || (done && !bodiless) {
+        tasks.push(HttpTask::Body(first, done));
+    }
+    write(session, tasks, guard).await?;
+    while !done {
+        let piece = tokio::select! {
+            biased;
+            piece = exchange.body() => piece?,
+            over = guard.over(session) => return Err(Stopped::Over(over)),
+        };
+        guard.activity();
+        done = piece.is_none() || exchange.is_done();
+        write(session, vec![HttpTask::Body(piece, done)], guard).await?;
+    }
+    Ok(())
+}
+
+/// A body whose end only the node's closing shows is sent in chunks, so that the client's connection can stay.
+fn frame(session: &Session, header: &mut ResponseHeader) -> Result<()> {
+    let bodiless = session.req_header().method == http::Method::HEAD
+        || matches!(header.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let framed = [headers::CONTENT_LENGTH, headers::TRANSFER_ENCODING].iter().any(|n| header.headers.contains_key(n));
+    if !bodiless && !framed {
+        header.insert_header(headers::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?;
+    }
+    Ok(())
+}
+
+async fn write(session: &mut Session, tasks: Vec<HttpTask>, guard: &mut Guard<'_>) -> Result<(), Stopped> {
+    tokio::select! {
+        biased;
+        written = session.downstream_session.response_duplex_vec(tasks) => {
+            written.map_err(|e| Stopped::Broke(e.into_down()))?;
+            Ok(())
+        }
+        // How long a client may take to read is limited below, by the listener's `timeouts.write`.
+        over = guard.passes(false) => Err(Stopped::Over(over)),
+    }
+}
+
+/// Why an exchange is given up.
+pub struct Ended {
+    /// What is told to Pingora.
+    pub error: Box<Error>,
+    /// What is remembered of it; none if the client went away by itself.
+    pub over: Option<Over>,
+}
+
+/// What is watched while an exchange goes on.
+struct Guard<'a> {
+    shared: &'a Arc<Shared>,
+    /// None on a plain listener.
+    watch: Option<CertificateWatch>,
+    /// Until when the node must give a sign of life.
+    deadline: Instant,
+    /// How long it may be silent once it answers.
+    stream_idle: Duration,
+    /// Whether it does.
+    answering: bool,
+    timer: Pin<&'a mut Sleep>,
+}
+
+impl Guard<'_> {
+    /// The answer goes on.
+    fn activity(&mut self) {
+        self.answering = true;
+        self.deadline = self.shared.clock.now() + self.stream_idle;
+    }
+
+    /// Waits until the exchange must end: the client goes away, a deadline passes, or the certificate is gone.
+    async fn over(&mut self, session: &mut Session) -> Ended {
+        loop {
+            tokio::select! {
+                biased;
+                read = session.downstream_session.read_body_or_idle(true) => match read {
+                    // The beginning of a request that is to follow; it was put aside.
+                    Ok(_) => {}
+                    Err(error) => return Ended { error: error.into_down(), over: None },
+                },
+                ended = self.passes(true) => return ended,
+            }
+        }
+    }
+
+    /// Waits until a deadline passes or the certificate is gone; `waiting` says whether it is the node that is waited for.
+    async fn passes(&mut self, waiting: bool) -> Ended {
+        loop {
+            let watched = self.watch.as_ref().map(CertificateWatch::next);
+            let next = match (waiting, watched) {
+                (true, watched) => watched.map_or(self.deadline, |at| at.min(self.deadline)),
+                (false, Some(at)) => at,
+                (false, None) => return std::future::pending().await,
+            };
+            // The timer is moved to an earlier time at once, to a later one only when it goes off.
+            if self.timer.deadline() > next.into() || self.timer.is_elapsed() {
+                self.timer.as_mut().reset(next.into());
+            }
+            self.timer.as_mut().await;
+            let now = self.shared.clock.now();
+            if let Some(gone) = self.watch.as_mut().and_then(|watch| watch.look(now)) {
+                return Ended { error: Error::explain(GONE, refusal_of(gone).code()), over: Some(Over::Gone(gone)) };
+            }
+            if waiting && now >= self.deadline {
+                let (over, why) = if self.answering {
+                    (Over::StreamIdle, "the answer fell silent for timeouts.stream_idle")
+                } else {
+                    (Over::Response, "no answer within timeouts.response")
+                };
+                return Ended { error: Error::explain(DEADLINE, why), over: Some(over) };
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! One request and its answer, on a connection to a node: HTTP/1.1 by our own [`Link`], HTTP/2 by Pingora's client.
+
+use std::sync::LazyLock;
+use std::time::Instant;
+
+use bytes::Bytes;
+use pingora::connectors::TransportConnector;
+use pingora::connectors::http::v2 as http2;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Digest;
+use pingora::protocols::TcpKeepalive;
+use pingora::protocols::http::client::HttpSession;
+use pingora::protocols::http::v2::client::Http2Session;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorType, OrErr, Result};
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use super::link::{Broken, Io, Link};
+use super::{Node, Picked};
+
+/// For HTTP/2: it keeps the connections, which many requests share. One for the process, as each reads the system's
+/// certificates.
+static HTTP2: LazyLock<http2::Connector> = LazyLock::new(|| http2::Connector::new(None));
+/// For handshakes with HTTP/1.1 nodes. It keeps nothing.
+static TLS: LazyLock<TransportConnector> = LazyLock::new(|| TransportConnector::new(None));
+
+/// A request, ready to be sent, as often as a node has to be found for it.
+pub struct Request {
+    /// Its header, if the upstream speaks HTTP/2.
+    pub http2: Option<RequestHeader>,
+    /// Its header with the empty line after it, if the upstream speaks HTTP/1.1.
+    pub http1: Bytes,
+    /// All of its body.
+    pub body: Bytes,
+    /// Whether its answer has no body, whatever the header says: a HEAD.
+    pub no_body: bool,
+}
+
+/// A request's connection to a node.
+pub enum Exchange {
+    /// A connection of its own.
+    Http1(Box<Link>),
+    /// A stream on a shared one.
+    Http2 {
+        /// The stream.
+        session: Box<Http2Session>,
+        /// What its connection is kept under.
+        peer: Box<HttpPeer>,
+        /// Whether the connection has carried others.
+        reused: bool,
+        /// Whether anything may have been sent.
+        sent: bool,
+    },
+}
+
+impl Picked {
+    /// A connection to the node: one that rests, or a new one, within the upstream's `timeouts.connect`.
+    ///
+    /// # Errors
+    /// Nothing has been sent of the request; another node may have it.
+    pub async fn connect(&self, now: Instant) -> Result<Exchange> {
+        let node = self.node();
+        let exchange = if node.speaks_http2() {
+            connect_http2(node).await?
+        } else if let Some(link) = node.take_idle(now) {
+            Exchange::Http1(Box::new(link))
+        } else {
+            Exchange::Http1(Box::new(connect_http1(node).await?))
+        };
+        // Also on a connection that rested: what is expected of the node may have changed meanwhile.
+        node.check_proof(exchange.digest())?;
+        Ok(exchange)
+    }
+
+    /// Takes a connection back after an answer that was read to its end.
+    pub fn release(&self, exchange: Exchange, now: Instant) {
+        let node = self.node();
+        match exchange {
+            Exchange::Http1(link) => node.keep_idle(*link, now),
+            Exchange::Http2 { session, peer, .. } => {
+                HTTP2.release_http_session(*session, &*peer, Some(node.idle_limit()));
+            }
+        }
+    }
+}
+
+async fn connect_http2(node: &Node) -> Result<Exchange> {
+    let peer = Box::new(node.peer_for_exchange());
+    if let Some(session) = HTTP2.reused_http_session(&*peer).await? {
+        return Ok(Exchange::Http2 { session: Box::new(session), peer, reused: true, sent: false });
+    }
+    match HTTP2.new_http_session::<_, ()>(&*peer).await? {
+        HttpSession::H2(session) => {
+            Ok(Exchange::Http2 { session: Box::new(session), peer, reused: false, sent: false })
+        }
+        _ => Error::e_explain(ErrorType::TLSHandshakeFailure, "the node does not speak HTTP/2"),
+    }
+}
+
+async fn connect_http1(node: &Node) -> Result<Link> {
+    if node.is_tls() {
+        return Ok(Link::new(Io::Tls(TLS.new_stream(&node.peer_for_exchange()).await?)));
+    }
+    let address = node.address();
+    let limit = node.connect_limit();
+    let tcp = tokio::time::timeout(limit, TcpStream::connect(address)).await;
+    let tcp = tcp.or_err_with(ErrorType::ConnectTimedout, || format!("connecting to {address}"))?;
+    let tcp = tcp.map_err(|e| {
+        let kind = match e.kind() {
+            std::io::ErrorKind::ConnectionRefused => ErrorType::ConnectRefused,
+            std::io::ErrorKind::TimedOut => ErrorType::ConnectTimedout,
+            _ => ErrorType::ConnectError,
+        };
+        Error::because(kind, format!("connecting to {address}"), e)
+    })?;
+    tcp.set_nodelay(true).or_err(ErrorType::ConnectError, "TCP_NODELAY")?;
+    watch_peer(&tcp, &super::peer::TCP_KEEPALIVE).or_err(ErrorType::ConnectError, "SO_KEEPALIVE")?;
+    Ok(Link::new(Io::Plain(tcp)))
+}
+
+/// A machine that is gone is noticed, however silent an answer may be.
+fn watch_peer(tcp: &TcpStream, keepalive: &TcpKeepalive) -> std::io::Result<()> {
+    let socket = SockRef::from(tcp);
+    let times = socket2::TcpKeepalive::new().with_time(keepalive.idle).with_interval(keepalive.interval);
+    socket.set_tcp_keepalive(&times.with_retries(u32::try_from(keepalive.count).unwrap_or(u32::MAX)))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(keepalive.user_timeout))?;
+    Ok(())
+}
+
+impl Exchange {
+    /// What was found out about the node when the connection was made.
+    pub fn digest(&self) -> Option<&Digest> {
+        match self {
+            Exchange::Http1(link) => Some(link.digest()),
+            Exchange::Http2 { session, .. } => session.digest(),
+        }
+    }
+
+    /// Whether the connection has carried a request before.
+    pub fn reused(&self) -> bool {
+        match self {
+            Exchange::Http1(link) => link.reused(),
+            Exchange::Http2 { reused, .. } => *reused,
+        }
+    }
+
+    /// Whether the node may have seen anything of the request.
+    pub fn sent_any(&self) -> bool {
+        match self {
+            Exchange::Http1(link) => link.written() > 0,
+            Exchange::Http2 { sent, .. } => *sent,
+        }
+    }
+
+    /// Sends the request and waits for the answer's header. To be called once.
+    ///
+    /// # Errors
+    /// The connection broke, or what came is no answer.
+    pub async fn send(&mut self, request: &Request) -> Result<ResponseHeader> {
+        match self {
+            Exchange::Http1(link) => {
+                link.begin(request.http1.clone(), request.body.clone(), request.no_body);
+                link.header().await.map_err(into_error)
+            }
+            Exchange::Http2 { session, sent, .. } => {
+                *sent = true;
+                let header = request.http2.clone().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
+                let bodiless = request.body.is_empty();
+                session.write_request_header(Box::new(header), bodiless).map_err(|e| e.into_up())?;
+                if !bodiless {
+                    // A node may answer and close the stream before it has read everything: that answer counts.
+                    let _ = session.write_request_body(request.body.clone(), true).await;
+                }
+                session.read_response_header().await.map_err(|e| e.into_up())?;
+                let header = session.response_header().cloned();
+                let mut header = header.ok_or_else(|| Error::new_up(ErrorType::InvalidHTTPHeader))?;
+                header.set_version(http::Version::HTTP_11);
+                Ok(header)
+            }
+        }
+    }
+
+    /// The next piece of the answer's body; `None` is its end.
+    ///
+    /// # Errors
+    /// The connection broke, or what came is no answer.
+    pub async fn body(&mut self) -> Result<Option<Bytes>> {
+        match self {
+            Exchange::Http1(link) => link.body().await.map_err(into_error),
+            Exchange::Http2 { session, .. } => session.read_response_body().await.map_err(|e| e.into_up()),
+        }
+    }
+
+    /// Whether the answer's end has been read.
+    pub fn is_done(&self) -> bool {
+        match self {
+            Exchange::Http1(link) => link.is_done(),
+            Exchange::Http2 { session, .. } => session.response_finished(),
+        }
+    }
+}
+
+fn into_error(broken: Broken) -> Box<Error> {
+    let error = match broken {
+        Broken::Malformed(why) => Error::explain(ErrorType::InvalidHTTPHeader, why.0),
+        Broken::Closed { error: None } => {
+            Error::explain(ErrorType::ConnectionClosed, "the node closed the connection before it answered")
+        }
+        Broken::Closed { error: Some(e) } => Error::because(ErrorType::ConnectionClosed, "before an answer", e),
+        Broken::Io(e) => Error::because(ErrorType::ReadError, "inside the answer", e),
+    };
+    error.into_up()
+}

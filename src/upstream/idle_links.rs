@@ -1,0 +1,82 @@
+//! Connections to one node that wait for their next request.
+//!
+//! Each worker thread has a shelf of its own: a connection is woken by the runtime that made it. The last one laid down
+//! is the first one taken, so that under little load the rest grow old and are closed.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::link::Link;
+
+/// More threads than this share shelves.
+const SHELVES: usize = 16;
+/// Most connections on a shelf; beyond it the oldest is closed.
+const SHELF_MAX: usize = 128;
+
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static SHELF: Cell<usize> = Cell::new(THREADS.fetch_add(1, Ordering::Relaxed) % SHELVES);
+}
+
+/// What waits for one node.
+pub(super) struct IdleLinks {
+    shelves: [Mutex<Vec<Idle>>; SHELVES],
+}
+
+struct Idle {
+    link: Link,
+    /// TLS material that it was made with.
+    generation: u64,
+    since: Instant,
+}
+
+impl Idle {
+    fn is_of_use(&self, generation: u64, now: Instant, limit: Duration) -> bool {
+        self.generation == generation && now.saturating_duration_since(self.since) < limit
+    }
+}
+
+impl IdleLinks {
+    pub(super) fn new() -> Self {
+        Self { shelves: std::array::from_fn(|_| Mutex::new(Vec::new())) }
+    }
+
+    /// A connection that is still open, made with the TLS material of `generation`, that has rested for less than `limit`.
+    pub(super) fn take(&self, generation: u64, now: Instant, limit: Duration) -> Option<Link> {
+        let mut shelf = self.shelf().lock();
+        while let Some(mut idle) = shelf.pop() {
+            if idle.is_of_use(generation, now, limit) && idle.link.is_alive() {
+                return Some(idle.link);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection for the next request.
+    pub(super) fn put(&self, mut link: Link, generation: u64, now: Instant) {
+        if !link.may_rest() {
+            return;
+        }
+        link.rest();
+        let mut shelf = self.shelf().lock();
+        if shelf.len() >= SHELF_MAX {
+            shelf.remove(0);
+        }
+        shelf.push(Idle { link, generation, since: now });
+    }
+
+    /// Closes what nobody may use any more. To be called now and then.
+    pub(super) fn sweep(&self, generation: u64, now: Instant, limit: Duration) {
+        for shelf in &self.shelves {
+            shelf.lock().retain(|idle| idle.is_of_use(generation, now, limit));
+        }
+    }
+
+    fn shelf(&self) -> &Mutex<Vec<Idle>> {
+        &self.shelves[SHELF.get()]
+    }
+}
