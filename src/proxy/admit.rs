@@ -113,7 +113,7 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
         check_media_type(&session.req_header().headers)?;
     }
     let within = listener.deadlines.request_body;
-    let body = body::read(shared, session, ctx, filter::body_limit(listener, &route), within, started).await?;
+    let body = body::read(shared, session, ctx, check::body_limit(listener, &route), within, started).await?;
     if let Some(json_rpc) = &route.json_rpc {
         let mut calls = Calls::default();
         check_json_rpc(json_rpc, &body, ctx, &mut calls)?;

@@ -1,18 +1,22 @@
 //! What is asked of a request that needs no connection: the same code for one that is there and for one that
 //! `hive-gateway explain` is asked about.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::{HeaderMap, Method};
 
 use crate::clock::Clock;
 use crate::headers;
+use crate::observe::WafVerdict;
+use crate::policy::deny::AddressList;
 use crate::policy::federation::Fault;
 use crate::policy::peers::Peer;
+use crate::policy::waf::Mode;
 use crate::refusal::Refusal;
 use crate::request::{self, Form, FormFault, Head};
 use crate::route::{Lookup, Table};
-use crate::snapshot::{Published, Route, Snapshot};
+use crate::snapshot::{ListenerSnapshot, Published, Route, Snapshot};
 use crate::tls::ServerContext;
 
 /// Size and strict form of a head of `size` bytes, where `most` are allowed.
@@ -92,6 +96,35 @@ pub fn federation(
         Fault::IssuerMismatch => Refusal::FederationIssuerMismatch,
     });
     (checked.issuer, verdict)
+}
+
+/// The lists of addresses: the connection's own, and the client's for whom a trusted proxy speaks.
+pub fn address(list: Option<&AddressList>, remote: IpAddr, client: Option<IpAddr>) -> Result<(), Refusal> {
+    let denied = |address: IpAddr| list.is_some_and(|list| list.denies(address));
+    if denied(remote) {
+        return Err(Refusal::AddressDenied { of_connection: true });
+    }
+    match client.filter(|address| *address != remote) {
+        Some(address) if denied(address) => Err(Refusal::AddressDenied { of_connection: false }),
+        _ => Ok(()),
+    }
+}
+
+/// Longest body of a request on this route: a firewall that blocks lets none pass that it can't look at.
+pub fn body_limit(listener: &ListenerSnapshot, route: &Route) -> u64 {
+    match route.waf.or(listener.waf.as_ref()).filter(|waf| waf.mode() == Mode::Blocking) {
+        Some(waf) => route.body_limit.min(waf.body_limit()),
+        None => route.body_limit,
+    }
+}
+
+/// What the web application firewall's word means.
+pub fn waf(verdict: WafVerdict, mode: Mode) -> Result<(), Refusal> {
+    match verdict {
+        WafVerdict::Blocked => Err(Refusal::WafBlocked),
+        WafVerdict::Unavailable if mode == Mode::Blocking => Err(Refusal::WafUnavailable),
+        WafVerdict::Passed | WafVerdict::Detected | WafVerdict::Skipped | WafVerdict::Unavailable => Ok(()),
+    }
 }
 
 /// The path of a request target of strict form.

@@ -21,6 +21,8 @@ listeners:
       client_auth: { ca: ca.pem }
     trusted_proxies: [10.0.0.0/8]
     rate_limits: [{ per: address, rate: 500/s }]
+    deny: [198.51.100.0/24]
+    request_rules: [{ name: scanners, user_agent: [sqlmap] }, { name: tried, path: "^/api/", action: log }]
   - { name: plain, address: "127.0.0.1:8080", protocol: http }
 peers:
   - { name: alice, uri: "spiffe://mesh.test/hive/alice" }
@@ -106,19 +108,20 @@ fn an_admitted_request_is_shown_step_by_step_with_the_lines_that_decide() {
     let mut rest = text.as_str();
     for (part, line) in [
         ("front on 127.0.0.1:8443, https", 4),
-        ("peer alice, by spiffe://mesh.test/hive/alice", 12),
+        ("peer alice, by spiffe://mesh.test/hive/alice", 14),
         ("203.0.113.9, from X-Forwarded-For", 8),
         ("gateway.test; SNI gateway.test", 6),
-        ("a2a: /api/a2a/jsonrpc of any host", 16),
+        ("a2a: /api/a2a/jsonrpc of any host", 18),
         ("counts 1 for address=203.0.113.9: 500/s, 500 at once", 9),
-        ("alice may call", 18),
+        ("met: tried", 11),
+        ("alice may call", 20),
         ("a token, which is checked", 1),
-        ("71 bytes, 200 are allowed", 20),
-        ("methods: message/send", 22),
-        ("schema for message/send", 24),
-        ("counts 1 for peer=alice method=message/send: 5/s, 5 at once", 26),
-        ("hive, one of", 19),
-        ("http://127.0.0.1:3000", 29),
+        ("71 bytes, 200 are allowed", 22),
+        ("methods: message/send", 24),
+        ("schema for message/send", 26),
+        ("counts 1 for peer=alice method=message/send: 5/s, 5 at once", 28),
+        ("hive, one of", 21),
+        ("http://127.0.0.1:3000", 31),
     ] {
         let at = rest.find(part).unwrap_or_else(|| panic!("{part} is not in its place in\n{text}"));
         let of_line = rest[at..].lines().next().unwrap();
@@ -154,6 +157,13 @@ fn each_refusal_is_shown_with_its_answer() {
         (alice(&["--header", "Host: other.test", POST]), None, "421 misdirected_request"),
         (alice(&["POST https://gateway.test/api/../x"]), None, "400 bad_request"),
         (alice(&["--header", "Connection: authorization", POST]), None, "400 bad_request"),
+        (alice(&["--address", "198.51.100.7", POST]), None, "no connection: the address is on the listener's list"),
+        (
+            alice(&["--address", "10.0.0.1", "--header", "X-Forwarded-For: 198.51.100.7", POST]),
+            None,
+            "403 address_denied",
+        ),
+        (alice(&["--header", "User-Agent: sqlmap/1.0", POST]), None, "403 user_agent_blocked"),
         (alice(&["POST https://gateway.test/nowhere"]), None, "404 not_found"),
         (alice(&["GET https://gateway.test/api/a2a/jsonrpc"]), None, "405 method_not_allowed"),
         (vec!["--peer", "bob", POST], None, "403 peer_not_allowed"),

@@ -1,13 +1,17 @@
 //! The steps, in the gateway's order. Each says what it finds, with the key of the configuration that decides it.
 
+use std::net::SocketAddr;
+
 use http::header::HOST;
 
 use super::Stop;
 use super::way::Way;
-use crate::config::RoutePeers;
 use crate::config::file::{Batch, Notifications};
+use crate::config::{RoutePeers, RouteWaf};
 use crate::headers;
 use crate::policy::json_rpc::check_media_type;
+use crate::policy::rules::{self, Rules};
+use crate::policy::waf::{self, Mode};
 use crate::proxy::{check, told};
 use crate::refusal::Refusal;
 use crate::request;
@@ -23,17 +27,21 @@ pub const STEPS: &[Step] = &[
     ("form", form),
     ("client address", address),
     ("host", host),
+    ("address lists", address_lists),
     ("route", route),
     ("listener limits", listener_limits),
+    ("listener rules", listener_rules),
     ("peer policy", peer_policy),
     ("method", method),
     ("route limits", route_limits),
+    ("route rules", route_rules),
     ("federation", federation),
     ("issuer limits", issuer_limits),
     ("content type", content_type),
     ("body", body),
     ("JSON-RPC", json_rpc),
     ("call limits", call_limits),
+    ("firewall", waf),
     ("upstream", upstream),
     ("removed", removed),
     ("set", set),
@@ -102,6 +110,21 @@ fn host(way: &mut Way<'_>) -> Result<(), Stop> {
     Ok(check::host(&host, sni, context)?)
 }
 
+fn address_lists(way: &mut Way<'_>) -> Result<(), Stop> {
+    let Some(list) = &way.listener().addresses else { return Ok(()) };
+    let remote = way.asked.remote.to_canonical();
+    let inline = way.listener_key("deny");
+    let at = if way.located.has(&inline) { inline } else { way.listener_key("deny_file") };
+    way.say(format!("{} kept out, {} excepted", list.deny.len(), list.allow.len()), at);
+    let client = way.client.as_ref().map(|client| client.address);
+    match check::address(Some(list), remote, client) {
+        Err(Refusal::AddressDenied { of_connection: true }) => {
+            Err(Stop::NoConnection("the address is on the listener's list (403 on a connection that is there already)"))
+        }
+        checked => Ok(checked?),
+    }
+}
+
 fn route(way: &mut Way<'_>) -> Result<(), Stop> {
     let head = way.asked.head();
     let host = way.form.as_ref().map(|form| form.host.clone()).unwrap_or_default();
@@ -127,6 +150,30 @@ fn route(way: &mut Way<'_>) -> Result<(), Stop> {
 fn listener_limits(way: &mut Way<'_>) -> Result<(), Stop> {
     let limits = &way.listener().rate_limits.by_request;
     way.limits(limits, None, 1)
+}
+
+fn listener_rules(way: &mut Way<'_>) -> Result<(), Stop> {
+    let (rules, at) = (&way.listener().rules, way.listener_key("request_rules"));
+    request_rules(way, rules, at)
+}
+
+fn route_rules(way: &mut Way<'_>) -> Result<(), Stop> {
+    let Some(route) = way.route() else { return Ok(()) };
+    let at = way.route_key("request_rules");
+    request_rules(way, &route.rules, at)
+}
+
+fn request_rules(way: &mut Way<'_>, rules: &Rules, at: String) -> Result<(), Stop> {
+    if rules.is_empty() {
+        return Ok(());
+    }
+    let head = way.asked.head();
+    let facts = rules::Facts { target: check::origin_form(head.target), headers: head.headers };
+    let mut met = Vec::new();
+    let checked = rules.check(&facts, |name| met.push(name.to_owned()));
+    let said = if met.is_empty() { "none is met".to_owned() } else { format!("met: {}", met.join(", ")) };
+    way.say(said, at);
+    Ok(checked?)
 }
 
 fn peer_policy(way: &mut Way<'_>) -> Result<(), Stop> {
@@ -201,8 +248,10 @@ fn body(way: &mut Way<'_>) -> Result<(), Stop> {
     let Some(route) = way.route() else { return Ok(()) };
     let length = way.asked.body.as_ref().map_or(0, Vec::len);
     let shown = if way.body_unknown() { "not shown".to_owned() } else { format!("{length} bytes") };
-    way.say(format!("{shown}, {} are allowed", route.body_limit), way.route_key("body.limit"));
-    if length as u64 > route.body_limit { Err(Refusal::BodyTooLarge.into()) } else { Ok(()) }
+    let limit = check::body_limit(way.listener(), route);
+    let key = if limit < route.body_limit { "waf" } else { "body.limit" };
+    way.say(format!("{shown}, {limit} are allowed"), way.route_key(key));
+    if length as u64 > limit { Err(Refusal::BodyTooLarge.into()) } else { Ok(()) }
 }
 
 fn json_rpc(way: &mut Way<'_>) -> Result<(), Stop> {
@@ -268,6 +317,34 @@ fn call_limits(way: &mut Way<'_>) -> Result<(), Stop> {
         }
     }
     Ok(())
+}
+
+/// The web application firewall runs here as it does in the gateway.
+fn waf(way: &mut Way<'_>) -> Result<(), Stop> {
+    let Some(route) = way.route() else { return Ok(()) };
+    let Some(waf) = route.waf.or(way.listener().waf.as_ref()) else { return Ok(()) };
+    let own = matches!(route.waf, RouteWaf::Own(_));
+    let at = if own { way.route_key("waf") } else { way.listener_key("waf") };
+    let mode = if waf.mode() == Mode::Blocking { "blocking" } else { "detection only" };
+    let head = way.asked.head();
+    let client = way.client.as_ref().map_or(way.asked.remote, |client| client.address);
+    let request = waf::Request {
+        client: SocketAddr::new(client, 0),
+        method: head.method.clone(),
+        target: check::origin_form(head.target).to_vec(),
+        http2: false,
+        host: String::new(),
+        headers: head.headers.clone(),
+        body: way.asked.body.clone().unwrap_or_default().into(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let Ok(runtime) = runtime else { return Err(Refusal::Internal.into()) };
+    let judgement = runtime.block_on(waf.judge(request));
+    way.say(format!("{}, score {}, {mode}", judgement.verdict.as_str(), judgement.score), at);
+    for found in &judgement.matches {
+        way.note(format!("rule {}: {}", found.rule, String::from_utf8_lossy(&found.message).escape_debug()));
+    }
+    Ok(check::waf(judgement.verdict, waf.mode())?)
 }
 
 fn upstream(way: &mut Way<'_>) -> Result<(), Stop> {
