@@ -113,7 +113,7 @@ fn an_admitted_request_is_shown_step_by_step_with_the_lines_that_decide() {
         ("gateway.test; SNI gateway.test", 6),
         ("a2a: /api/a2a/jsonrpc of any host", 18),
         ("counts 1 for address=203.0.113.9: 500/s, 500 at once", 9),
-        ("met: tried", 11),
+        ("met: listener/front/tried", 11),
         ("alice may call", 20),
         ("a token, which is checked", 1),
         ("71 bytes, 200 are allowed", 22),
