@@ -6,6 +6,7 @@
 
 use std::hint::black_box;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -19,7 +20,7 @@ use hive_gateway::policy::rate_limit::{Caller, Facts, Limit, RateLimiter};
 use hive_gateway::proxy::sketch::CountMin;
 use hive_gateway::proxy::{check, told};
 use hive_gateway::request::{Head, client_address};
-use hive_gateway::snapshot::Snapshot;
+use hive_gateway::snapshot::{Ground, Snapshot};
 use http::{HeaderMap, HeaderName, Method, Version};
 
 const CONFIG: &str = r#"
@@ -90,7 +91,9 @@ fn snapshot() -> Snapshot {
     std::fs::write(at.join("send.json"), SCHEMA).unwrap();
     let around = Surroundings::of_system(&|_| None);
     let loaded = load_text(&at.join("gateway.yaml"), CONFIG, &around).unwrap();
-    Snapshot::build(loaded.config, 1, &Metrics::new(), None, now).unwrap()
+    let metrics = Metrics::new();
+    let ground = Ground { metrics: &metrics, previous: None, issued: None, now_unix: now };
+    Snapshot::build(Arc::new(loaded.config), 1, ground).unwrap()
 }
 
 fn identity() -> PeerIdentity {

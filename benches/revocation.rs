@@ -69,8 +69,9 @@ impl Files {
             min_version: TlsVersion::Tls12,
             ocsp_stapling: Default::default(),
             client_auth,
+            spiffe: None,
         };
-        build_listener(&tls, &self.dir, self.now).unwrap()
+        build_listener(&tls, &self.dir, self.now, None).unwrap()
     }
 
     fn client_context(&self) -> SslContext {

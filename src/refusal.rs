@@ -75,6 +75,30 @@ pub enum Refusal {
     BodyTimeout,
     /// Waiting bodies take all of `server.body_memory`.
     BodyMemoryExhausted,
+    /// The body came in far more pieces than a sender needs: each costs work, however small.
+    BodyFragmented,
+    /// The gateway is behind (`overload.event_loop_lag`).
+    Overloaded {
+        /// `overload.retry_after`.
+        retry_after_seconds: u32,
+    },
+    /// More requests at once than the process (`overload.requests`) or the listener (`limits.requests`) takes.
+    RequestsExhausted {
+        /// `overload.retry_after`.
+        retry_after_seconds: u32,
+    },
+    /// More requests at once than one client address gets (`limits.requests_per_address`).
+    AddressRequestsExhausted {
+        /// `hive.rate_limited_code`.
+        json_rpc_code: i32,
+    },
+    /// More requests at once than one peer gets (`limits.requests_per_peer`).
+    PeerRequestsExhausted {
+        /// `hive.rate_limited_code`.
+        json_rpc_code: i32,
+    },
+    /// As many requests wait for the upstream's answer as its `adaptive_concurrency` allows.
+    UpstreamBusy,
     /// An `Expect` other than `100-continue` (RFC 9110, section 10.1.1).
     ExpectationFailed,
     /// A JSON-RPC route takes JSON only; says what was sent, for the log.
@@ -123,7 +147,9 @@ impl Refusal {
     /// Code of the JSON-RPC error object, on JSON-RPC routes.
     pub fn json_rpc_code(&self) -> i32 {
         match self {
-            Refusal::RateLimited { json_rpc_code, .. } => *json_rpc_code,
+            Refusal::RateLimited { json_rpc_code, .. }
+            | Refusal::AddressRequestsExhausted { json_rpc_code }
+            | Refusal::PeerRequestsExhausted { json_rpc_code } => *json_rpc_code,
             _ => self.row().2,
         }
     }
@@ -177,10 +203,16 @@ impl Refusal {
     pub fn retry_after_seconds(&self) -> Option<u32> {
         match self {
             Refusal::RateLimited { retry_after_seconds, .. } => Some(*retry_after_seconds),
+            Refusal::Overloaded { retry_after_seconds } | Refusal::RequestsExhausted { retry_after_seconds } => {
+                Some(*retry_after_seconds)
+            }
             Refusal::NoHealthyUpstream
             | Refusal::BodyMemoryExhausted
-            | Refusal::WafUnavailable
-            | Refusal::ShuttingDown => Some(1),
+            | Refusal::ShuttingDown
+            | Refusal::AddressRequestsExhausted { .. }
+            | Refusal::PeerRequestsExhausted { .. }
+            | Refusal::UpstreamBusy
+            | Refusal::WafUnavailable => Some(1),
             _ => None,
         }
     }
@@ -196,6 +228,7 @@ impl Refusal {
                 | Refusal::BodyTimeout
                 | Refusal::BodyMemoryExhausted
                 | Refusal::AddressDenied { of_connection: true }
+                | Refusal::BodyFragmented
                 | Refusal::CertificateExpired
                 | Refusal::CertificateRevoked
                 | Refusal::CertificateNotTrusted
@@ -251,7 +284,23 @@ impl Refusal {
             Refusal::LengthRequired => (411, "length_required", -32600, "Send a Content-Length."),
             Refusal::BodyTooLarge => (413, "payload_too_large", -32700, "The request body is too large."),
             Refusal::BodyTimeout => (408, "body_timeout", -32700, "The request body took too long."),
-            Refusal::BodyMemoryExhausted => (503, "overloaded", -32603, "The gateway is overloaded. Try again."),
+            Refusal::BodyMemoryExhausted => {
+                (503, "body_memory_exhausted", -32603, "The gateway is overloaded. Try again.")
+            }
+            Refusal::BodyFragmented => (400, "body_fragmented", -32700, "The request body came in too small pieces."),
+            Refusal::Overloaded { .. } => (503, "overloaded", -32603, "The gateway is overloaded. Try again."),
+            Refusal::RequestsExhausted { .. } => {
+                (503, "requests_exhausted", -32603, "The gateway serves as many requests as it takes. Try again.")
+            }
+            Refusal::AddressRequestsExhausted { .. } => {
+                (429, "address_requests_exhausted", -32005, "Too many requests at once from this address.")
+            }
+            Refusal::PeerRequestsExhausted { .. } => {
+                (429, "peer_requests_exhausted", -32005, "Too many requests at once of this certificate's peer.")
+            }
+            Refusal::UpstreamBusy => {
+                (503, "upstream_busy", -32603, "Hive serves as many requests as it can. Try again.")
+            }
             Refusal::ExpectationFailed => {
                 (417, "expectation_failed", -32600, "Only Expect: 100-continue is supported.")
             }

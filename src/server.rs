@@ -3,6 +3,7 @@
 mod crl_refresh;
 mod fleet;
 mod reload_service;
+pub mod spiffe;
 mod staple_refresh;
 mod status;
 mod turns;
@@ -22,15 +23,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use fleet::Fleet;
+use spiffe::{Agent, SpiffeUpdates};
 
 use crate::admin;
 use crate::clock::Clock;
-use crate::config::{ConfigError, Loaded};
+use crate::config::{Config, ConfigError, Loaded};
 use crate::observe::Metrics;
 use crate::proxy::listener::{ListenerService, try_listen};
 use crate::proxy::{Gateway, Shared};
 use crate::reload::{self, Origin, Reloader};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Ground, Snapshot};
 
 /// What is logged unless `RUST_LOG` says otherwise (see the documentation of `env_logger`). What Pingora would say of a
 /// request or a connection is in the access log.
@@ -47,6 +49,8 @@ const H2_STREAMS_MAX: u32 = 128;
 /// What a client may send on an HTTP/2 stream before it is read: the window is what a waiting body may take.
 const H2_WINDOW: u32 = 64 << 10;
 const H2_CONNECTION_WINDOW: u32 = 1 << 20;
+/// What is kept of an answer for a client that does not read, for each stream; the codec's own 400 KiB are much for 128.
+const H2_SEND_BUFFER: usize = 64 << 10;
 
 /// Why the gateway does not run.
 #[derive(Debug, thiserror::Error)]
@@ -83,11 +87,12 @@ pub fn run(file: &Path) -> Result<(), RunError> {
     {
         try_listen(address).map_err(|e| RunError::Start(format!("{what}: cannot listen on {address}: {e}")))?;
     }
-    let snapshot = Snapshot::build(config, 1, &metrics, None, clock.unix_seconds()).map_err(RunError::Start)?;
+    let agent = config.spiffe.clone().map(|endpoint| Agent::new(endpoint, metrics.clone(), clock.clone()));
+    let snapshot = first_snapshot(Arc::new(config), agent.as_deref(), &metrics, &clock).map_err(RunError::Start)?;
     let shared = Shared::new(snapshot, clock, metrics, log);
     let fleet = Fleet::new(shared.clone()).map_err(RunError::Start)?;
     let reloader = Reloader::new(origin, shared.clone());
-    serve(&shared, &reloader, fleet);
+    serve(&shared, &reloader, agent, fleet);
     shared.log().close(LOG_WAIT);
     match shared.failure() {
         Some(why) => Err(RunError::Start(why)),
@@ -95,7 +100,29 @@ pub fn run(file: &Path) -> Result<(), RunError> {
     }
 }
 
-fn serve(shared: &Arc<Shared>, reloader: &Arc<Reloader>, fleet: Fleet) {
+/// With what the SPIFFE agent has issued, if one is asked, answers, and gives what the configuration needs. If not, the
+/// process must not end over it: that would only be repeated, and nobody could ask it why.
+fn first_snapshot(
+    config: Arc<Config>,
+    agent: Option<&Agent>,
+    metrics: &Arc<Metrics>,
+    clock: &Clock,
+) -> Result<Snapshot, String> {
+    let issued = agent.and_then(Agent::first).map(Arc::new);
+    let ground = Ground { metrics, previous: None, issued: issued.as_ref(), now_unix: clock.unix_seconds() };
+    let built = Snapshot::build(config.clone(), 1, ground).or_else(|why| match issued {
+        None => Err(why),
+        Some(_) => {
+            let built = Snapshot::build(config, 1, Ground { issued: None, ..ground })?;
+            log::error!("what the SPIFFE agent has issued can't be used: {why}");
+            Ok(built)
+        }
+    })?;
+    built.doubts_of_issued().iter().for_each(|doubt| log::warn!("{doubt}"));
+    Ok(built)
+}
+
+fn serve(shared: &Arc<Shared>, reloader: &Arc<Reloader>, agent: Option<Arc<Agent>>, fleet: Fleet) {
     let snapshot = shared.snapshot();
     let conf = ServerConf {
         threads: snapshot.config.server.threads,
@@ -125,6 +152,9 @@ fn serve(shared: &Arc<Shared>, reloader: &Arc<Reloader>, fleet: Fleet) {
         h2.max_concurrent_streams(H2_STREAMS_MAX);
         h2.initial_window_size(H2_WINDOW);
         h2.initial_connection_window_size(H2_CONNECTION_WINDOW);
+        h2.max_send_buffer_size(H2_SEND_BUFFER);
+        // A client that takes all back that it has begun is none that floods.
+        h2.max_pending_accept_reset_streams(H2_STREAMS_MAX as usize);
         proxy.h2_options = Some(h2);
         proxy.handle_init_modules();
         Arc::new(proxy)
@@ -139,8 +169,14 @@ fn serve(shared: &Arc<Shared>, reloader: &Arc<Reloader>, fleet: Fleet) {
         background_service("reload", reload_service::Reloads { reloader: reloader.clone(), shared: shared.clone() });
     reloads.threads = Some(1);
     server.add_service(reloads);
+    if let Some(agent) = agent.clone() {
+        let updates = SpiffeUpdates { agent, reloader: reloader.clone(), shared: shared.clone() };
+        let mut updates = background_service("spiffe", updates);
+        updates.threads = Some(1);
+        server.add_service(updates);
+    }
     let address = snapshot.config.admin.address;
-    server.add_service(admin::service(Arc::new(status::admin_state(shared, reloader)), address));
+    server.add_service(admin::service(Arc::new(status::admin_state(shared, reloader, agent)), address));
     drop(snapshot);
     server.run(RunArgs { shutdown_signal: Box::new(Signals { shared: shared.clone(), stop }) });
 }

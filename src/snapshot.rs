@@ -1,6 +1,9 @@
 //! One immutable, built gateway: everything that a request may ask, put together off the request path and swapped as
 //! one (design, decision 7). A request uses one snapshot to its end.
 
+mod limits;
+mod material;
+
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +16,7 @@ use crate::headers::{ProductHeaders, Spoofable};
 use crate::json_rpc::{self, MethodPolicy, ParamsSchema};
 use crate::names::{ListenerName, RouteName};
 use crate::observe::{CrlShown, Expiring, Expiry, Metrics, NodeMetrics, RouteMetrics, UpstreamMetrics};
+use crate::policy::adaptive_concurrency::AdaptiveConcurrency;
 use crate::policy::admission;
 use crate::policy::deny::AddressList;
 use crate::policy::federation::Federation;
@@ -23,8 +27,10 @@ use crate::policy::rules::Rules;
 use crate::policy::waf::Waf;
 use crate::request::TrustedProxies;
 use crate::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
-use crate::tls::{self, CertificateFacts, Revocation, ServerContext, Staple, StateDir};
+use crate::tls::{self, CertificateFacts, Issued, Revocation, ServerContext, Staple, StateDir, TlsFault};
 use crate::upstream::{NodeSettings, Settings, Upstream};
+
+pub use limits::RequestLimits;
 
 /// A configuration, built.
 pub struct Snapshot {
@@ -48,8 +54,12 @@ pub struct Snapshot {
     pub spoofable: Spoofable,
     /// What is done with federation JWTs, on routes to trusted upstreams.
     pub federation: Federation,
+    /// From when on the process sheds.
+    pub overload: crate::policy::overload::Limits,
     /// `Bearer …`, the proof that a request came through the gateway.
     pub gateway_auth: Option<HeaderValue>,
+    /// What the SPIFFE agent has issued and is in use; none yet, or none is needed.
+    pub issued: Option<Arc<Issued>>,
 }
 
 /// A listener's part that a reload may change.
@@ -57,9 +67,15 @@ pub struct ListenerSnapshot {
     /// Path to route, of the routes that this listener serves.
     pub routes: Table<Published>,
     /// Certificates and trust; none on a plain listener.
-    pub tls: Option<ServerContext>,
+    pub tls: Option<Arc<ServerContext>>,
     /// Limits on connections.
     pub admission: admission::Limits,
+    /// Connections at once of one peer.
+    pub connections_per_peer: Option<u32>,
+    /// Limits on requests at once.
+    pub requests: RequestLimits,
+    /// Whether some route is critical, so that one has to look before one sheds.
+    pub some_critical: bool,
     /// Whose `X-Forwarded-For` is believed.
     pub trusted: TrustedProxies,
     /// Longest TLS handshake.
@@ -105,6 +121,8 @@ pub struct UpstreamSnapshot {
     pub metrics: Arc<UpstreamMetrics>,
     /// Counters per node, by [`crate::upstream::Node::index`].
     pub nodes: Vec<Arc<NodeMetrics>>,
+    /// How many requests may wait for an answer; none: as many as come.
+    pub concurrency: Option<Arc<AdaptiveConcurrency>>,
     /// Whether block `hive` of the configuration is about these nodes.
     pub trusted: bool,
     /// What it proves and believes over TLS; none on plain upstreams.
@@ -119,6 +137,10 @@ pub struct UpstreamTlsFacts {
     pub certificate: Option<CertificateFacts>,
     /// Who vouches for nodes.
     pub authorities: Vec<CertificateFacts>,
+    /// There is nothing in it yet, because the SPIFFE agent has issued nothing.
+    pub waiting: bool,
+    /// What is doubtful about it.
+    pub warnings: Vec<TlsFault>,
 }
 
 /// A route under one of its paths.
@@ -145,6 +167,8 @@ pub struct Route {
     pub response: Duration,
     /// Longest silence inside the answer.
     pub stream_idle: Duration,
+    /// Whether it is shed last.
+    pub critical: bool,
     /// How often clients may ask.
     pub rate_limits: Limits,
     /// Which requests are not taken.
@@ -171,22 +195,34 @@ impl AllowedPeers {
     }
 }
 
+/// What a snapshot is built from, besides the configuration.
+#[derive(Clone, Copy)]
+pub struct Ground<'a> {
+    /// Where to count.
+    pub metrics: &'a Arc<Metrics>,
+    /// What is in use now.
+    pub previous: Option<&'a Snapshot>,
+    /// What the SPIFFE agent has issued.
+    pub issued: Option<&'a Arc<Issued>>,
+    /// Seconds since 1970.
+    pub now_unix: i64,
+}
+
 impl Snapshot {
-    /// Builds a configuration. Nodes and counters of `previous` live on under the same names, and an upstream of which
-    /// nothing changed is the same one. Nothing is shown of it before [`Snapshot::publish`].
+    /// Builds a configuration. Nodes and counters of the previous snapshot live on under the same names, and an upstream of
+    /// which nothing changed is the same one. Nothing is shown of it before [`Snapshot::publish`].
+    ///
+    /// With the very configuration of the previous snapshot no file is read that the agent's material has nothing to do
+    /// with: a broken file must not keep new SVIDs out.
     ///
     /// # Errors
     /// What [`config::load`] finds too, and what changed on disk since.
-    pub fn build(
-        config: Config,
-        generation: u64,
-        metrics: &Arc<Metrics>,
-        previous: Option<&Snapshot>,
-        now_unix: i64,
-    ) -> Result<Self, String> {
+    pub fn build(config: Arc<Config>, generation: u64, ground: Ground<'_>) -> Result<Self, String> {
+        let Ground { previous, .. } = ground;
         let product = ProductHeaders::with_prefix(&config.hive.header_prefix)?;
+        let renews = previous.is_some_and(|p| Arc::ptr_eq(&p.config, &config));
         let upstreams: Vec<_> =
-            config.upstreams.iter().map(|u| upstream(u, metrics, previous, now_unix)).collect::<Result<_, _>>()?;
+            config.upstreams.iter().map(|u| upstream(u, ground, renews)).collect::<Result<_, _>>()?;
         let gateway_auth = config.hive.gateway_auth.as_ref().map(|secret| {
             let mut value = HeaderValue::from_str(&format!("Bearer {}", secret.expose()))
                 .map_err(|_| "hive.gateway_auth_secret holds characters that no header can carry".to_owned())?;
@@ -202,17 +238,19 @@ impl Snapshot {
             by_slot,
             peers: peers(&config)?,
             federation: federation(&config)?,
-            listeners: listeners(&config, &upstreams, metrics, now_unix)?,
+            listeners: listeners(&config, &upstreams, ground, renews)?,
             upstreams,
             spoofable: Spoofable::new(&product),
             product,
             gateway_auth: gateway_auth.transpose()?,
-            config: Arc::new(config),
+            overload: limits::of_process(&config.overload),
+            issued: ground.issued.cloned(),
+            config,
         };
         let store = snapshot.config.server.state_dir.as_deref().map(StateDir::new);
         for (listener, config) in snapshot.listeners.iter().zip(&snapshot.config.listeners) {
-            adopt_lists(listener, config, previous);
-            restore_lists(listener, store.as_ref(), now_unix);
+            material::adopt_lists(listener, config, previous);
+            material::restore_lists(listener, store.as_ref(), ground.now_unix);
         }
         Ok(snapshot)
     }
@@ -220,6 +258,10 @@ impl Snapshot {
     /// The listener behind a socket of this process; none if a reload took it away.
     pub fn listener(&self, slot: usize) -> Option<&ListenerSnapshot> {
         self.listeners.get((*self.by_slot.get(slot)?)?)
+    }
+
+    fn listener_named(&self, name: &ListenerName) -> Option<&ListenerSnapshot> {
+        self.listeners.get(self.config.listeners.iter().position(|l| l.name == *name)?)
     }
 
     /// Every certificate that expires, with what it is for.
@@ -276,35 +318,10 @@ impl Snapshot {
                 None => metrics.set_crls(config.name.as_str(), &[]),
             }
         }
+        let adaptive = self.upstreams.iter().filter(|u| u.concurrency.is_some());
+        metrics.keep_upstream_concurrency(&adaptive.map(|u| u.upstream.name().as_str()).collect::<Vec<_>>());
         metrics.set_config_generation(self.generation);
     }
-}
-
-/// Lists that were fetched for the same listener before are in use from the first connection on.
-fn adopt_lists(listener: &ListenerSnapshot, config: &config::Listener, previous: Option<&Snapshot>) {
-    let before = previous.and_then(|previous| {
-        let at = previous.config.listeners.iter().position(|other| other.name == config.name)?;
-        previous.listeners.get(at)?.tls.as_ref()
-    });
-    let (Some(now), Some(before)) = (&listener.tls, before) else { return };
-    if let (Some(now), Some(before)) = (now.revocation(), before.revocation()) {
-        now.adopt(before);
-    }
-    now.adopt_staples(before);
-    if let (Some(ocsp), Some(before_ocsp)) = (now.ocsp(), before.ocsp())
-        && now.trusts_as(before)
-    {
-        ocsp.adopt(before_ocsp);
-    }
-}
-
-/// Lists and OCSP answers that an earlier process fetched, where nothing is there.
-fn restore_lists(listener: &ListenerSnapshot, store: Option<&StateDir>, now_unix: i64) {
-    let (Some(tls), Some(store)) = (&listener.tls, store) else { return };
-    if let Some(revocation) = tls.revocation() {
-        revocation.urls().iter().for_each(|url| _ = revocation.restore(url, store, now_unix));
-    }
-    tls.staples().iter().flatten().for_each(|staple| staple.restore(store, now_unix));
 }
 
 /// Shows what a listener knows of revoked certificates.
@@ -332,11 +349,20 @@ fn federation(config: &Config) -> Result<Federation, String> {
 fn listeners(
     config: &Config,
     upstreams: &[Arc<UpstreamSnapshot>],
-    metrics: &Metrics,
-    now_unix: i64,
+    ground: Ground<'_>,
+    renews: bool,
 ) -> Result<Vec<ListenerSnapshot>, String> {
-    let tables = routes(config, upstreams, metrics)?;
-    config.listeners.iter().zip(tables).map(|(l, table)| listener(l, table, metrics, now_unix)).collect()
+    let tables = routes(config, upstreams, ground.metrics)?;
+    let critical = |i: usize| {
+        let critical = config.routes.iter().filter(|r| r.priority == config::file::Priority::Critical);
+        critical.clone().any(|r| r.listeners.include(i))
+    };
+    let all = config.listeners.iter().zip(tables).enumerate();
+    all.map(|(i, (l, table))| {
+        let tls = l.tls.as_ref().map(|tls| material::of_listener(l, tls, ground, renews)).transpose()?;
+        listener(l, table, tls, critical(i), ground.metrics)
+    })
+    .collect()
 }
 
 /// A table for each listener: which routes there are is decided before a request is there.
@@ -361,6 +387,7 @@ fn routes(
             json_rpc,
             response: r.timeouts.response.0,
             stream_idle: r.timeouts.stream_idle.0,
+            critical: r.priority == config::file::Priority::Critical,
             rate_limits: rate_limits(&format!("route/{}", r.name), &r.rate_limits, metrics),
             rules: Rules::build(&format!("route/{}", r.name), &r.request_rules, metrics)?,
             waf: r.waf.clone(),
@@ -411,24 +438,18 @@ fn rate_limits(owner: &str, config: &[config::file::RateLimit], metrics: &Metric
 fn listener(
     config: &config::Listener,
     routes: Table<Published>,
+    tls: Option<Arc<ServerContext>>,
+    some_critical: bool,
     metrics: &Metrics,
-    now_unix: i64,
 ) -> Result<ListenerSnapshot, String> {
-    let tls = config.tls.as_ref().map(|tls| {
-        tls::build_listener(tls, std::path::Path::new("/"), now_unix).map_err(|faults| {
-            let all: Vec<_> = faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect();
-            format!("listener {}: {}", config.name, all.join("; "))
-        })
-    });
-    let (limits, timeouts) = (&config.limits, &config.timeouts);
+    let (client, timeouts) = (&config.limits, &config.timeouts);
     Ok(ListenerSnapshot {
         routes,
-        tls: tls.transpose()?,
-        admission: admission::Limits {
-            connections: limits.connections,
-            per_address: limits.connections_per_address,
-            new_per_address: limits.new_connections_per_address,
-        },
+        tls,
+        admission: limits::of_connections(client),
+        connections_per_peer: client.connections_per_peer,
+        requests: RequestLimits::new(client),
+        some_critical,
         trusted: TrustedProxies::new(config.trusted_proxies.clone()),
         handshake: timeouts.handshake.0,
         revocation: timeouts.revocation.0,
@@ -438,9 +459,9 @@ fn listener(
             request_header: timeouts.request_header.0,
             request_body: timeouts.request_body.0,
             write: timeouts.write.0,
-            header_bytes: usize::try_from(limits.request_header.0).unwrap_or(usize::MAX),
+            header_bytes: usize::try_from(client.request_header.0).unwrap_or(usize::MAX),
         },
-        requests_per_connection: limits.requests_per_connection,
+        requests_per_connection: client.requests_per_connection,
         rate_limits: rate_limits(&format!("listener/{}", config.name), &config.rate_limits, metrics),
         addresses: config.addresses.clone(),
         rules: Rules::build(&format!("listener/{}", config.name), &config.request_rules, metrics)?,
@@ -448,15 +469,17 @@ fn listener(
     })
 }
 
-fn upstream(
-    config: &config::Upstream,
-    metrics: &Arc<Metrics>,
-    previous: Option<&Snapshot>,
-    now_unix: i64,
-) -> Result<Arc<UpstreamSnapshot>, String> {
+fn upstream(config: &config::Upstream, ground: Ground<'_>, renews: bool) -> Result<Arc<UpstreamSnapshot>, String> {
+    let Ground { metrics, previous, now_unix, .. } = ground;
+    let before = previous.and_then(|p| p.upstreams.iter().find(|u| *u.upstream.name() == config.name));
+    if let Some(before) = before.filter(|_| renews && config.tls.as_ref().is_none_or(|tls| tls.spiffe.is_none())) {
+        return Ok(before.clone());
+    }
     let tls = config.tls.as_ref().map(|t| {
-        tls::build_upstream(t, std::path::Path::new("/"), now_unix).map_err(|faults| {
-            faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect::<Vec<_>>().join("; ")
+        let issued = ground.issued.map(|issued| &**issued);
+        tls::build_upstream(t, std::path::Path::new("/"), now_unix, issued).map_err(|faults| {
+            let all: Vec<_> = faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect();
+            format!("upstream {}: {}", config.name, all.join("; "))
         })
     });
     let mut tls = tls.transpose()?;
@@ -464,8 +487,13 @@ fn upstream(
         generation: tls.generation,
         certificate: tls.client_facts.clone(),
         authorities: std::mem::take(&mut tls.authorities),
+        waiting: tls.waiting,
+        warnings: std::mem::take(&mut tls.warnings),
     });
-    let before = previous.and_then(|p| p.upstreams.iter().find(|u| *u.upstream.name() == config.name));
+    let is_waiting = |facts: &Option<UpstreamTlsFacts>| facts.as_ref().is_some_and(|tls| tls.waiting);
+    if is_waiting(&facts) && previous.is_some() && !before.is_some_and(|before| is_waiting(&before.tls)) {
+        return Err(format!("upstream {}: {}", config.name, material::NOTHING_ISSUED));
+    }
     let config_before = previous.and_then(|p| p.config.upstreams.iter().find(|u| u.name == config.name));
     if let Some(before) = before
         && config_before == Some(config)
@@ -493,6 +521,7 @@ fn upstream(
     let nodes: Vec<_> = settings.nodes.iter().map(|n| metrics.upstream_node(name, &n.url)).collect();
     let upstream = Upstream::new(settings, metrics, before.map(|b| &*b.upstream), None)
         .map_err(|e| format!("upstream {name}: {e}"))?;
+    let concurrency = limits::concurrency(config, before.map(|b| &**b), metrics);
     let metrics = metrics.upstream(name);
-    Ok(Arc::new(UpstreamSnapshot { upstream, metrics, nodes, trusted: config.trusted, tls: facts }))
+    Ok(Arc::new(UpstreamSnapshot { upstream, metrics, nodes, concurrency, trusted: config.trusted, tls: facts }))
 }

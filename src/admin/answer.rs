@@ -171,15 +171,17 @@ fn health() -> Answer {
 fn ready(state: &AdminState) -> Answer {
     let readiness = (state.ready)();
     let status = if readiness.is_ready() { 200 } else { 503 };
-    Answer::json(
-        status,
-        &json!({
-            "ready": readiness.is_ready(),
-            "draining": readiness.draining,
-            "upstreams_down": readiness.upstreams_down,
-            "crls_awaited": readiness.crls_awaited,
-        }),
-    )
+    let mut body = json!({
+        "ready": readiness.is_ready(),
+        "draining": readiness.draining,
+        "upstreams_down": readiness.upstreams_down,
+        "crls_awaited": readiness.crls_awaited,
+    });
+    if !readiness.waiting_for_svid.is_empty() {
+        body["waiting_for_svid"] = json!(readiness.waiting_for_svid);
+        body["spiffe"] = json!(readiness.spiffe);
+    }
+    Answer::json(status, &body)
 }
 
 #[cfg(test)]
@@ -237,12 +239,17 @@ mod tests {
     #[test]
     fn ready_only_when_each_upstream_has_a_node_up_and_not_while_draining() {
         assert_eq!(get("/v1/ready").status, 200);
-        let down = Readiness { draining: false, upstreams_down: vec!["hive".into()], ..Readiness::default() };
+        let down = Readiness { upstreams_down: vec!["hive".into()], ..Readiness::default() };
         let answer = ask(down, None, Method::GET, "/v1/ready", "");
         assert_eq!((answer.status, &body(&answer)["upstreams_down"]), (503, &json!(["hive"])));
         let draining = Readiness { draining: true, ..Readiness::default() };
         let answer = ask(draining, None, Method::GET, "/v1/ready", "");
         assert_eq!((answer.status, &body(&answer)["draining"]), (503, &json!(true)));
+        let waiting_for_svid = vec!["listener federation".to_owned()];
+        let waiting = Readiness { waiting_for_svid, spiffe: Some("away".into()), ..Readiness::default() };
+        let answer = ask(waiting, None, Method::GET, "/v1/ready", "");
+        assert_eq!((answer.status, &body(&answer)["spiffe"]), (503, &json!("away")));
+        assert_eq!(body(&answer)["waiting_for_svid"], json!(["listener federation"]));
         let waiting = Readiness { crls_awaited: vec!["http://ca/a.crl".into()], ..Readiness::default() };
         let answer = ask(waiting, None, Method::GET, "/v1/ready", "");
         assert_eq!((answer.status, &body(&answer)["crls_awaited"]), (503, &json!(["http://ca/a.crl"])));

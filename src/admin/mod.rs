@@ -51,11 +51,17 @@ pub struct Readiness {
     pub upstreams_down: Vec<String>,
     /// URLs of the configuration that no revocation list has come from yet, shortly after the start.
     pub crls_awaited: Vec<String>,
+    /// The listeners and upstreams that have no certificate yet: `listener federation`.
+    pub waiting_for_svid: Vec<String>,
+    /// Why they wait for the SPIFFE agent.
+    pub spiffe: Option<String>,
 }
 
 impl Readiness {
-    /// Ready: not ending, each upstream has a node up, and the first revocation lists are there.
+    /// Ready: not ending, each upstream has a node up, the first revocation lists are there, and nobody waits for a
+    /// certificate.
     pub fn is_ready(&self) -> bool {
-        !self.draining && self.upstreams_down.is_empty() && self.crls_awaited.is_empty()
+        let waits = !self.crls_awaited.is_empty() || !self.waiting_for_svid.is_empty();
+        !self.draining && self.upstreams_down.is_empty() && !waits
     }
 }

@@ -18,6 +18,9 @@ pub struct Status {
     pub last_reload: Option<ReloadStatus>,
     /// What the configuration asks for in vain until a restart, a sentence each.
     pub needs_restart: Vec<String>,
+    /// The SPIFFE agent; absent where none is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spiffe: Option<SpiffeStatus>,
     /// In the order of the configuration, as the lists below.
     pub listeners: Vec<ListenerStatus>,
     /// The published routes.
@@ -45,12 +48,30 @@ pub struct ConfigStatus {
     pub generation: u64,
 }
 
+/// `spiffe`
+#[derive(Debug, Clone, Serialize)]
+pub struct SpiffeStatus {
+    /// Its address.
+    pub workload_api: String,
+    /// Whether its updates are listened to.
+    pub connected: bool,
+    /// What last went wrong, unless a good update has come since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The SPIFFE IDs that it has issued and that are in use.
+    pub svids: Vec<String>,
+    /// The other trust domains of which it has a bundle; whether clients of theirs come in is the configuration's.
+    pub federated_trust_domains: Vec<String>,
+    /// The listeners and upstreams that wait for it.
+    pub waiting: Vec<String>,
+}
+
 /// `last_reload`
 #[derive(Debug, Clone, Serialize)]
 pub struct ReloadStatus {
     /// Seconds since 1970.
     pub time: i64,
-    /// `signal`, `admin`, `files` or `config_file`.
+    /// `signal`, `admin`, `files`, `config_file` or `spiffe`.
     pub trigger: &'static str,
     /// `ok` or `failed`.
     pub result: &'static str,

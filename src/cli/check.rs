@@ -3,12 +3,14 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 
 use crate::config::{self, Config, ConfigError, Loaded, RoutePeers, Surroundings, file};
 use crate::policy::rate_limit::Limits;
-use crate::tls::{self, CertificateFacts};
+use crate::server::spiffe;
+use crate::tls::{self, CertificateFacts, Endpoint, Issued};
 
 const DAY_SECONDS: i64 = 24 * 3600;
 
@@ -28,10 +30,44 @@ pub struct CheckArgs {
 pub fn run(args: &CheckArgs) -> ExitCode {
     let env = |name: &str| std::env::var(name).ok();
     let around = Surroundings::of_system(&env);
+    let agent = config::load_in(&args.config, &around).ok().and_then(|loaded| loaded.config.spiffe).map(ask_agent);
+    let issued = agent.as_ref().and_then(|(_, issued)| issued.as_ref().ok());
+    let around = Surroundings { issued, ..around };
     let report = check(&args.config, args.strict, &around);
     eprint!("{}", report.problems);
     print!("{}", report.summary);
+    if let Some((endpoint, issued)) = agent.filter(|_| report.good) {
+        print!("{}", agent_summary(&endpoint, &issued));
+    }
     if report.good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// How long the SPIFFE agent may take over its answer.
+const AGENT_WAIT: Duration = Duration::from_secs(2);
+
+pub(super) type Asked = (Endpoint, Result<Issued, String>);
+
+/// What the agent issues to this process, which may be another than the gateway will be.
+pub(super) fn ask_agent(endpoint: Endpoint) -> Asked {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let issued = match runtime {
+        Ok(runtime) => runtime.block_on(spiffe::fetch(&endpoint, AGENT_WAIT)),
+        Err(e) => Err(e.to_string()),
+    };
+    (endpoint, issued)
+}
+
+fn agent_summary(endpoint: &Endpoint, issued: &Result<Issued, String>) -> String {
+    let mut text = String::new();
+    line(&mut text, format_args!("spiffe: {endpoint}"));
+    match issued {
+        Ok(issued) => {
+            issued.ids().for_each(|id| line(&mut text, format_args!("  issues {id} to this process")));
+            issued.federated().for_each(|name| line(&mut text, format_args!("  has the bundle of {name}")));
+        }
+        Err(why) => line(&mut text, format_args!("  nothing is known of what it issues: {why}")),
+    }
+    text
 }
 
 /// What `check` says.
@@ -57,7 +93,7 @@ fn check(file: &Path, strict: bool, around: &Surroundings<'_>) -> Report {
                     format_args!("{}: {} with --strict", file.display(), many(warnings.len(), "warning")),
                 );
             }
-            let summary = if good { summary(&config, around.now_unix) } else { String::new() };
+            let summary = if good { summary(&config, around) } else { String::new() };
             Report { problems, summary, good }
         }
     }
@@ -82,19 +118,20 @@ fn line(text: &mut String, what: std::fmt::Arguments<'_>) {
 }
 
 /// What would run.
-fn summary(config: &Config, now_unix: i64) -> String {
+fn summary(config: &Config, around: &Surroundings<'_>) -> String {
+    let (now_unix, issued) = (around.now_unix, around.issued);
     let mut text = String::new();
     line(&mut text, format_args!("{} is good (SHA-256 {})", config.source.display(), &config.hash[..16]));
-    listeners(&mut text, config, now_unix);
+    listeners(&mut text, config, now_unix, issued);
     peers(&mut text, config);
     routes(&mut text, config);
-    upstreams(&mut text, config, now_unix);
+    upstreams(&mut text, config, now_unix, issued);
     let secret = if config.admin.bearer.is_some() { "with a secret" } else { "without a secret" };
     line(&mut text, format_args!("admin\n  {}, {secret}", config.admin.address));
     text
 }
 
-fn listeners(text: &mut String, config: &Config, now_unix: i64) {
+fn listeners(text: &mut String, config: &Config, now_unix: i64, issued: Option<&Issued>) {
     line(text, format_args!("listeners"));
     for listener in &config.listeners {
         let kind = match listener.protocol {
@@ -104,8 +141,12 @@ fn listeners(text: &mut String, config: &Config, now_unix: i64) {
         line(text, format_args!("  {}: {} ({kind})", listener.name, listener.address));
         rate_limits(text, &format!("listener/{}", listener.name), &listener.rate_limits);
         // The files were good a moment ago, so an error here is a file that has just been changed.
-        let context = listener.tls.as_ref().and_then(|tls| tls::build_listener(tls, Path::new(""), now_unix).ok());
-        let Some(context) = context else { continue };
+        let Some(settings) = &listener.tls else { continue };
+        if let Some(spiffe) = &settings.spiffe {
+            let domains = spiffe.trust_domains.as_ref().map_or("its own trust domain".to_owned(), |all| all.join(", "));
+            line(text, format_args!("    an SVID of the SPIFFE agent; clients of {domains}"));
+        }
+        let Ok(context) = tls::build_listener(settings, Path::new(""), now_unix, issued) else { continue };
         for (certificate, staple) in context.certificates().iter().zip(context.staples()) {
             line(text, format_args!("    certificate {}", facts(certificate, now_unix)));
             if let Some(staple) = staple {
@@ -207,7 +248,7 @@ fn rate_limits(text: &mut String, owner: &str, limits: &[file::RateLimit]) {
     }
 }
 
-fn upstreams(text: &mut String, config: &Config, now_unix: i64) {
+fn upstreams(text: &mut String, config: &Config, now_unix: i64, issued: Option<&Issued>) {
     line(text, format_args!("upstreams"));
     for upstream in &config.upstreams {
         let health = match &upstream.health_check {
@@ -224,7 +265,10 @@ fn upstreams(text: &mut String, config: &Config, now_unix: i64) {
         // One of the two is there; the ID counts if both are.
         let proof = settings.spiffe_id.as_ref().or(settings.server_name.as_ref());
         line(text, format_args!("    as {}", proof.map_or("", String::as_str)));
-        let material = tls::build_upstream(settings, Path::new(""), now_unix).ok();
+        let material = tls::build_upstream(settings, Path::new(""), now_unix, issued).ok();
+        if settings.spiffe.is_some() {
+            line(text, format_args!("    with an SVID of the SPIFFE agent"));
+        }
         if let Some(client) = material.and_then(|m| m.client_facts) {
             line(text, format_args!("    with certificate {}", facts(&client, now_unix)));
         }
@@ -244,6 +288,7 @@ mod tests {
             addresses: &|_, _| Err(std::io::Error::other("no names in tests")),
             now_unix: NOW,
             read_files: false,
+            issued: None,
         }
     }
 
@@ -255,7 +300,7 @@ routes: [{ name: a2a, paths: [/a, /b], methods: [POST], peers: any, upstream: hi
 upstreams: [{ name: hive, endpoints: ["http://10.0.1.10:3000", { url: "http://10.0.1.11:3000", weight: 2 }] }]
 "#;
         let config = load_text(Path::new("g.yaml"), text, &around()).unwrap().config;
-        let said = summary(&config, NOW);
+        let said = summary(&config, &around());
         for part in [
             "main: 127.0.0.1:8080 (http, plain text)",
             "a2a: POST /a /b of any host, any peer -> hive (JSON-RPC)",

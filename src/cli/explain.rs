@@ -12,6 +12,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Args;
 
@@ -20,8 +21,9 @@ use crate::config::{self, Loaded, Surroundings};
 use crate::observe::Metrics;
 use crate::proxy::answer;
 use crate::refusal::Refusal;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Ground, Snapshot};
 
+use super::check::ask_agent;
 use asked::Asked;
 use steps::STEPS;
 use way::Way;
@@ -84,11 +86,15 @@ pub fn run(args: &ExplainArgs) -> ExitCode {
 fn explain(args: &ExplainArgs) -> Result<(String, bool), String> {
     let env = |name: &str| std::env::var(name).ok();
     let around = Surroundings::of_system(&env);
+    let agent = config::load_in(&args.config, &around).ok().and_then(|loaded| loaded.config.spiffe).map(ask_agent);
+    let issued = agent.and_then(|(_, issued)| issued.ok()).map(Arc::new);
+    let around = Surroundings { issued: issued.as_deref(), ..around };
     let loaded = config::load_in(&args.config, &around)
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
     let Loaded { config, located, .. } = loaded;
     let metrics = Metrics::new();
-    let snapshot = Snapshot::build(config, 1, &metrics, None, around.now_unix)?;
+    let ground = Ground { metrics: &metrics, previous: None, issued: issued.as_ref(), now_unix: around.now_unix };
+    let snapshot = Snapshot::build(Arc::new(config), 1, ground)?;
     let asked = Asked::new(args, &snapshot)?;
     let mut text = format!("{}\n", args.request);
     let mut way = Way::new(&snapshot, &located, &asked, Clock::System);

@@ -6,8 +6,10 @@
 mod defense;
 mod hive;
 mod listeners;
+mod overload;
 mod process;
 mod routes;
+mod spiffe;
 mod upstreams;
 
 use std::time::Duration;
@@ -17,8 +19,10 @@ use serde::Deserialize;
 pub use defense::*;
 pub use hive::*;
 pub use listeners::*;
+pub use overload::*;
 pub use process::*;
 pub use routes::*;
+pub use spiffe::*;
 pub use upstreams::*;
 
 use crate::units::Span;
@@ -47,8 +51,13 @@ pub struct File {
     pub routes: Vec<Route>,
     /// Hive nodes, in groups.
     pub upstreams: Vec<Upstream>,
+    /// Who issues the gateway's certificates, where `tls.spiffe` asks for it.
+    pub spiffe: Option<Spiffe>,
     /// What gateways of a fleet share. Default: nothing.
     pub redis: Option<Redis>,
+    /// What the process takes on, and what it sheds when it is behind.
+    #[serde(default)]
+    pub overload: Overload,
     /// The operator's own listener. Default: `127.0.0.1:9901`, no secret.
     #[serde(default)]
     pub admin: Admin,

@@ -14,6 +14,7 @@ use super::{Config, ConfigError, Located};
 use crate::clock::Clock;
 use crate::files::open_regular;
 use crate::secret::Secret;
+use crate::tls::Issued;
 
 /// Longest file: 100,000 peers take about 12 MiB.
 const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -42,12 +43,20 @@ pub struct Surroundings<'a> {
     pub now_unix: i64,
     /// Whether the files that it names (certificates, secrets) are read. Without them it can be checked, not run.
     pub read_files: bool,
+    /// What the SPIFFE agent has issued, if that is known: it is judged with the files.
+    pub issued: Option<&'a Issued>,
 }
 
 impl<'a> Surroundings<'a> {
     /// The system's names and time.
     pub fn of_system(env: &'a dyn Fn(&str) -> Option<String>) -> Self {
-        Self { env, addresses: &system_addresses, now_unix: Clock::System.unix_seconds(), read_files: true }
+        Self {
+            env,
+            addresses: &system_addresses,
+            now_unix: Clock::System.unix_seconds(),
+            read_files: true,
+            issued: None,
+        }
     }
 }
 

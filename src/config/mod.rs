@@ -58,8 +58,12 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// Hive nodes, in groups; at least one.
     pub upstreams: Vec<Upstream>,
+    /// The SPIFFE agent. Some, if a listener or upstream takes its material from there.
+    pub spiffe: Option<crate::tls::Endpoint>,
     /// What gateways of a fleet share. Some, if a limit is shared.
     pub redis: Option<Redis>,
+    /// What the process takes on, and what it sheds when it is behind.
+    pub overload: file::Overload,
     /// The operator's own listener.
     pub admin: Admin,
     /// Where the access log goes; a file's path is absolute.
@@ -92,7 +96,7 @@ pub struct Listener {
     pub address: SocketAddr,
     /// Some `tls` if and only if `https`.
     pub protocol: file::Protocol,
-    /// Certificates and trust; file names are absolute.
+    /// Certificates and trust; file names are absolute. Either certificates and a CA, or `spiffe`.
     pub tls: Option<file::ListenerTls>,
     /// Networks whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
@@ -144,6 +148,8 @@ pub struct Route {
     pub json_rpc: Option<file::JsonRpc>,
     /// How long Hive may take.
     pub timeouts: file::RouteTimeouts,
+    /// When it is shed.
+    pub priority: file::Priority,
     /// How often clients may ask.
     pub rate_limits: Vec<file::RateLimit>,
     /// Which requests are not taken.
@@ -223,6 +229,8 @@ pub struct Upstream {
     pub protocol: file::UpstreamProtocol,
     /// How a node is known to be alive.
     pub health_check: file::HealthCheck,
+    /// How many requests may wait for an answer.
+    pub adaptive_concurrency: Option<file::AdaptiveConcurrency>,
     /// Waiting for nodes.
     pub timeouts: file::UpstreamTimeouts,
     /// Some if and only if the endpoints are `https://`; file names are absolute.

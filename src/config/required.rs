@@ -17,7 +17,6 @@ pub(super) struct Required {
 enum Kind {
     Text(&'static str),
     List,
-    Block,
 }
 
 const fn text(block: &'static str, key: &'static str, example: &'static str, stand_in: &'static str) -> Required {
@@ -40,16 +39,8 @@ const REQUIRED: &[Required] = &[
     list("", "upstreams", "upstreams: with at least one { name, endpoints }"),
     text("listeners[]", "name", "name: federation", STAND_IN),
     text("listeners[]", "address", "address: 0.0.0.0:8443", "127.0.0.1:1"),
-    list("listeners[].tls", "certificates", "certificates: [{ cert: server.pem, key: server.key }]"),
     text("listeners[].tls.certificates[]", "cert", "cert: server.pem", STAND_IN),
     text("listeners[].tls.certificates[]", "key", "key: server.key", STAND_IN),
-    Required {
-        block: "listeners[].tls",
-        key: "client_auth",
-        example: "client_auth: { mode: required, ca: mesh-ca.pem }",
-        kind: Kind::Block,
-    },
-    text("listeners[].tls.client_auth", "ca", "ca: mesh-ca.pem", STAND_IN),
     text("listeners[].request_rules[]", "name", "name: scanners", STAND_IN),
     text("listeners[].request_rules[].header", "name", "name: X-Forwarded-Proto", STAND_IN),
     text("listeners[].request_rules[].header", "matches", "matches: ^http$", STAND_IN),
@@ -69,7 +60,6 @@ const REQUIRED: &[Required] = &[
     text("upstreams[]", "name", "name: hive", STAND_IN),
     list("upstreams[]", "endpoints", "endpoints: [\"http://10.0.1.10:3000\"]"),
     text("upstreams[].endpoints[]", "url", "url: \"http://10.0.1.10:3000\"", "http://127.0.0.1:1"),
-    text("upstreams[].tls", "ca", "ca: hive-ca.pem", STAND_IN),
     text("routes[].rate_limits[]", "per", PER_EXAMPLE, "address"),
     text("routes[].rate_limits[]", "rate", RATE_EXAMPLE, "1/s"),
     text("listeners[].rate_limits[]", "per", PER_EXAMPLE, "address"),
@@ -88,7 +78,6 @@ impl Required {
         match self.kind {
             Kind::Text(text) => text.into(),
             Kind::List => Value::Sequence(Vec::new()),
-            Kind::Block => Value::Mapping(Mapping::new()),
         }
     }
 }

@@ -46,7 +46,8 @@ fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 }
 
 fn loaded(text: &str) -> Result<Loaded, Vec<ConfigError>> {
-    let around = Surroundings { env: &env, addresses: &addresses, now_unix: 1_800_000_000, read_files: false };
+    let around =
+        Surroundings { env: &env, addresses: &addresses, now_unix: 1_800_000_000, read_files: false, issued: None };
     load_text(Path::new("conf/g.yaml"), text, &around)
 }
 
@@ -87,7 +88,7 @@ fn a_small_file_is_enough() {
     assert_eq!(c.upstreams[c.routes[0].upstream].endpoints[0].address.to_string(), "10.0.1.10:3000");
     assert_eq!(c.admin.address.to_string(), "127.0.0.1:9901");
     assert_eq!(c.hash.len(), 64);
-    let ca = &c.listeners[0].tls.as_ref().unwrap().client_auth.ca;
+    let ca = &c.listeners[0].tls.as_ref().unwrap().client_auth.ca.as_ref().unwrap();
     assert!(Path::new(ca).is_absolute() && ca.ends_with("conf/ca.pem"), "{ca}");
 }
 
@@ -180,7 +181,7 @@ fn a_bare_number_is_text_where_text_is_meant() {
     let c = good(&text).config;
     assert_eq!(c.listeners[0].name.as_str(), "0x10");
     let tls = c.listeners[0].tls.as_ref().unwrap();
-    assert!(tls.client_auth.ca.ends_with("/1.20"));
+    assert!(tls.client_auth.ca.as_ref().unwrap().ends_with("/1.20"));
     assert_eq!(tls.min_version, file::TlsVersion::Tls12);
     let e = wrong("{ ca: ca.pem }", "{ ca: ca.pem }\n      min_version: 1.1");
     assert!(e[0].contains("7:20: listeners[0].tls.min_version: \"1.1\" is unknown; known: 1.2, 1.3"), "{e:?}");
@@ -504,4 +505,26 @@ fn a_large_file_with_wrong_peers_is_read_in_time() {
     let e = errors(&text);
     assert_eq!(e.len(), 3, "{e:?}");
     assert!(e[1].starts_with("20008:7: peers[20000].nam: unknown key"), "{e:?}");
+}
+
+#[test]
+fn the_environment_names_the_spiffe_agent_if_the_file_does_not() {
+    let text = GOOD.replace(
+        "      certificates: [{ cert: s.pem, key: s.key }]\n      client_auth: { ca: ca.pem }\n",
+        "      spiffe: {}\n",
+    );
+    assert_ne!(text, GOOD);
+    let load = |text: &str, socket: Option<&str>| {
+        let env = |name: &str| socket.filter(|_| name == "SPIFFE_ENDPOINT_SOCKET").map(str::to_owned);
+        let around = Surroundings { read_files: false, ..Surroundings::of_system(&env) };
+        load_text(Path::new("gateway.yaml"), text, &around)
+    };
+    let endpoint = |text: &str, socket| load(text, socket).unwrap().config.spiffe.unwrap().to_string();
+    assert_eq!(endpoint(&text, Some("unix:/run/a.sock")), "unix:///run/a.sock");
+    let written = format!("spiffe: {{ workload_api: \"unix:///run/b.sock\" }}\n{text}");
+    assert_eq!(endpoint(&written, Some("unix:///run/a.sock")), "unix:///run/b.sock");
+    let errors = load(&text, Some("/run/a.sock")).unwrap_err();
+    assert!(errors[0].message.contains("SPIFFE_ENDPOINT_SOCKET of the environment: \"/run/a.sock\""), "{errors:?}");
+    let unused = load(&format!("spiffe: {{}}\n{GOOD}"), None).unwrap();
+    assert!(unused.config.spiffe.is_none() && shown(&unused.warnings).contains("nothing is taken from the agent"));
 }

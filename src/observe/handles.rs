@@ -3,13 +3,13 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
-
 use super::handshake::HandshakeResult;
 use super::labels::{
-    CloseReason, ConnectionRefusal, MethodLabel, RateLimitDecision, RedisFallback, UpstreamResult, WafVerdict,
+    CloseReason, ConnectionRefusal, MethodLabel, OverloadAction, OverloadLimit, RateLimitDecision, RedisFallback,
+    UpstreamResult, WafVerdict,
 };
 use super::metrics::{ListenerFamilies, NodeFamilies, RouteFamilies};
+use prometheus::{Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
 
 /// Statuses in one block of [`Codes`].
 const BLOCK: usize = 16;
@@ -182,6 +182,47 @@ impl WafMetrics {
     pub fn judged(&self, verdict: WafVerdict, took: Duration) {
         self.verdicts[verdict.index()].inc();
         self.duration.observe(took.as_secs_f64());
+    }
+}
+
+/// Counters of overload protection.
+pub struct OverloadMetrics {
+    /// By limit, then by action.
+    decisions: Vec<[IntCounter; OverloadAction::ALL.len()]>,
+    lag: Gauge,
+}
+
+impl OverloadMetrics {
+    pub(super) fn new(family: &IntCounterVec, lag: Gauge) -> Self {
+        let of = |limit: &OverloadLimit| {
+            [OverloadAction::Shed, OverloadAction::WouldShed]
+                .map(|action| family.with_label_values(&[limit.as_str(), action.as_str()]))
+        };
+        Self { decisions: OverloadLimit::ALL.iter().map(of).collect(), lag }
+    }
+
+    /// A limit was exceeded.
+    pub fn exceeded(&self, limit: OverloadLimit, action: OverloadAction) {
+        self.decisions[limit.index()][action.index()].inc();
+    }
+
+    /// The lag now.
+    pub fn set_lag(&self, lag: Duration) {
+        self.lag.set(lag.as_secs_f64());
+    }
+}
+
+/// What is shown of an upstream's adaptive limit.
+pub struct ConcurrencyMetrics(IntGauge);
+
+impl ConcurrencyMetrics {
+    pub(super) fn new(limit: IntGauge) -> Self {
+        Self(limit)
+    }
+
+    /// The limit now.
+    pub fn set_limit(&self, limit: u32) {
+        self.0.set(i64::from(limit));
     }
 }
 

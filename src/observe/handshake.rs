@@ -36,6 +36,8 @@ pub enum HandshakeResult {
     NoSharedCipher,
     /// ALPN offered neither `h2` nor `http/1.1`.
     NoApplicationProtocol,
+    /// The gateway has no certificate of its own yet: the SPIFFE agent has not issued one.
+    NoSvid,
     /// The client broke off with a TLS alert: usually it does not trust the gateway's certificate.
     ClientAlert,
     /// The connection ended in the middle.
@@ -48,7 +50,7 @@ pub enum HandshakeResult {
 
 impl HandshakeResult {
     /// Every result, in the order of declaration.
-    pub const ALL: [HandshakeResult; 20] = [
+    pub const ALL: [HandshakeResult; 21] = [
         HandshakeResult::Ok,
         HandshakeResult::Timeout,
         HandshakeResult::NoCertificate,
@@ -65,6 +67,7 @@ impl HandshakeResult {
         HandshakeResult::ProtocolVersion,
         HandshakeResult::NoSharedCipher,
         HandshakeResult::NoApplicationProtocol,
+        HandshakeResult::NoSvid,
         HandshakeResult::ClientAlert,
         HandshakeResult::Aborted,
         HandshakeResult::NotTls,
@@ -90,6 +93,7 @@ impl HandshakeResult {
             HandshakeResult::ProtocolVersion => "protocol_version",
             HandshakeResult::NoSharedCipher => "no_shared_cipher",
             HandshakeResult::NoApplicationProtocol => "no_application_protocol",
+            HandshakeResult::NoSvid => "no_svid",
             HandshakeResult::ClientAlert => "client_alert",
             HandshakeResult::Aborted => "aborted",
             HandshakeResult::NotTls => "not_tls",

@@ -108,6 +108,34 @@ label!(
 );
 
 label!(
+    /// A limit of overload protection.
+    OverloadLimit {
+        /// `overload.event_loop_lag`.
+        EventLoopLag => "event_loop_lag",
+        /// `overload.connections`.
+        Connections => "connections",
+        /// `overload.requests`.
+        Requests => "requests",
+        /// `listeners[].limits.requests`.
+        ListenerRequests => "listener_requests",
+        /// `listeners[].limits.requests_per_address`.
+        AddressRequests => "address_requests",
+        /// `listeners[].limits.requests_per_peer`.
+        PeerRequests => "peer_requests",
+    }
+);
+
+label!(
+    /// What a limit of overload protection came to.
+    OverloadAction {
+        /// Refused.
+        Shed => "shed",
+        /// Passed, since `overload.enforce` is false.
+        WouldShed => "would_shed",
+    }
+);
+
+label!(
     /// What an OCSP responder said of a certificate.
     OcspResult {
         /// Not revoked.
@@ -138,7 +166,7 @@ impl From<&Method> for MethodLabel {
 }
 
 label!(
-    /// Why a connection was turned away before a byte of it was read.
+    /// Why a connection was turned away before a request of it was read.
     ConnectionRefusal {
         /// `limits.connections` is reached.
         Total => "total",
@@ -148,6 +176,16 @@ label!(
         Rate => "rate",
         /// The address is on `deny` or `deny_file`.
         Denied => "denied",
+        /// `limits.connections_per_peer` is reached, so after the handshake.
+        PerPeer => "per_peer",
+        /// `limits.handshakes` is reached.
+        Handshakes => "handshakes",
+        /// `limits.handshakes_per_address` is reached.
+        HandshakesPerAddress => "handshakes_per_address",
+        /// `overload.connections` is reached.
+        Process => "process",
+        /// The gateway is behind: `overload.event_loop_lag`.
+        Overloaded => "overloaded",
     }
 );
 
@@ -162,7 +200,7 @@ label!(
         HeaderTimeout => "header_timeout",
         /// A request's body took longer than `timeouts.request_body`.
         BodyTimeout => "body_timeout",
-        /// The client left an answer unread for `timeouts.write`.
+        /// The client left an answer unread, or 16 KiB of it, for `timeouts.write`.
         WriteTimeout => "write_timeout",
         /// A header beyond `limits.request_header`.
         HeaderTooLarge => "header_too_large",
@@ -182,8 +220,60 @@ label!(
         ShuttingDown => "shutting_down",
         /// Any other error of the socket.
         Error => "error",
+        /// HTTP/2: streams opened and reset, faster than any use of it (CVE-2023-44487).
+        RapidReset => "rapid_reset",
+        /// HTTP/2: a header in more frames than it needs (CVE-2024-27316).
+        ContinuationFlood => "continuation_flood",
+        /// HTTP/2: SETTINGS that all want an answer (CVE-2019-9515).
+        SettingsFlood => "settings_flood",
+        /// HTTP/2: PINGs that all want an answer (CVE-2019-9512).
+        PingFlood => "ping_flood",
+        /// HTTP/2: PRIORITY frames (CVE-2019-9513).
+        PriorityFlood => "priority_flood",
+        /// HTTP/2: more WINDOW_UPDATEs than the answers sent call for; windows of a few bytes (CVE-2019-9511, -9517).
+        WindowUpdateFlood => "window_update_flood",
+        /// HTTP/2: DATA frames that hold nothing, or next to nothing (CVE-2019-9518).
+        EmptyDataFlood => "empty_data_flood",
+        /// HTTP/2: frames of types that nobody knows, or that no client sends.
+        UnknownFrameFlood => "unknown_frame_flood",
+        /// HTTP/2: a limit of the codec's own, told by GOAWAY with ENHANCE_YOUR_CALM.
+        EnhanceYourCalm => "enhance_your_calm",
+        /// TLS: records without data, such as KeyUpdates.
+        TlsFlood => "tls_flood",
     }
 );
+
+impl CloseReason {
+    /// Whether the client was cut for what it did, so that an operator wants to know who it was.
+    pub fn is_hostile(self) -> bool {
+        match self {
+            Self::RapidReset
+            | Self::ContinuationFlood
+            | Self::SettingsFlood
+            | Self::PingFlood
+            | Self::PriorityFlood
+            | Self::WindowUpdateFlood
+            | Self::EmptyDataFlood
+            | Self::UnknownFrameFlood
+            | Self::EnhanceYourCalm
+            | Self::TlsFlood
+            | Self::HeaderTimeout
+            | Self::WriteTimeout => true,
+            Self::Normal
+            | Self::Idle
+            | Self::BodyTimeout
+            | Self::HeaderTooLarge
+            | Self::Age
+            | Self::RequestLimit
+            | Self::ProtocolError
+            | Self::Refused
+            | Self::Aborted
+            | Self::UpstreamAborted
+            | Self::ShuttingDown
+            | Self::Error => false,
+        }
+    }
+}
 
 label!(
     /// What came of one try at one node.

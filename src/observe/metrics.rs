@@ -1,19 +1,19 @@
 //! Every metric: its name, help and labels, and the families behind the handles of [`super::handles`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use super::crl::CrlFamilies;
 use super::expiry::{Expiring, Expiry, ExpiryGauges};
 use super::handles::{
-    ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics,
-    WafMetrics,
+    ConcurrencyMetrics, ListenerMetrics, NodeMetrics, OverloadMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight,
+    RouteMetrics, UpstreamMetrics, WafMetrics,
 };
 
 /// The `path` and `route` of a request that no route took.
@@ -94,6 +94,10 @@ definitions! {
         "Requests given to the web application firewall, by what it made of them.";
     WAF: Kind::Histogram(WAF_BUCKETS), "waf_seconds", [],
         "Time until the web application firewall had looked at a request, waiting for its turn included.";
+    OVERLOAD: Kind::Counter, "overload_total", ["limit", "action"],
+        "Connections and requests beyond a limit of overload protection, by limit and by what became of them.";
+    EVENT_LOOP_LAG: Kind::Gauge, "event_loop_lag_seconds", [],
+        "How late the threads that serve requests get to what is due; overload.event_loop_lag compares it.";
     REDIS_UP: Kind::Gauge, "redis_up", [],
         "1 while shared rate limits are counted in Redis, 0 while each gateway counts by itself or nothing is shared.";
     REDIS: Kind::Histogram(REDIS_BUCKETS), "redis_seconds", [],
@@ -134,10 +138,14 @@ definitions! {
         "When the client certificate that nodes are shown expires, seconds since 1970.";
     UPSTREAM_CA_NOT_AFTER: Kind::Gauge, "upstream_ca_not_after_seconds", ["upstream", "subject"],
         "When a CA that nodes are trusted by expires, seconds since 1970.";
+    SPIFFE_AGENT_UP: Kind::Gauge, "spiffe_agent_up", [],
+        "1 while the SPIFFE agent's updates are listened to, else 0, also where none is asked.";
     UPSTREAM_FIRST_BYTE: Kind::Histogram(DURATION_BUCKETS), "upstream_first_byte_seconds", ["upstream"],
         "From a node's pick to the first byte of its answer.";
     UPSTREAM_RETRIES: Kind::Counter, "upstream_retries_total", ["upstream"],
         "Tries at another node after the first one failed.";
+    UPSTREAM_CONCURRENCY_LIMIT: Kind::Gauge, "upstream_concurrency_limit", ["upstream"],
+        "Requests that may wait for a first byte at once, as adaptive_concurrency has found.";
     UPSTREAM_NODE_UP: Kind::Gauge, "upstream_node_up", ["upstream", "node"],
         "1 while the node is healthy, else 0.";
     UPSTREAM_REQUESTS: Kind::Counter, "upstream_requests_total", ["upstream", "node", "result"],
@@ -192,6 +200,10 @@ fn gauges(registry: &Registry, d: &Definition) -> IntGaugeVec {
 
 fn gauge(registry: &Registry, d: &Definition) -> IntGauge {
     register(registry, IntGauge::with_opts(opts(d)))
+}
+
+fn seconds(registry: &Registry, d: &Definition) -> Gauge {
+    register(registry, Gauge::with_opts(opts(d)))
 }
 
 fn histograms(registry: &Registry, d: &Definition) -> HistogramVec {
@@ -252,14 +264,18 @@ pub struct Metrics {
     rate_limits: IntCounterVec,
     request_rules: IntCounterVec,
     waf: WafMetrics,
+    overload: OverloadMetrics,
     redis: HistogramVec,
     redis_fallbacks: IntCounterVec,
     redis_up: IntGauge,
+    spiffe_agent_up: IntGauge,
     listeners: ListenerFamilies,
     pub(super) crls: CrlFamilies,
     expiries: ExpiryGauges,
     upstream_first_byte: HistogramVec,
     upstream_retries: IntCounterVec,
+    upstream_concurrency: IntGaugeVec,
+    concurrency_shown: Mutex<HashSet<String>>,
     nodes: Arc<NodeFamilies>,
     body_memory: IntGauge,
     pub(super) access_log_lines: IntCounter,
@@ -288,9 +304,11 @@ impl Metrics {
             rate_limits: counters(&r, &RATE_LIMIT_DECISIONS),
             request_rules: counters(&r, &REQUEST_RULES),
             waf: WafMetrics::new(&counters(&r, &WAF_REQUESTS), &histograms(&r, &WAF)),
+            overload: OverloadMetrics::new(&counters(&r, &OVERLOAD), seconds(&r, &EVENT_LOOP_LAG)),
             redis: histograms(&r, &REDIS),
             redis_fallbacks: counters(&r, &REDIS_FALLBACKS),
             redis_up: gauge(&r, &REDIS_UP),
+            spiffe_agent_up: gauge(&r, &SPIFFE_AGENT_UP),
             listeners: ListenerFamilies {
                 connections: gauges(&r, &CONNECTIONS),
                 accepted: counters(&r, &CONNECTIONS_ACCEPTED),
@@ -317,6 +335,8 @@ impl Metrics {
             ]),
             upstream_first_byte: histograms(&r, &UPSTREAM_FIRST_BYTE),
             upstream_retries: counters(&r, &UPSTREAM_RETRIES),
+            upstream_concurrency: gauges(&r, &UPSTREAM_CONCURRENCY_LIMIT),
+            concurrency_shown: Mutex::default(),
             nodes: Arc::new(NodeFamilies {
                 up: gauges(&r, &UPSTREAM_NODE_UP),
                 requests: counters(&r, &UPSTREAM_REQUESTS),
@@ -383,6 +403,11 @@ impl Metrics {
         RedisMetrics::new(self.redis.with_label_values::<&str>(&[]), &self.redis_fallbacks, self.redis_up.clone())
     }
 
+    /// 1 while the SPIFFE agent is listened to.
+    pub fn spiffe_agent_up(&self) -> &IntGauge {
+        &self.spiffe_agent_up
+    }
+
     /// Handles of a listener.
     pub fn listener(&self, name: &str) -> Arc<ListenerMetrics> {
         Arc::new(ListenerMetrics::new(&self.listeners, name))
@@ -399,6 +424,29 @@ impl Metrics {
             self.upstream_first_byte.with_label_values(&[upstream]),
             self.upstream_retries.with_label_values(&[upstream]),
         ))
+    }
+
+    /// Handles of an upstream's adaptive limit.
+    pub fn upstream_concurrency(&self, upstream: &str) -> Arc<ConcurrencyMetrics> {
+        self.concurrency_shown.lock().insert(upstream.to_owned());
+        Arc::new(ConcurrencyMetrics::new(self.upstream_concurrency.with_label_values(&[upstream])))
+    }
+
+    /// Shows no adaptive limit any more of upstreams that are not among these.
+    pub fn keep_upstream_concurrency(&self, upstreams: &[&str]) {
+        self.concurrency_shown.lock().retain(|shown| {
+            let kept = upstreams.contains(&shown.as_str());
+            if !kept {
+                // A missing series is what is wanted.
+                let _ = self.upstream_concurrency.remove_label_values(&[shown]);
+            }
+            kept
+        });
+    }
+
+    /// Handles of overload protection.
+    pub fn overload(&self) -> &OverloadMetrics {
+        &self.overload
     }
 
     /// Handles of a node. The node's series vanish with the last of them, so that a node taken out of the configuration
@@ -481,6 +529,7 @@ mod tests {
         let expiry = |kind| Expiry { kind, owner: "federation", subject: "CN=x", not_after: 1_800_000_000 };
         metrics.set_expiries(&Expiring::ALL.map(expiry));
         metrics.upstream("hive").first_byte(Duration::from_millis(2));
+        metrics.upstream_concurrency("hive").set_limit(3);
         let node = metrics.upstream_node("hive", "10.0.0.1:3000");
         node.set_up(true);
         node.record(UpstreamResult::Ok);

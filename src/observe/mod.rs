@@ -21,13 +21,13 @@ pub use access_log::{AccessLog, AccessLogTarget};
 pub use crl::CrlShown;
 pub use expiry::{Expiring, Expiry};
 pub use handles::{
-    ListenerMetrics, NodeMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight, RouteMetrics, UpstreamMetrics,
-    WafMetrics,
+    ConcurrencyMetrics, ListenerMetrics, NodeMetrics, OverloadMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight,
+    RouteMetrics, UpstreamMetrics, WafMetrics,
 };
 pub use handshake::HandshakeResult;
 pub use labels::{
-    CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, OcspResult, RateLimitDecision, RedisFallback,
-    UpstreamResult, WafVerdict,
+    CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, OcspResult, OverloadAction, OverloadLimit,
+    RateLimitDecision, RedisFallback, UpstreamResult, WafVerdict,
 };
 pub use line_limit::{Line, LineLimit};
 pub use metrics::Metrics;

@@ -1,4 +1,4 @@
-//! Who may hold a connection: limits in total, per address, and on new connections per address.
+//! Who may hold a connection: limits in total, per address, on new connections per address, and on handshakes at once.
 //!
 //! One look-up in a sharded table per accept and one per close. An entry lives as long as its address has a
 //! connection or a rate to remember, so memory follows live connections, not addresses ever seen.
@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::load::Load;
 use crate::observe::ConnectionRefusal;
 use crate::units::Rate;
 
@@ -28,12 +29,17 @@ pub struct Limits {
     pub per_address: u32,
     /// New connections from one address; as many as one period's may come at once.
     pub new_per_address: Rate,
+    /// Handshakes at once.
+    pub handshakes: u32,
+    /// Handshakes at once from one address: the rest of `handshakes` stays for others.
+    pub handshakes_per_address: u32,
 }
 
 /// The addresses of one listener. Shared; [`Admission::admit`] hands out permits.
 #[derive(Debug)]
 pub struct Admission {
     live: AtomicU32,
+    handshakes: AtomicU32,
     shards: Vec<Mutex<Shard>>,
     hasher: ahash::RandomState,
 }
@@ -47,6 +53,9 @@ struct Shard {
 #[derive(Debug)]
 struct Address {
     live: u32,
+    handshakes: u32,
+    /// Counts its requests, without this table.
+    load: Arc<Load>,
     /// GCRA's theoretical arrival time: when the rate's bucket is empty again.
     drained_at: Instant,
 }
@@ -56,6 +65,7 @@ impl Admission {
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
             live: AtomicU32::new(0),
+            handshakes: AtomicU32::new(0),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             // Random keys: a client can't choose addresses that meet in one shard.
             hasher: ahash::RandomState::new(),
@@ -67,7 +77,21 @@ impl Admission {
         self.live.load(Ordering::Relaxed)
     }
 
-    /// Takes a connection from `address` in, or says why not. The permit gives the place back when it is dropped.
+    /// Handshakes that go on now.
+    pub fn handshakes(&self) -> u32 {
+        self.handshakes.load(Ordering::Relaxed)
+    }
+
+    /// The requests of an address that no connection comes from: of a client behind a trusted proxy.
+    pub fn load_of(&self, address: IpAddr, now: Instant) -> Arc<Load> {
+        let key = counted_address(address);
+        let mut shard = self.shard(&key).lock();
+        shard.sweep(now);
+        shard.by_address.entry(key).or_insert_with(|| Address::new(now)).load.clone()
+    }
+
+    /// Takes a connection from `address` in, or says why not. The permit gives the place back when it is dropped. Its
+    /// handshake counts until [`Permit::handshake_done`].
     ///
     /// # Errors
     /// The first limit that is reached.
@@ -83,13 +107,22 @@ impl Admission {
             self.live.fetch_sub(1, Ordering::Relaxed);
             return Err(ConnectionRefusal::Total);
         }
+        if self.handshakes.fetch_add(1, Ordering::Relaxed) >= limits.handshakes {
+            self.give_back();
+            return Err(ConnectionRefusal::Handshakes);
+        }
         match self.admit_address(key, limits, now) {
-            Ok(()) => Ok(Permit { admission: self.clone(), key }),
+            Ok(load) => Ok(Permit { admission: self.clone(), key, load, shaking: true }),
             Err(denied) => {
-                self.live.fetch_sub(1, Ordering::Relaxed);
+                self.give_back();
                 Err(denied)
             }
         }
+    }
+
+    fn give_back(&self) {
+        self.live.fetch_sub(1, Ordering::Relaxed);
+        self.handshakes.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn shard(&self, key: &IpAddr) -> &Mutex<Shard> {
@@ -97,15 +130,18 @@ impl Admission {
         &self.shards[(hash % SHARDS as u64) as usize]
     }
 
-    fn admit_address(&self, key: IpAddr, limits: &Limits, now: Instant) -> Result<(), ConnectionRefusal> {
+    fn admit_address(&self, key: IpAddr, limits: &Limits, now: Instant) -> Result<Arc<Load>, ConnectionRefusal> {
         let mut shard = self.shard(&key).lock();
         shard.sweep(now);
         let address = match shard.by_address.entry(key) {
             Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(Address { live: 0, drained_at: now }),
+            Entry::Vacant(entry) => entry.insert(Address::new(now)),
         };
         if address.live >= limits.per_address {
             return Err(ConnectionRefusal::PerAddress);
+        }
+        if address.handshakes >= limits.handshakes_per_address {
+            return Err(ConnectionRefusal::HandshakesPerAddress);
         }
         let each = limits.new_per_address.per / limits.new_per_address.count;
         let drained_at = address.drained_at.max(now) + each;
@@ -114,7 +150,15 @@ impl Admission {
         }
         address.drained_at = drained_at;
         address.live += 1;
-        Ok(())
+        address.handshakes += 1;
+        Ok(address.load.clone())
+    }
+
+    fn handshake_done(&self, key: &IpAddr) {
+        self.handshakes.fetch_sub(1, Ordering::Relaxed);
+        if let Some(address) = self.shard(key).lock().by_address.get_mut(key) {
+            address.handshakes -= 1;
+        }
     }
 
     fn release(&self, key: &IpAddr) {
@@ -130,6 +174,12 @@ impl Admission {
     }
 }
 
+impl Address {
+    fn new(now: Instant) -> Self {
+        Self { live: 0, handshakes: 0, load: Arc::default(), drained_at: now }
+    }
+}
+
 impl Shard {
     /// Forgets addresses without connections whose rate has recovered, each time the shard has doubled: constant cost
     /// per accept.
@@ -137,7 +187,7 @@ impl Shard {
         if self.by_address.len() < self.sweep_at.max(SWEEP_MIN) {
             return;
         }
-        self.by_address.retain(|_, a| a.live > 0 || a.drained_at > now);
+        self.by_address.retain(|_, a| a.live > 0 || a.drained_at > now || Arc::strong_count(&a.load) > 1);
         self.sweep_at = self.by_address.len() * 2;
     }
 }
@@ -147,10 +197,27 @@ impl Shard {
 pub struct Permit {
     admission: Arc<Admission>,
     key: IpAddr,
+    load: Arc<Load>,
+    shaking: bool,
+}
+
+impl Permit {
+    /// The handshake is over; the connection stays.
+    pub fn handshake_done(&mut self) {
+        if std::mem::take(&mut self.shaking) {
+            self.admission.handshake_done(&self.key);
+        }
+    }
+
+    /// What the connection's address has under way.
+    pub fn load(&self) -> &Arc<Load> {
+        &self.load
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        self.handshake_done();
         self.admission.release(&self.key);
     }
 }
@@ -175,7 +242,13 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn limits() -> Limits {
-        Limits { connections: 10, per_address: 3, new_per_address: Rate { count: 5, per: SECOND } }
+        Limits {
+            connections: 10,
+            per_address: 3,
+            new_per_address: Rate { count: 5, per: SECOND },
+            handshakes: 100,
+            handshakes_per_address: 100,
+        }
     }
 
     fn address(n: u32) -> IpAddr {
@@ -212,6 +285,35 @@ mod tests {
         assert_eq!(admission.admit(address(1), &limits(), now).unwrap_err(), ConnectionRefusal::Rate);
         assert!(admission.admit(address(1), &limits(), now + SECOND / 5).is_ok());
         assert_eq!(admission.admit(address(1), &limits(), now + SECOND / 5).unwrap_err(), ConnectionRefusal::Rate);
+    }
+
+    #[test]
+    fn handshakes_are_limited_until_they_are_done() {
+        let (admission, now) = (Admission::new(), Instant::now());
+        let limits = Limits { handshakes: 3, handshakes_per_address: 2, ..limits() };
+        let mut first = admission.admit(address(1), &limits, now).unwrap();
+        let second = admission.admit(address(1), &limits, now).unwrap();
+        let refused = |n| admission.admit(address(n), &limits, now).unwrap_err();
+        assert_eq!(refused(1), ConnectionRefusal::HandshakesPerAddress);
+        let _third = admission.admit(address(2), &limits, now).unwrap();
+        assert_eq!(refused(3), ConnectionRefusal::Handshakes);
+        first.handshake_done();
+        first.handshake_done();
+        assert_eq!(admission.handshakes(), 2, "done once, however often it is said");
+        assert!(admission.admit(address(1), &limits, now).is_ok());
+        drop((first, second));
+        assert_eq!((admission.handshakes(), admission.live()), (1, 1));
+    }
+
+    #[test]
+    fn an_address_behind_a_proxy_is_remembered_while_it_has_requests() {
+        let (admission, start) = (Admission::new(), Instant::now());
+        let load = admission.load_of(address(1), start);
+        for n in 2..100_000u32 {
+            admission.load_of(address(n), start + Duration::from_millis(u64::from(n)));
+        }
+        assert!(admission.addresses() < SHARDS * SWEEP_MIN * 2, "{} remembered", admission.addresses());
+        assert!(Arc::ptr_eq(&load, &admission.load_of(address(1), start + SECOND * 1000)));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::check;
 use super::connection::Connection;
 use super::context::{Begun, Context, Rpc};
 use super::filter;
+use super::overload;
 use super::rate_limit::{Asking, Calls};
 use super::watch::refusal_of;
 use crate::headers;
@@ -57,7 +58,7 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     let connection = connection_of(session).ok_or(Refusal::Internal)?;
     let snapshot = shared.snapshot();
     let started = shared.clock.now();
-    shared.request_began();
+    let requests = shared.request_began();
     ctx.begun = Some(Begun {
         connection: connection.clone(),
         snapshot: snapshot.clone(),
@@ -73,9 +74,16 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
         return Err(Refusal::ShuttingDown.into());
     };
     begin(shared, session, &connection, listener);
+    let overload = overload::Asking { shared, connection: &connection, snapshot: &snapshot, listener };
     ctx.request_id = Some(request_id(&session.req_header().headers));
     if connection.takes_no_more() {
         return Err(Refusal::ShuttingDown.into());
+    }
+    if let Err(refusal) = overload.room(session, ctx, requests) {
+        (ctx.shape, ctx.route_metrics) = published_named(session, &listener.routes)
+            .map(|published| (published.route.clone(), published.metrics.clone()))
+            .unzip();
+        return Err(refusal.into());
     }
 
     let mut checked = check_header(session, ctx, &connection, listener);
@@ -92,6 +100,7 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
         return Err(refusal.into());
     }
     let routed = check_route(session, ctx, &connection, &snapshot, &listener.routes);
+    overload.share(ctx, started)?;
     let limits = Asking { shared, connection: &connection, listener, started };
     limits.listener(session, ctx).await?;
     filter::check_rules(&listener.rules, session, ctx)?;
@@ -120,6 +129,7 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
         limits.calls(session, ctx, calls).await?;
     }
     filter::check_waf(shared, session, ctx, &connection, listener, &body).await?;
+    overload.upstream(ctx, &route)?;
     Ok(body)
 }
 
@@ -263,13 +273,22 @@ fn check_route(
     verdict
 }
 
+/// Whether a request seems to mean a critical route.
+pub fn critical(session: &Session, routes: &Table<Published>) -> bool {
+    published_named(session, routes).is_some_and(|published| published.route.critical)
+}
+
 /// The route that a refused request seems to have meant: its clients expect refusals in its form.
 fn route_named(session: &Session, routes: &Table<Published>) -> Option<Arc<Route>> {
+    published_named(session, routes).map(|published| published.route.clone())
+}
+
+fn published_named<'r>(session: &Session, routes: &'r Table<Published>) -> Option<&'r Published> {
     let header = session.req_header();
     let host = header.headers.get(headers::HOST).and_then(|h| h.to_str().ok()).and_then(request::host_of);
     let host = host.or_else(|| header.uri.host().map(Cow::Borrowed)).unwrap_or_default();
     match routes.find(&host, check::path_of(header.raw_path()), &header.method) {
-        Lookup::Found { value, .. } => Some(value.route.clone()),
+        Lookup::Found { value, .. } => Some(value),
         _ => None,
     }
 }

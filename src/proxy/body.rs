@@ -15,6 +15,11 @@ use crate::refusal::Refusal;
 /// Memory taken at once, whatever length the client announces.
 const RESERVE_MAX: usize = 64 << 10;
 
+/// So many pieces a body may come in, however small they are.
+const PIECES_FREE: u64 = 1024;
+/// Beyond that, what they must hold on average: a chunk, a frame or a record of one byte costs as much as a full one.
+const PIECE_LEAST: u64 = 16;
+
 /// Why there is no body.
 pub enum NoBody {
     /// The client is to be told.
@@ -82,12 +87,17 @@ async fn collect(
 ) -> Result<Bytes, NoBody> {
     let memory = ctx.body.memory.insert(shared.bodies.share());
     let mut whole = BytesMut::new();
+    let mut pieces: u64 = 0;
     loop {
         let chunk = session.as_downstream_mut().read_request_body().await.map_err(NoBody::Gone)?;
         let Some(chunk) = chunk else { return Ok(whole.freeze()) };
         ctx.body.length += chunk.len() as u64;
         if ctx.body.length > limit {
             return Err(Refusal::BodyTooLarge.into());
+        }
+        pieces += 1;
+        if pieces > PIECES_FREE && ctx.body.length < pieces * PIECE_LEAST {
+            return Err(Refusal::BodyFragmented.into());
         }
         if !memory.grow(chunk.len() as u64) {
             return Err(Refusal::BodyMemoryExhausted.into());

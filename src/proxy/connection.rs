@@ -11,8 +11,9 @@ use tokio::sync::watch;
 use super::Shared;
 use crate::identity::PeerIdentity;
 use crate::names::ListenerName;
-use crate::observe::{CloseReason, ListenerMetrics, Metrics, OcspResult};
-use crate::policy::admission::Permit;
+use crate::observe::{CloseReason, Line, LineLimit, ListenerMetrics, Metrics, OcspResult};
+use crate::policy::admission::{Admission, Permit};
+use crate::policy::load::{Load, PeerLoads, Place};
 use crate::policy::peers::Peer;
 use crate::snapshot::Snapshot;
 use crate::tls::{self, Alpn, ClientChain, ConnectionFacts, Gone, Ocsp, OcspVerdict, Standing};
@@ -25,20 +26,44 @@ pub struct ListenerShared {
     pub index: usize,
     /// Counters with this listener's label.
     pub metrics: Arc<ListenerMetrics>,
+    /// Who is connected.
+    pub admission: Arc<Admission>,
+    /// What the listener has under way.
+    pub load: Arc<Load>,
+    /// What each peer has.
+    pub peer_loads: PeerLoads,
+    /// Lines about clients that were cut.
+    pub closings: LineLimit,
+}
+
+impl ListenerShared {
+    /// Writes down that a client was cut for what it did; in a flood some of them and a count.
+    fn tell_closed(&self, remote: SocketAddr, reason: CloseReason) {
+        if self.closings.admit(Instant::now()) != Line::Write {
+            return;
+        }
+        let more = match self.closings.take_omitted() {
+            0 => String::new(),
+            more => format!("; {more} more before it were not written down"),
+        };
+        let address = remote.ip().to_canonical();
+        log::warn!("listener {}: connection of {address} cut: {}{more}", self.name, reason.as_str());
+    }
 }
 
 /// A connection that got in, from the end of its handshake to its close: its place, and the reason of its end.
 pub struct Admitted {
     listener: Arc<ListenerShared>,
+    remote: SocketAddr,
     reason: CloseReason,
     _permit: Permit,
 }
 
 impl Admitted {
     /// Counts the connection as open.
-    pub fn new(listener: Arc<ListenerShared>, permit: Permit) -> Self {
+    pub fn new(listener: Arc<ListenerShared>, remote: SocketAddr, permit: Permit) -> Self {
         listener.metrics.opened();
-        Self { listener, reason: CloseReason::Normal, _permit: permit }
+        Self { listener, remote, reason: CloseReason::Normal, _permit: permit }
     }
 
     /// Why it will be said to have ended; the first reason counts.
@@ -52,6 +77,9 @@ impl Admitted {
 impl Drop for Admitted {
     fn drop(&mut self) {
         self.listener.metrics.closed(self.reason);
+        if self.reason.is_hostile() {
+            self.listener.tell_closed(self.remote, self.reason);
+        }
     }
 }
 
@@ -97,6 +125,10 @@ pub struct Connection {
     odd_request_line: AtomicU8,
     /// The peer that this certificate belongs to, as one generation of the configuration sees it.
     peer: ArcSwapOption<(u64, Option<Arc<Peer>>)>,
+    /// What its address has under way.
+    pub address_load: Arc<Load>,
+    /// What its peer has, and its own part of that. None where nobody shows a certificate.
+    peer_load: Option<(Arc<Load>, Place)>,
     /// The client's certificates, to look at again. None on a plain listener.
     client: Option<ClientChain>,
     /// How they stood when they were last looked at.
@@ -122,6 +154,18 @@ pub struct Handshaken {
     pub identity: Option<Arc<PeerIdentity>>,
     /// The client's certificates, and how they stand.
     pub client: Option<(ClientChain, Standing)>,
+    /// What its peer has under way, and its own part of that.
+    pub peer_load: Option<(Arc<Load>, Place)>,
+}
+
+/// What the peer of a certificate has under way at a listener; of a certificate of no peer, what that one has.
+pub fn peer_load(listener: &ListenerShared, snapshot: &Snapshot, identity: &PeerIdentity) -> Arc<Load> {
+    let key = match (snapshot.peers.find(identity), &identity.spiffe_id) {
+        (Some(peer), _) => peer.name.as_str().as_bytes(),
+        (None, Some(id)) => id.as_str().as_bytes(),
+        (None, None) => &identity.fingerprint,
+    };
+    listener.peer_loads.of(key)
 }
 
 impl Connection {
@@ -131,9 +175,10 @@ impl Connection {
         remote: SocketAddr,
         handshake: Handshaken,
         accepted: Instant,
+        address_load: Arc<Load>,
         retire: watch::Sender<bool>,
     ) -> Self {
-        let Handshaken { tls, identity, client } = handshake;
+        let Handshaken { tls, identity, client, peer_load } = handshake;
         let (client, standing) = client.unzip();
         let http2 = tls.as_ref().is_some_and(|t| t.alpn == Alpn::Http2);
         Self {
@@ -151,6 +196,8 @@ impl Connection {
             read_ahead: AtomicBool::new(false),
             odd_request_line: AtomicU8::new(0),
             peer: ArcSwapOption::empty(),
+            address_load,
+            peer_load,
             client,
             standing: ArcSwapOption::from_pointee(standing),
             ocsp_until: AtomicI64::new(i64::MIN),
@@ -178,6 +225,11 @@ impl Connection {
         let found = snapshot.peers.find(identity).cloned();
         self.peer.store(Some(Arc::new((snapshot.generation, found.clone()))));
         found
+    }
+
+    /// What its peer has under way.
+    pub fn peer_load(&self) -> Option<&Arc<Load>> {
+        self.peer_load.as_ref().map(|(load, _)| load)
     }
 
     /// Why the client may not stay, if so, by what the snapshot trusts and `now_unix`. Three comparisons unless something

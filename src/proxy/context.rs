@@ -7,7 +7,9 @@ use std::time::{Duration, Instant, SystemTime};
 use http::HeaderValue;
 
 use super::connection::Connection;
+use super::overload::Places;
 use crate::observe::{RequestInFlight, RouteMetrics};
+use crate::policy::adaptive_concurrency::Permit;
 use crate::policy::body_memory::Share;
 use crate::policy::peers::Peer;
 use crate::policy::rate_limit::Limit;
@@ -47,6 +49,8 @@ pub struct Context {
     pub body: Body,
     /// The first call's method and id.
     pub rpc: Option<Rpc>,
+    /// What it counts as, as far as that is limited.
+    pub places: Places,
     /// The rate limit that the request is beyond, whether it is enforced or not.
     pub rate_limit: Option<Arc<Limit>>,
     /// Names of the request rules that the request meets, with commas between them.
@@ -117,6 +121,8 @@ pub struct Rpc {
 /// The way to a node.
 #[derive(Default)]
 pub struct UpstreamWay {
+    /// Its place among those that wait for an answer, until that begins.
+    pub permit: Option<Permit>,
     /// The node that has the request.
     pub picked: Option<Picked>,
     /// Nodes that could not be reached.

@@ -22,70 +22,16 @@ use pingora::protocols::{
 };
 use pingora::tls::ssl::SslRef;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
-use tokio_openssl::SslStream;
 
 use super::connection::{Admitted, Connection, Phase};
 use super::frames::Frames;
+use super::transport::Transport;
 use crate::observe::CloseReason;
 use crate::snapshot::Deadlines;
 
 /// Writes are gathered up to this size: one TLS record.
 const GATHER_MAX: usize = 16 << 10;
-
-/// TLS or not.
-#[derive(Debug)]
-pub enum Transport {
-    /// HTTPS.
-    Tls(SslStream<TcpStream>),
-    /// Plain HTTP.
-    Plain(TcpStream),
-}
-
-impl Transport {
-    fn tcp(&self) -> &TcpStream {
-        match self {
-            Transport::Tls(tls) => tls.get_ref(),
-            Transport::Plain(tcp) => tcp,
-        }
-    }
-
-    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Transport::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
-            Transport::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
-        }
-    }
-
-    fn poll_peek(&mut self, cx: &mut Context<'_>, byte: &mut [u8; 1]) -> Poll<io::Result<usize>> {
-        match self {
-            Transport::Tls(tls) => Pin::new(tls).poll_peek(cx, byte).map_err(io::Error::other),
-            Transport::Plain(tcp) => tcp.poll_peek(cx, &mut ReadBuf::new(byte)),
-        }
-    }
-
-    fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self {
-            Transport::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
-            Transport::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Transport::Tls(tls) => Pin::new(tls).poll_flush(cx),
-            Transport::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Transport::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
-            Transport::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
-        }
-    }
-}
 
 /// What the client is told when the HTTP parser gives up before there is a request to refuse.
 pub const MALFORMED: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 76\r\n\
@@ -96,6 +42,20 @@ cache-control: no-store\r\nconnection: close\r\n\r\n\
 pub const HEADER_TOO_LARGE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r\n\
 content-type: application/json\r\ncontent-length: 75\r\ncache-control: no-store\r\nconnection: close\r\n\r\n\
 {\"error\":\"header_too_large\",\"message\":\"The request header is too large.\"}\r\n";
+
+/// GOAWAY for all streams, ENHANCE_YOUR_CALM (RFC 9113, sections 6.8 and 7).
+const GOAWAY_CALM: &[u8] = b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0b";
+
+/// Whether the codec's last frame is a GOAWAY with ENHANCE_YOUR_CALM: how it says that it gives up for a limit of its own.
+/// What it says there besides is a few words.
+fn said_calm(written: &[u8]) -> bool {
+    let tail = &written[written.len().saturating_sub(64)..];
+    let last = GOAWAY_CALM.len() - 1;
+    memchr::memchr_iter(GOAWAY_CALM[last], tail).filter(|at| *at >= last).any(|at| {
+        let frame = &tail[at - last..=at];
+        frame[..2] == [0, 0] && frame[3..9] == GOAWAY_CALM[3..9] && frame[13..] == GOAWAY_CALM[13..]
+    })
+}
 
 /// Told of requests that end before they are one.
 pub trait Unparsed: Send + Sync {
@@ -120,8 +80,10 @@ pub struct Downstream {
     head_bytes: usize,
     request_line_done: bool,
     request_line_spaces: usize,
-    /// Since when the client has taken nothing.
+    /// Since when the client has taken less than it was given.
     stuck_since: Option<Instant>,
+    /// And how much since then.
+    stuck_took: usize,
     frames: Option<Frames>,
     /// The parser's own answer was replaced; what else it writes is dropped.
     replaced: bool,
@@ -166,6 +128,7 @@ impl Downstream {
             request_line_done: false,
             request_line_spaces: 0,
             stuck_since: None,
+            stuck_took: 0,
             frames,
             replaced: false,
             admitted,
@@ -177,7 +140,12 @@ impl Downstream {
         poll_fn(|cx| {
             let mut byte = [0];
             match self.transport.poll_peek(cx, &mut byte) {
-                Poll::Ready(peeked) => Poll::Ready(peeked.is_ok_and(|n| n > 0)),
+                Poll::Ready(peeked) => {
+                    if self.transport.flooded() {
+                        self.admitted.ends_for(CloseReason::TlsFlood);
+                    }
+                    Poll::Ready(peeked.is_ok_and(|n| n > 0))
+                }
                 Poll::Pending => {
                     self.gathered = Vec::new();
                     self.poll_deadline(cx).map(|_| false)
@@ -233,15 +201,18 @@ impl Downstream {
     }
 
     /// Keeps the phase and the counts of an HTTP/1.1 header, or of HTTP/2's frames.
-    fn after_read(&mut self, bytes: &[u8]) {
+    ///
+    /// # Errors
+    /// A flood of frames: the connection ends.
+    fn after_read(&mut self, bytes: &[u8]) -> Result<(), CloseReason> {
+        self.transport.carried(bytes.len());
         if let Some(frames) = &mut self.frames {
-            frames.read(bytes, Instant::now);
-            return;
+            return frames.read(bytes, Instant::now);
         }
         match self.connection.phase() {
             Phase::Busy => {
                 self.connection.go_on_reading(bytes.len());
-                return;
+                return Ok(());
             }
             Phase::Idle | Phase::Ending => {
                 self.connection.begin_reading(bytes.len());
@@ -265,25 +236,55 @@ impl Downstream {
                 self.connection.mark_odd_request_line();
             }
         }
+        Ok(())
+    }
+
+    /// Ends the connection for a flood, and says so if the client still reads.
+    fn cut(&mut self, cx: &mut Context<'_>, reason: CloseReason) -> io::Error {
+        self.admitted.ends_for(reason);
+        self.gathered.extend_from_slice(GOAWAY_CALM);
+        if let Poll::Ready(Ok(())) = self.poll_send_gathered(cx) {
+            let _ = self.transport.poll_flush(cx);
+        }
+        io::Error::other(reason.as_str())
+    }
+
+    /// The client has taken so much: it has its time again for each [`GATHER_MAX`].
+    fn took(&mut self, bytes: usize) {
+        if self.stuck_since.is_some() {
+            self.stuck_took += bytes;
+            if self.stuck_took >= GATHER_MAX {
+                self.stuck_since = None;
+            }
+        }
+        if let Some(frames) = &mut self.frames {
+            frames.wrote(bytes);
+        }
     }
 
     fn poll_send_gathered(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.gathered.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
         while self.gathered_sent < self.gathered.len() {
             let sent = ready!(self.transport.poll_write(cx, &self.gathered[self.gathered_sent..]))?;
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.gathered_sent += sent;
-            self.stuck_since = None;
+            self.took(sent);
         }
         self.gathered.clear();
         self.gathered_sent = 0;
+        self.stuck_since = None;
         Poll::Ready(Ok(()))
     }
 
     /// Turns a pending write into an error once the client has taken nothing for too long.
     fn stuck<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
-        self.stuck_since.get_or_insert_with(Instant::now);
+        if self.stuck_since.is_none() {
+            (self.stuck_since, self.stuck_took) = (Some(Instant::now()), 0);
+        }
         match self.poll_deadline(cx) {
             Poll::Ready(error) => Poll::Ready(Err(error)),
             Poll::Pending => Poll::Pending,
@@ -314,12 +315,19 @@ impl AsyncRead for Downstream {
         let before = buf.filled().len();
         match this.transport.poll_read(cx, buf) {
             Poll::Ready(Ok(())) => {
-                if buf.filled().len() > before {
-                    this.after_read(&buf.filled()[before..]);
+                if buf.filled().len() > before
+                    && let Err(flood) = this.after_read(&buf.filled()[before..])
+                {
+                    return Poll::Ready(Err(this.cut(cx, flood)));
                 }
                 Poll::Ready(Ok(()))
             }
-            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+            Poll::Ready(Err(e)) => {
+                if this.transport.flooded() {
+                    this.admitted.ends_for(CloseReason::TlsFlood);
+                }
+                Poll::Ready(Err(e))
+            }
             Poll::Pending => {
                 if this.gathered.is_empty() && this.gathered.capacity() > 0 && this.connection.phase() != Phase::Busy {
                     this.gathered = Vec::new();
@@ -355,6 +363,9 @@ impl AsyncWrite for Downstream {
         if this.replaced {
             return Poll::Ready(Ok(buf.len()));
         }
+        if this.connection.http2 && said_calm(buf) {
+            this.admitted.ends_for(CloseReason::EnhanceYourCalm);
+        }
         if this.gathered.len() + buf.len() > GATHER_MAX {
             match this.poll_send_gathered(cx) {
                 Poll::Ready(sent) => sent?,
@@ -362,10 +373,11 @@ impl AsyncWrite for Downstream {
             }
             if buf.len() >= GATHER_MAX {
                 return match this.transport.poll_write(cx, buf) {
-                    Poll::Ready(sent) => {
-                        this.stuck_since = None;
-                        Poll::Ready(sent)
+                    Poll::Ready(Ok(sent)) => {
+                        this.took(sent);
+                        Poll::Ready(Ok(sent))
                     }
+                    Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
                     Poll::Pending => this.stuck(cx),
                 };
             }

@@ -137,6 +137,11 @@ pub fn ended(ctx: &mut Context, ended: Ended) -> Box<Error> {
         Some(Over::StreamIdle) => UpstreamResult::StreamTimeout,
         Some(Over::Gone(_)) | None => UpstreamResult::ClientGone,
     };
+    if result == UpstreamResult::ResponseTimeout
+        && let Some(permit) = ctx.upstream.permit.take()
+    {
+        permit.answered(std::time::Instant::now());
+    }
     record_result(ctx, result);
     ctx.error = Some(describe(&error));
     error.set_retry(false);
@@ -322,6 +327,9 @@ fn answered(ctx: &mut Context, status: u16, now: std::time::Instant) {
     ctx.error = None;
     let first_byte = ctx.upstream.try_started.map(|started| now.saturating_duration_since(started));
     ctx.upstream.first_byte = first_byte;
+    if let Some(permit) = ctx.upstream.permit.take() {
+        permit.answered(now);
+    }
     record_result(ctx, if status >= 500 { UpstreamResult::ServerError } else { UpstreamResult::Ok });
     if let (Some(route), Some(first_byte)) = (&ctx.route, first_byte) {
         route.upstream.metrics.first_byte(first_byte);

@@ -3,6 +3,7 @@
 //! An accept loop of our own rather than Pingora's, so that the handshake uses the certificates of the moment, is
 //! limited in time and tells why it failed, and so that no more is buffered per connection than needed.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -17,20 +18,25 @@ use pingora::proxy::HttpProxy;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use pingora::tls::ssl::NameType;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 use tokio_openssl::SslStream;
 
-use super::connection::{Admitted, Connection, Handshaken, ListenerShared};
-use super::downstream::{Downstream, Transport};
+use super::connection::{self, Admitted, Connection, Handshaken, ListenerShared};
+use super::downstream::Downstream;
+use super::shared::OpenConnection;
+use super::transport::Transport;
+use super::wire::Wire;
 use super::{Gateway, Shared};
 use crate::observe::{
     ConnectionDenied, ConnectionRefusal, HandshakeRecord, HandshakeResult, HandshakesOmitted, Line, LineLimit,
 };
 use crate::policy::admission::{Admission, Permit};
+use crate::policy::load::PeerLoads;
+use crate::policy::overload::{PROBE_SLEEP, PROBES};
 use crate::snapshot::{ListenerSnapshot, Snapshot};
 use crate::tls;
 
@@ -39,8 +45,13 @@ const BACKLOG: i32 = 4096;
 /// After running out of file descriptors, wait this long before the next accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Bytes of answers that wait in the kernel for a client's window.
+const UNSENT_MAX: u32 = 128 << 10;
+
 /// Failed handshakes, and as many denied addresses, of a listener that are written down one by one, each second.
 const FAILURE_LINES_MAX: u32 = 50;
+/// Clients of a listener that were cut and are written down one by one, each second.
+const CLOSING_LINES_MAX: u32 = 10;
 
 /// How long an HTTP/2 client may take to act on GOAWAY.
 const GOAWAY_WAIT: Duration = Duration::from_secs(2);
@@ -64,6 +75,20 @@ async fn let_alert_arrive(tcp: &mut TcpStream) {
     }
 }
 
+/// Sleeps on the threads that serve requests and notes how late it is woken, which is how late they get to any other
+/// event too.
+async fn watch_lag(shared: Arc<Shared>, first: Duration, mut stop: watch::Receiver<bool>) {
+    let mut due = shared.clock.now() + first;
+    while timeout_at(due.into(), stop.wait_for(|stop| *stop)).await.is_err() {
+        let now = shared.clock.now();
+        shared.lag.note(now.saturating_duration_since(due));
+        shared.metrics.overload().set_lag(shared.lag.now());
+        due = now + PROBE_SLEEP;
+    }
+    // Nobody looks any more: what is left to do is done.
+    shared.lag.note(Duration::ZERO);
+}
+
 /// All public listeners of the gateway, on one runtime.
 pub struct ListenerService {
     shared: Arc<Shared>,
@@ -77,7 +102,6 @@ struct Listener {
     shared: Arc<Shared>,
     listener: Arc<ListenerShared>,
     proxy: Arc<HttpProxy<Gateway>>,
-    admission: Arc<Admission>,
     failure_lines: LineLimit,
     /// The metric counts those that get no line.
     denied_lines: LineLimit,
@@ -101,12 +125,15 @@ impl ListenerService {
                     name: config.name.clone(),
                     index,
                     metrics: shared.metrics.listener(config.name.as_str()),
+                    admission: Admission::new(),
+                    load: Arc::default(),
+                    peer_loads: PeerLoads::default(),
+                    closings: LineLimit::new(CLOSING_LINES_MAX),
                 });
                 let listener = Listener {
                     shared: shared.clone(),
                     proxy: proxy(&listener),
                     listener,
-                    admission: Admission::new(),
                     failure_lines: LineLimit::new(FAILURE_LINES_MAX),
                     denied_lines: LineLimit::new(FAILURE_LINES_MAX),
                 };
@@ -154,6 +181,13 @@ pub fn try_listen(address: SocketAddr) -> io::Result<()> {
 impl Service for ListenerService {
     async fn start_service(&mut self, fds: Option<ListenFds>, _shutdown: ShutdownWatch, _listeners_per_fd: usize) {
         let mut loops = Vec::new();
+        for probe in 0..PROBES {
+            tokio::spawn(watch_lag(
+                self.shared.clone(),
+                PROBE_SLEEP * u32::try_from(probe).unwrap_or(0) / 4,
+                self.stop.clone(),
+            ));
+        }
         for (listener, address) in self.listeners.drain(..) {
             match listen(address, fds.as_ref()) {
                 Ok(socket) => {
@@ -209,9 +243,14 @@ impl Listener {
         if settings.addresses.as_ref().is_some_and(|list| list.denies(remote.ip())) {
             return self.deny(remote);
         }
-        match self.admission.admit(remote.ip(), &settings.admission, self.shared.clock.now()) {
+        if let Some(refusal) = self.shared.refuses_connection(&snapshot) {
+            self.listener.metrics.refused(refusal);
+            return;
+        }
+        match self.listener.admission.admit(remote.ip(), &settings.admission, self.shared.clock.now()) {
             Ok(permit) => {
-                tokio::spawn(self.clone().serve(tcp, remote, permit, snapshot.clone(), stop.clone()));
+                let open = self.shared.connection_opened();
+                tokio::spawn(self.clone().serve(tcp, remote, (permit, open), snapshot.clone(), stop.clone()));
             }
             Err(refusal) => self.listener.metrics.refused(refusal),
         }
@@ -230,20 +269,22 @@ impl Listener {
         self: Arc<Self>,
         tcp: TcpStream,
         remote: SocketAddr,
-        permit: Permit,
+        (mut permit, _open): (Permit, OpenConnection),
         snapshot: Arc<Snapshot>,
         stop: watch::Receiver<bool>,
     ) {
-        let _open = self.shared.connection_opened();
         let accepted = self.shared.clock.now();
         // Answers are gathered before they are sent; the kernel has nothing to wait for.
         let _ = tcp.set_nodelay(true);
+        // Beyond what the client's window takes, little waits in the kernel: a client that does not read takes no memory
+        // there either.
+        let _ = SockRef::from(&tcp).set_tcp_notsent_lowat(UNSENT_MAX);
         let Some(settings) = snapshot.listener(self.listener.index) else { return };
         let deadlines = settings.deadlines;
         let age = settings.deadlines.connection_age;
-        let Some(transport) = self.handshake(tcp, remote, settings).await else { return };
-        let admitted = Admitted::new(self.listener.clone(), permit);
-        let handshaken = match (&transport, &settings.tls) {
+        let Some(mut transport) = self.handshake(tcp, remote, settings).await else { return };
+        permit.handshake_done();
+        let mut handshaken = match (&transport, &settings.tls) {
             (Transport::Tls(stream), Some(context)) => {
                 let client = context.client(stream.ssl(), self.shared.clock.unix_seconds());
                 if client.is_none() {
@@ -251,15 +292,29 @@ impl Listener {
                     log::error!("listener {}: the client's chain can't be kept", self.listener.name);
                     return;
                 }
-                let identity = tls::identity(stream.ssl()).map(Arc::new);
-                Handshaken { tls: Some(tls::facts(stream.ssl())), identity, client }
+                let identity = context.identity(stream.ssl()).map(Arc::new);
+                Handshaken { tls: Some(tls::facts(stream.ssl())), identity, client, peer_load: None }
             }
             _ => Handshaken::default(),
         };
+        if let Some(identity) = &handshaken.identity {
+            let load = connection::peer_load(&self.listener, &snapshot, identity);
+            let (place, connections) = load.connection();
+            if settings.connections_per_peer.is_some_and(|most| connections > most) {
+                self.listener.metrics.refused(ConnectionRefusal::PerPeer);
+                // Whether the client hears of it is its own affair.
+                let _ = timeout(ALERT_WAIT, poll_fn(|cx| transport.poll_shutdown(cx))).await;
+                return;
+            }
+            handshaken.peer_load = Some((load, place));
+        }
+        let address_load = permit.load().clone();
+        let admitted = Admitted::new(self.listener.clone(), remote, permit);
         // A connection holds no configuration while it rests.
         drop(snapshot);
         let (retire, retired) = watch::channel(false);
-        let connection = Arc::new(Connection::new(self.listener.clone(), remote, handshaken, accepted, retire));
+        let connection =
+            Arc::new(Connection::new(self.listener.clone(), remote, handshaken, accepted, address_load, retire));
         let now = self.shared.clock.now();
         let unparsed = self.shared.clone();
         match Downstream::new(transport, connection.clone(), deadlines, unparsed, admitted, now) {
@@ -278,7 +333,8 @@ impl Listener {
     ) -> Option<Transport> {
         let Some(context) = &settings.tls else { return Some(Transport::Plain(tcp)) };
         let started = self.shared.clock.now();
-        let stream = context.ssl(self.shared.clock.unix_seconds()).and_then(|ssl| SslStream::new(ssl, tcp));
+        let stream =
+            context.ssl(self.shared.clock.unix_seconds()).and_then(|ssl| SslStream::new(ssl, Wire::new(tcp, started)));
         let mut stream = match stream {
             Ok(stream) => stream,
             Err(e) => {
@@ -291,11 +347,12 @@ impl Listener {
         let failure = match outcome {
             Ok(Ok(())) => {
                 self.listener.metrics.handshake(HandshakeResult::Ok, took);
+                stream.get_mut().handshake_done();
                 return Some(Transport::Tls(stream));
             }
             Ok(Err(error)) => {
                 let failure = tls::classify(&error, stream.ssl());
-                let tcp = stream.get_mut();
+                let tcp = stream.get_mut().tcp_mut();
                 let _ = timeout(ALERT_WAIT, let_alert_arrive(tcp)).await;
                 failure
             }

@@ -16,13 +16,16 @@ mod forward;
 mod frames;
 mod gateway;
 pub mod listener;
+mod overload;
 mod rate_limit;
 mod record;
 mod refuse;
 mod shared;
 pub mod sketch;
 pub mod told;
+mod transport;
 mod watch;
+mod wire;
 
 pub use gateway::Gateway;
 pub use shared::Shared;

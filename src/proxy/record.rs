@@ -4,6 +4,7 @@ use http::Version;
 use pingora::proxy::Session;
 
 use super::context::{Begun, Context};
+use super::overload::Places;
 use super::{Shared, body, check};
 use crate::headers;
 use crate::observe::{AccessRecord, MethodLabel};
@@ -37,6 +38,8 @@ pub fn record(shared: &Shared, session: &mut Session, ctx: &mut Context) {
         shared.show_body_memory();
     }
     ctx.upstream.picked = None;
+    ctx.upstream.permit = None;
+    ctx.places = Places::default();
     shared.request_ended();
 }
 

@@ -12,8 +12,9 @@ use super::connection::Connection;
 use super::downstream::Unparsed;
 use super::sketch::CountMin;
 use crate::clock::Clock;
-use crate::observe::{AccessLog, AccessRecord, Metrics};
+use crate::observe::{AccessLog, AccessRecord, ConnectionRefusal, Metrics, OverloadAction, OverloadLimit};
 use crate::policy::body_memory::BodyMemory;
+use crate::policy::overload::{Class, Lag};
 use crate::policy::rate_limit::{RateLimiter, SharedRates};
 use crate::reload::Running;
 use crate::snapshot::Snapshot;
@@ -33,6 +34,8 @@ pub struct Shared {
     swapped: watch::Sender<u64>,
     /// What waiting bodies may take.
     pub bodies: Arc<BodyMemory>,
+    /// Whether the threads that serve requests are behind.
+    pub lag: Lag,
     /// What rate limits have counted.
     pub rates: RateLimiter<CountMin>,
     /// What those of them count that are shared; none without `redis`.
@@ -58,6 +61,7 @@ impl Shared {
             log: ArcSwap::new(log),
             swapped: watch::Sender::new(0),
             bodies,
+            lag: Lag::default(),
             rates,
             fleet_rates: ArcSwapOption::empty(),
             requests: AtomicU64::new(0),
@@ -97,9 +101,9 @@ impl Shared {
         self.metrics.body_memory().set(i64::try_from(self.bodies.used()).unwrap_or(i64::MAX));
     }
 
-    /// Counts a request in.
-    pub(super) fn request_began(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
+    /// Counts a request in, and says how many there are with it.
+    pub(super) fn request_began(&self) -> u64 {
+        self.requests.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Counts it out.
@@ -121,6 +125,27 @@ impl Shared {
     pub(super) fn connection_opened(self: &Arc<Self>) -> OpenConnection {
         self.connections.fetch_add(1, Ordering::Relaxed);
         OpenConnection(self.clone())
+    }
+
+    /// Why the process takes no more connections now, if so. `snapshot` is that of the moment.
+    pub(super) fn refuses_connection(&self, snapshot: &Snapshot) -> Option<ConnectionRefusal> {
+        let limits = &snapshot.overload;
+        let beyond = if self.connections() >= u64::from(limits.connections) {
+            (OverloadLimit::Connections, ConnectionRefusal::Process)
+        } else if self.lag.sheds(Class::Connection, limits) {
+            (OverloadLimit::EventLoopLag, ConnectionRefusal::Overloaded)
+        } else {
+            return None;
+        };
+        self.exceeded(beyond.0, snapshot).then_some(beyond.1)
+    }
+
+    /// Counts what is beyond a limit. Whether it is to be refused.
+    pub(super) fn exceeded(&self, limit: OverloadLimit, snapshot: &Snapshot) -> bool {
+        let enforce = snapshot.overload.enforce;
+        let action = if enforce { OverloadAction::Shed } else { OverloadAction::WouldShed };
+        self.metrics.overload().exceeded(limit, action);
+        enforce
     }
 
     /// Something without which the gateway can't serve. The process ends with this text.

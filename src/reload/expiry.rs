@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use crate::observe::Expiring;
 use crate::tls::CertificateFacts;
 
-/// A certificate is looked at so often, in seconds.
-pub const CHECK_EVERY_SECONDS: i64 = 3600;
+/// A certificate is looked at so often, in seconds: those of a SPIFFE agent live for an hour.
+pub const CHECK_EVERY_SECONDS: i64 = 60;
 /// Two warnings of one certificate stand so far apart, in seconds.
 const WARN_EVERY_SECONDS: i64 = 24 * 3600;
 

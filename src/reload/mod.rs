@@ -28,7 +28,8 @@ use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError, Loaded, Surroundings};
 use crate::observe::{AccessLog, AccessLogTarget, Metrics};
 use crate::secret::Secret;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Ground, Snapshot};
+use crate::tls::Issued;
 
 use expiry::{CHECK_EVERY_SECONDS, ExpiryWarnings};
 use material::{Contents, Reader};
@@ -51,6 +52,8 @@ pub enum Trigger {
     Files,
     /// The configuration file has, and `server.watch_config` is on.
     ConfigFile,
+    /// The SPIFFE agent has issued something new.
+    Spiffe,
 }
 
 impl Trigger {
@@ -61,6 +64,7 @@ impl Trigger {
             Trigger::Admin => "admin",
             Trigger::Files => "files",
             Trigger::ConfigFile => "config_file",
+            Trigger::Spiffe => "spiffe",
         }
     }
 }
@@ -134,7 +138,7 @@ impl Origin {
     /// Everything that is wrong with it, by place.
     pub fn load(file: &Path, clock: &Clock, metrics: &Arc<Metrics>) -> Result<(Self, Loaded), Vec<ConfigError>> {
         let mut addresses = Addresses::new();
-        let loaded = load(file, None, &mut addresses, clock)?;
+        let loaded = load(file, None, &mut addresses, clock, None)?;
         let mut reader = Reader::default();
         // Before the snapshot is built, which reads them: what changes from now on is seen as a change.
         let contents = reader.contents(watched(&loaded.config).iter(), clock.wall());
@@ -152,7 +156,13 @@ impl Origin {
 }
 
 /// Loads the file, or `text` in its place. With a text, known addresses are not asked for again.
-fn load(file: &Path, text: Option<&str>, addresses: &mut Addresses, clock: &Clock) -> Result<Loaded, Vec<ConfigError>> {
+fn load(
+    file: &Path,
+    text: Option<&str>,
+    addresses: &mut Addresses,
+    clock: &Clock,
+    issued: Option<&Issued>,
+) -> Result<Loaded, Vec<ConfigError>> {
     let asked = RefCell::new(Addresses::new());
     let resolve = |host: &str, port: u16| {
         let key = (host.to_owned(), port);
@@ -164,7 +174,8 @@ fn load(file: &Path, text: Option<&str>, addresses: &mut Addresses, clock: &Cloc
         Ok(found)
     };
     let env = |name: &str| std::env::var(name).ok();
-    let around = Surroundings { addresses: &resolve, now_unix: clock.unix_seconds(), ..Surroundings::of_system(&env) };
+    let now_unix = clock.unix_seconds();
+    let around = Surroundings { addresses: &resolve, now_unix, issued, ..Surroundings::of_system(&env) };
     let loaded = match text {
         Some(text) => config::load_text(file, text, &around),
         None => config::load_in(file, &around),
@@ -270,6 +281,35 @@ impl Reloader {
         report
     }
 
+    /// Takes what the SPIFFE agent has issued into use, with the configuration that is. `None`: it has said the same again.
+    /// Blocks for the building.
+    pub fn renew(&self, issued: Result<Issued, String>) -> Option<Report> {
+        let mut state = self.state.lock();
+        let running = self.running.snapshot();
+        let built = issued.and_then(|issued| {
+            if running.issued.as_ref().is_some_and(|before| before.is_same_as(&issued)) {
+                return Ok(None);
+            }
+            let Origin { metrics, clock, .. } = &state.origin;
+            let (issued, now_unix) = (Arc::new(issued), clock.unix_seconds());
+            let ground = Ground { metrics, previous: Some(&running), issued: Some(&issued), now_unix };
+            Snapshot::build(running.config.clone(), running.generation + 1, ground).map(Some)
+        });
+        let report = match built {
+            Ok(None) => return None,
+            Ok(Some(snapshot)) => {
+                let doubts = snapshot.doubts_of_issued();
+                self.swap(&mut state, snapshot, None, doubts, Trigger::Spiffe)
+            }
+            Err(why) => {
+                let error = ConfigError { path: "spiffe".into(), ..ConfigError::of_file(&state.origin.file, why) };
+                self.refuse(&state, vec![error], Trigger::Spiffe)
+            }
+        };
+        state.origin.metrics.tls_reloaded(report.ok());
+        Some(report)
+    }
+
     /// Looks whether files have changed, and takes them into use if so. Returns when to look again. Blocks as
     /// [`Self::reload`] does.
     pub fn look(&self) -> Duration {
@@ -301,7 +341,7 @@ impl Reloader {
         let metrics = state.origin.metrics.clone();
         let count = |ok| match trigger {
             Trigger::ConfigFile => metrics.config_reloaded(ok),
-            Trigger::Files | Trigger::Signal | Trigger::Admin => metrics.tls_reloaded(ok),
+            Trigger::Files | Trigger::Signal | Trigger::Admin | Trigger::Spiffe => metrics.tls_reloaded(ok),
         };
         match attempt.result {
             // The next look sees what they have changed to.
@@ -329,7 +369,7 @@ impl Reloader {
         let before = origin.reader.contents(watched(&snapshot.config).iter(), origin.clock.wall());
         let mut addresses = origin.addresses.clone();
         let text = (trigger == Trigger::Files).then_some(origin.text.expose());
-        let mut result = load(&origin.file, text, &mut addresses, &origin.clock)
+        let mut result = load(&origin.file, text, &mut addresses, &origin.clock, snapshot.issued.as_deref())
             .and_then(|loaded| self.build(loaded, addresses, &snapshot, origin));
         let files = match &result {
             Ok(built) => watched(&built.snapshot.config),
@@ -360,7 +400,9 @@ impl Reloader {
             ),
         };
         let (generation, now) = (running.generation + 1, origin.clock.unix_seconds());
-        let snapshot = Snapshot::build(config, generation, &origin.metrics, Some(running), now)
+        let issued = running.issued.as_ref();
+        let ground = Ground { metrics: &origin.metrics, previous: Some(running), issued, now_unix: now };
+        let snapshot = Snapshot::build(Arc::new(config), generation, ground)
             .map_err(|why| vec![ConfigError::of_file(&origin.file, why)])?;
         Ok(Built { snapshot, log, text, addresses, contents: Contents::default(), warnings, needs_restart })
     }
@@ -370,17 +412,28 @@ impl Reloader {
         origin.text = built.text;
         origin.addresses = built.addresses;
         origin.settle.taken(built.contents);
-        let snapshot = Arc::new(built.snapshot);
-        self.running.swap(snapshot.clone(), built.log);
-        snapshot.publish(&origin.metrics);
         let warnings = built.needs_restart.iter().cloned();
-        let warnings: Vec<_> = warnings.chain(built.warnings.iter().map(ToString::to_string)).collect();
+        let warnings = warnings.chain(built.warnings.iter().map(ToString::to_string)).collect();
+        *self.needs_restart.lock() = built.needs_restart;
+        self.swap(state, built.snapshot, built.log, warnings, trigger)
+    }
+
+    fn swap(
+        &self,
+        state: &mut State,
+        snapshot: Snapshot,
+        log: Option<Arc<AccessLog>>,
+        warnings: Vec<String>,
+        trigger: Trigger,
+    ) -> Report {
+        let snapshot = Arc::new(snapshot);
+        self.running.swap(snapshot.clone(), log);
+        snapshot.publish(&state.origin.metrics);
         log::info!("reloaded ({}): generation {} is in use", trigger.as_str(), snapshot.generation);
         for warning in &warnings {
             log::warn!("{warning}");
         }
-        *self.needs_restart.lock() = built.needs_restart;
-        let time = origin.clock.wall();
+        let time = state.origin.clock.wall();
         state.warn_again_of_expiry(&snapshot);
         self.keep(report(&snapshot, trigger, time, warnings, Vec::new()))
     }
@@ -412,7 +465,7 @@ fn report(
 }
 
 impl State {
-    /// Once an hour.
+    /// Once a minute.
     fn warn_of_expiry(&mut self, snapshot: &Snapshot) {
         let now = self.origin.clock.unix_seconds();
         if self.expiry_checked.is_none_or(|at| now >= at + CHECK_EVERY_SECONDS) {
@@ -443,11 +496,11 @@ upstreams: [{ name: u, endpoints: [\"http://hive.invalid:3000\"] }]
         let address: SocketAddr = "10.0.0.1:3000".parse().unwrap();
         let mut addresses = Addresses::from([(("hive.invalid".to_owned(), 3000), vec![address])]);
         let file = Path::new("gateway.yaml");
-        let loaded = load(file, Some(text), &mut addresses, &Clock::System).unwrap();
+        let loaded = load(file, Some(text), &mut addresses, &Clock::System, None).unwrap();
         assert_eq!(loaded.config.upstreams[0].endpoints[0].address, address);
         assert_eq!(addresses.len(), 1);
         // Nothing is known of this name, and nobody knows it.
-        let errors = load(file, Some(text), &mut Addresses::new(), &Clock::System).unwrap_err();
+        let errors = load(file, Some(text), &mut Addresses::new(), &Clock::System, None).unwrap_err();
         assert!(errors[0].message.contains("has no address"), "{errors:?}");
     }
 }

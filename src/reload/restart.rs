@@ -17,6 +17,7 @@ pub type FirstHeaders = HashMap<ListenerName, Size>;
 /// * A new listener: left out.
 /// * A listener that is gone: left out; its socket closes what it accepts.
 /// * `https` to `http` or back: the listener goes on as it was, so that none turns plain on a public address.
+/// * Another SPIFFE agent: the old one is still asked.
 /// * The admin address: as a listener's. Where the old one can be reached from other machines, its secret stays.
 pub fn hold_back(new: &mut Config, old: &Config, first_headers: &FirstHeaders) -> Vec<String> {
     let mut said = Vec::new();
@@ -46,6 +47,11 @@ pub fn hold_back(new: &mut Config, old: &Config, first_headers: &FirstHeaders) -
             new.admin.bearer.clone_from(&old.admin.bearer);
         }
         new.admin.address = old.admin.address;
+    }
+    if new.spiffe != old.spiffe {
+        let still = old.spiffe.as_ref().map_or("nobody".to_owned(), ToString::to_string);
+        said.push(format!("spiffe: change of the agent needs a restart; still asked is {still}"));
+        new.spiffe.clone_from(&old.spiffe);
     }
     if new.server.threads != old.server.threads {
         said.push(format!("server: change of threads needs a restart; there are still {}", old.server.threads));

@@ -5,26 +5,28 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
+use super::spiffe::Agent;
 use crate::admin::status::{
     CertificateStatus, ConfigStatus, CrlSourceStatus, CrlStatus, ListenerStatus, NodeStatus, ReloadError, ReloadStatus,
-    RouteStatus, StapleStatus, Status, UpstreamStatus,
+    RouteStatus, SpiffeStatus, StapleStatus, Status, UpstreamStatus,
 };
 use crate::admin::{AdminState, Readiness, Reloaded};
 use crate::config::{self, Config, RoutePeers};
 use crate::proxy::Shared;
 use crate::reload::{Reloader, Report, Trigger};
-use crate::snapshot::{ListenerSnapshot, UpstreamSnapshot};
+use crate::snapshot::{ListenerSnapshot, Snapshot, UpstreamSnapshot};
 use crate::tls::{CertificateFacts, CrlFacts, Staple};
 
 /// The closures through which the admin listener sees the gateway.
-pub fn admin_state(shared: &Arc<Shared>, reloader: &Arc<Reloader>) -> AdminState {
+pub fn admin_state(shared: &Arc<Shared>, reloader: &Arc<Reloader>, agent: Option<Arc<Agent>>) -> AdminState {
     let started = shared.clock.now();
     let (for_ready, for_status, for_bearer) = (shared.clone(), shared.clone(), shared.clone());
+    let agent_for_ready = agent.clone();
     let (reloads, for_reload) = (reloader.clone(), reloader.clone());
     AdminState {
         metrics: shared.metrics.clone(),
-        ready: Box::new(move || readiness(&for_ready, started)),
-        status: Box::new(move || status(&for_status, &reloads, started).to_json()),
+        ready: Box::new(move || readiness(&for_ready, agent_for_ready.as_deref(), started)),
+        status: Box::new(move || status(&for_status, &reloads, agent.as_deref(), started).to_json()),
         reload: Box::new(move || reloaded(&for_reload.reload(Trigger::Admin))),
         bearer: Box::new(move || for_bearer.snapshot().config.admin.bearer.clone()),
         loopback: shared.snapshot().config.admin.address.ip().is_loopback(),
@@ -73,20 +75,25 @@ fn unix_seconds(time: SystemTime) -> i64 {
 /// then it goes without them, for there may be other clients.
 const FIRST_LISTS_WAIT: Duration = Duration::from_secs(30);
 
-fn readiness(shared: &Shared, started: Instant) -> Readiness {
+fn readiness(shared: &Shared, agent: Option<&Agent>, started: Instant) -> Readiness {
     let snapshot = shared.snapshot();
     let waits = shared.clock.now().saturating_duration_since(started) < FIRST_LISTS_WAIT;
     let lists = snapshot.listeners.iter().filter_map(|l| l.tls.as_ref()?.revocation()).filter(|_| waits);
     let awaited = lists.flat_map(|r| r.urls().iter().filter(|url| !r.has(url)).map(|url| url.as_str().to_owned()));
+    let waiting_for_svid = snapshot.waiting();
+    let why = || agent.and_then(|agent| agent.state().error).unwrap_or_else(|| "it has not answered yet".to_owned());
+    let spiffe = (!waiting_for_svid.is_empty()).then(why);
     let down = snapshot.upstreams.iter().filter(|u| !u.upstream.is_ready());
     Readiness {
         draining: shared.draining(),
         crls_awaited: awaited.collect(),
         upstreams_down: down.map(|u| u.upstream.name().as_str().to_owned()).collect(),
+        waiting_for_svid,
+        spiffe,
     }
 }
 
-fn status(shared: &Shared, reloader: &Reloader, started: Instant) -> Status {
+fn status(shared: &Shared, reloader: &Reloader, agent: Option<&Agent>, started: Instant) -> Status {
     let snapshot = shared.snapshot();
     let config = &snapshot.config;
     Status {
@@ -100,9 +107,23 @@ fn status(shared: &Shared, reloader: &Reloader, started: Instant) -> Status {
         },
         last_reload: reloader.last().as_ref().map(last_reload),
         needs_restart: reloader.needs_restart(),
+        spiffe: agent.map(|agent| spiffe(agent, &snapshot)),
         listeners: config.listeners.iter().zip(&snapshot.listeners).map(|(c, l)| listener(shared, c, l)).collect(),
         routes: config.routes.iter().map(|r| route(config, r)).collect(),
         upstreams: snapshot.upstreams.iter().map(|u| upstream(u)).collect(),
+    }
+}
+
+fn spiffe(agent: &Agent, snapshot: &Snapshot) -> SpiffeStatus {
+    let state = agent.state();
+    let issued = snapshot.issued.iter();
+    SpiffeStatus {
+        workload_api: agent.endpoint.to_string(),
+        connected: state.connected,
+        error: state.error,
+        svids: issued.clone().flat_map(|issued| issued.ids()).map(str::to_owned).collect(),
+        federated_trust_domains: issued.flat_map(|issued| issued.federated()).map(str::to_owned).collect(),
+        waiting: snapshot.waiting(),
     }
 }
 

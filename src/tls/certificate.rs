@@ -75,6 +75,11 @@ pub fn identity_of(cert: &X509Ref) -> Option<PeerIdentity> {
     })
 }
 
+/// As [`PeerIdentity::spiffe_id`], of any certificate.
+pub(super) fn spiffe_id_of(cert: &X509Ref) -> Option<SpiffeId> {
+    spiffe_id(cert, &SubjectAltNames::of(cert).uris)
+}
+
 /// The ID of an X.509-SVID (X509-SVID, sections 2 and 5.2): the one URI SAN, with a path, of a certificate that can't
 /// sign others.
 fn spiffe_id(cert: &X509Ref, uris: &[String]) -> Option<SpiffeId> {

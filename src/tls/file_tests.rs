@@ -34,7 +34,7 @@ fn every_fault_is_told_at_once() {
     dir.pair("other", &server_spec().issue(&PKI.intermediate).unwrap());
     dir.write("gw.key", std::fs::read(dir.path().join("other.key")).unwrap());
     let mut tls = listener(&["gw", "missing", "other"]);
-    tls.client_auth.ca = "gw.key".into();
+    tls.client_auth.ca = Some("gw.key".into());
     let faults = faults(&dir, &tls);
     let expected = [
         ("certificates[0].key", "gw.key is not the key of the certificate in gw.pem"),
@@ -61,8 +61,8 @@ fn a_certificate_that_does_not_hold_now_is_refused() {
     }
     // Time is an argument.
     dir.pair("gw", &server_spec().issue(&PKI.intermediate).unwrap());
-    assert!(build_listener(&listener(&["gw"]), dir.path(), now() + 20 * 3600).is_ok());
-    assert!(build_listener(&listener(&["gw"]), dir.path(), now() + 30 * 3600).is_err());
+    assert!(build_listener(&listener(&["gw"]), dir.path(), now() + 20 * 3600, None).is_ok());
+    assert!(build_listener(&listener(&["gw"]), dir.path(), now() + 30 * 3600, None).is_err());
 }
 
 #[test]
@@ -176,9 +176,10 @@ fn the_facts_are_those_of_the_files() {
 
 fn upstream() -> UpstreamTls {
     UpstreamTls {
-        ca: "ca.pem".into(),
+        ca: Some("ca.pem".into()),
         server_name: Some("hive.internal".into()),
         spiffe_id: None,
+        spiffe: None,
         cert: None,
         key: None,
     }
@@ -187,7 +188,7 @@ fn upstream() -> UpstreamTls {
 #[test]
 fn an_upstream_needs_a_name_that_can_be_verified() {
     let dir = Dir::new();
-    let told = |tls: &UpstreamTls| build_upstream(tls, dir.path(), now()).unwrap_err()[0].to_string();
+    let told = |tls: &UpstreamTls| build_upstream(tls, dir.path(), now(), None).unwrap_err()[0].to_string();
     for (name, why) in [("", "can't be empty"), ("10.0.0.1", "is an address"), ("a b", "not a DNS name")] {
         let fault = told(&UpstreamTls { server_name: Some(name.into()), ..upstream() });
         assert!(fault.starts_with("server_name") && fault.contains(why), "{fault}");
@@ -206,9 +207,9 @@ fn an_upstream_needs_a_name_that_can_be_verified() {
 fn with_a_spiffe_id_the_name_is_the_sni_and_never_empty() {
     let dir = Dir::new();
     let by_id = UpstreamTls { spiffe_id: Some("spiffe://mesh.example/hive/*".into()), ..upstream() };
-    assert_eq!(build_upstream(&by_id, dir.path(), now()).unwrap().server_name, "hive.internal");
+    assert_eq!(build_upstream(&by_id, dir.path(), now(), None).unwrap().server_name, "hive.internal");
     let nameless = UpstreamTls { server_name: None, ..by_id };
-    let material = build_upstream(&nameless, dir.path(), now()).unwrap();
+    let material = build_upstream(&nameless, dir.path(), now(), None).unwrap();
     assert_eq!(material.server_name, "mesh.example");
     assert_eq!(material.spiffe_id.unwrap().to_string(), "spiffe://mesh.example/hive/*");
 }
@@ -216,7 +217,7 @@ fn with_a_spiffe_id_the_name_is_the_sni_and_never_empty() {
 #[test]
 fn another_trust_or_certificate_is_another_generation() {
     let dir = Dir::new();
-    let generation = |tls: &UpstreamTls| build_upstream(tls, dir.path(), now()).unwrap().generation;
+    let generation = |tls: &UpstreamTls| build_upstream(tls, dir.path(), now(), None).unwrap().generation;
     let first = generation(&upstream());
     assert_eq!(generation(&upstream()), first);
     let client = || CertificateSpec::client("gw", day()).issue(&PKI.intermediate).unwrap();
@@ -225,7 +226,7 @@ fn another_trust_or_certificate_is_another_generation() {
     let second = generation(&with_client);
     assert_ne!(second, first);
     dir.pair("out", &client());
-    let material = build_upstream(&with_client, dir.path(), now()).unwrap();
+    let material = build_upstream(&with_client, dir.path(), now(), None).unwrap();
     assert_ne!(material.generation, second);
     assert_eq!(material.client.as_ref().map(|pair| pair.intermediates().len()), Some(1));
     assert_eq!(material.client_facts.as_ref().map(|facts| facts.subject.as_str()), Some("CN=gw"));

@@ -152,7 +152,8 @@ impl<'a> Files<'a> {
     #[cfg(not(unix))]
     fn check_key_mode(&mut self, _field: &str, _file: &str) {}
 
-    fn check_chain(&mut self, field: &str, file: &str, chain: &[X509], role: Role) {
+    /// Whether a chain, called `file`, is whole, holds now and is fit for `role`.
+    pub(super) fn check_chain(&mut self, field: &str, file: &str, chain: &[X509], role: Role) {
         if chain.len() > CHAIN_LENGTH_MAX {
             self.fault(field, format!("{file} holds {} certificates; at most {CHAIN_LENGTH_MAX}", chain.len()));
             return;
@@ -224,9 +225,14 @@ impl<'a> Files<'a> {
         }
     }
 
-    /// A bundle of CA certificates: at least one root that holds now.
+    /// A file's bundle of CA certificates: at least one root that holds now.
     pub(super) fn bundle(&mut self, field: &str, file: &str) -> Option<Vec<X509>> {
         let certs = self.certificates(field, file)?;
+        self.check_bundle(field, file, certs)
+    }
+
+    /// A bundle of CA certificates, if it is one. `file` is what to call it.
+    pub(super) fn check_bundle(&mut self, field: &str, file: &str, certs: Vec<X509>) -> Option<Vec<X509>> {
         let faults_before = self.faults.len();
         for (at, cert) in certs.iter().enumerate() {
             let which = || format!("{file}, certificate {} ({:?})", at + 1, name(cert.subject_name()));

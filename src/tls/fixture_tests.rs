@@ -52,7 +52,7 @@ impl Dir {
     }
 
     pub(super) fn build(&self, tls: &ListenerTls) -> Result<ServerContext, Vec<TlsFault>> {
-        build_listener(tls, &self.0, now())
+        build_listener(tls, &self.0, now(), None)
     }
 }
 
@@ -67,6 +67,7 @@ pub(super) fn listener(names: &[&str]) -> ListenerTls {
     let files = |name: &&str| CertificateFiles { cert: format!("{name}.pem"), key: format!("{name}.key") };
     ListenerTls {
         certificates: names.iter().map(files).collect(),
+        spiffe: None,
         min_version: TlsVersion::Tls12,
         ocsp_stapling: Default::default(),
         client_auth: ClientAuth::of("ca.pem"),

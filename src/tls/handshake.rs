@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock, OnceLock};
 use foreign_types::ForeignTypeRef;
 use openssl::ex_data::Index;
 use openssl::ssl::{self, ErrorCode, NameType, Ssl, SslRef, SslVersion};
-use openssl::x509::{X509StoreContext, X509StoreContextRef, X509VerifyResult};
+use openssl::x509::{X509Ref, X509StoreContext, X509StoreContextRef, X509VerifyResult};
 
 use crate::observe::handshake::HandshakeResult;
 
@@ -149,6 +149,23 @@ fn own_checks(context: &X509StoreContextRef, checks: &Checks, now: i64) -> Resul
             "the CRL of the certificate's issuer is past its nextUpdate",
         ),
     }
+}
+
+/// Notes that a client's certificate is of a trust domain that nobody vouches for here.
+pub(super) fn note_untrusted(ssl: &SslRef, client: &X509Ref, detail: String) {
+    let (subject, issuer) = (Some(name(client.subject_name())), Some(name(client.issuer_name())));
+    note(ssl, VerifyNote { result: HandshakeResult::UnknownCa, detail, subject, issuer });
+}
+
+/// Notes that there is no certificate to show.
+pub(super) fn note_no_svid(ssl: &SslRef) {
+    let detail = "the SPIFFE agent has not issued an SVID yet".to_owned();
+    note(ssl, VerifyNote { result: HandshakeResult::NoSvid, detail, subject: None, issuer: None });
+}
+
+fn note(ssl: &SslRef, note: VerifyNote) {
+    let notes = notes_index().and_then(|index| ssl.ex_data(index));
+    let _ = notes.map(|notes| notes.first.set(note));
 }
 
 /// Notes which TLS versions the client offers, for the log of a handshake that fails.

@@ -13,7 +13,8 @@ use openssl::ssl::{
 use openssl::x509::store::{X509Store, X509StoreBuilder};
 use openssl::x509::{X509, X509NameRef};
 
-use crate::config::file::{ListenerTls, OcspCheck, OcspStapling, TlsVersion};
+use crate::config::file::{ListenerSpiffe, ListenerTls, OcspCheck, OcspStapling, TlsVersion};
+use crate::identity::PeerIdentity;
 
 use super::TlsFault;
 use super::certificate::{CertificateFacts, SubjectAltNames};
@@ -21,7 +22,8 @@ use super::files::{ChainAndKey, Files, Role, reason};
 use super::handshake::{self, Checks, VerifyNotes};
 use super::names::{Groups, Names};
 use super::revocation::{Ocsp, Revocation};
-use super::standing::{ClientChain, Judge, Standing, Trust};
+use super::spiffe::{Issued, TrustDomains, verify_by_trust_domain};
+use super::standing::{Anchors, ClientChain, Judge, Standing, Trust};
 use super::staple::Staple;
 
 /// ALPN protocols in the order of the gateway's preference (RFC 7301, section 3.1).
@@ -53,6 +55,9 @@ const CERTIFICATES_MAX: usize = 100;
 pub struct ServerContext {
     default: SslContext,
     names: Arc<Names>,
+    /// The certificate names no host, and need not: clients know the gateway by its SPIFFE ID.
+    any_name: bool,
+    waiting: bool,
     certificates: Vec<CertificateFacts>,
     authorities: Vec<CertificateFacts>,
     warnings: Vec<TlsFault>,
@@ -63,12 +68,69 @@ pub struct ServerContext {
     ocsp: Option<Arc<Ocsp>>,
 }
 
-/// Builds a listener's context from its files, which are relative to `base_dir`. `now` is Unix time in seconds.
+/// Builds a listener's context from its files, which are relative to `base_dir`, or from what a SPIFFE agent has issued.
+/// `now` is Unix time in seconds. Without anything issued, where that is needed, the context refuses all clients.
 ///
 /// # Errors
 /// Everything that is wrong with the certificates, keys and CAs, not only the first.
-pub fn build_listener(tls: &ListenerTls, base_dir: &Path, now: i64) -> Result<ServerContext, Vec<TlsFault>> {
+pub fn build_listener(
+    tls: &ListenerTls,
+    base_dir: &Path,
+    now: i64,
+    issued: Option<&Issued>,
+) -> Result<ServerContext, Vec<TlsFault>> {
     let mut files = Files::new(base_dir, now);
+    let (pairs, anchors) = match (&tls.spiffe, issued) {
+        (None, _) => from_files(&mut files, tls),
+        (Some(spiffe), Some(issued)) => from_agent(&mut files, spiffe, issued),
+        (Some(_), None) => return ServerContext::waiting(tls.min_version).map_err(refused),
+    };
+    if !files.faults.is_empty() {
+        return Err(files.faults);
+    }
+    let bundle = anchors.all();
+    let revocation = Revocation::load(&tls.client_auth, base_dir, &bundle, now, &mut files.warnings)?;
+    let (names, groups) = index_names(&pairs, &mut files, tls.spiffe.is_some());
+    let wanted = tls.ocsp_stapling == OcspStapling::On;
+    let staples = pairs.iter().enumerate().map(|(at, pair)| {
+        let field = if tls.spiffe.is_some() { "spiffe".to_owned() } else { format!("certificates[{at}].cert") };
+        Staple::of(&pair.chain, &bundle, SECURITY_LEVEL, wanted, &field, &mut files.warnings)
+    });
+    let staples = staples.collect::<Result<Vec<_>, _>>().map_err(refused)?;
+    let common = Common {
+        bundle: &bundle,
+        anchors: &anchors,
+        revocation: revocation.as_ref(),
+        staples: &staples,
+        min: tls.min_version,
+    };
+    let contexts = build_contexts(&pairs, &groups, &common, Arc::clone(&names)).map_err(refused)?;
+    let certificates: Vec<_> =
+        pairs.iter().filter_map(|pair| pair.chain.first()).map(|c| CertificateFacts::of(c)).collect();
+    Ok(ServerContext {
+        default: contexts,
+        names,
+        any_name: tls.spiffe.is_some() && certificates.iter().all(|c| c.names.is_empty()),
+        waiting: false,
+        certificates,
+        authorities: bundle.iter().map(|cert| CertificateFacts::of(cert)).collect(),
+        warnings: files.warnings,
+        staples,
+        trust: Trust::new(&anchors, SECURITY_LEVEL, VERIFY_DEPTH).map_err(refused)?,
+        revocation,
+        ocsp: match tls.client_auth.ocsp {
+            OcspCheck::Off => None,
+            OcspCheck::Leaf => Some(Arc::new(Ocsp::new(&tls.client_auth, &bundle, SECURITY_LEVEL).map_err(refused)?)),
+        },
+    })
+}
+
+fn refused(e: ErrorStack) -> Vec<TlsFault> {
+    vec![TlsFault { field: "certificates".into(), message: format!("OpenSSL refuses the settings: {}", reason(&e)) }]
+}
+
+/// The gateway's certificates and the clients' CAs. What is missing is among the faults.
+fn from_files(files: &mut Files<'_>, tls: &ListenerTls) -> (Vec<ChainAndKey>, Anchors) {
     let mut pairs = Vec::new();
     if tls.certificates.is_empty() || tls.certificates.len() > CERTIFICATES_MAX {
         files.fault("certificates", format!("1 to {CERTIFICATES_MAX} certificates are needed"));
@@ -81,50 +143,72 @@ pub fn build_listener(tls: &ListenerTls, base_dir: &Path, now: i64) -> Result<Se
             Role::Server,
         ));
     }
-    let bundle = files.bundle("client_auth.ca", &tls.client_auth.ca);
-    if !files.faults.is_empty() {
-        return Err(files.faults);
-    }
-    let bundle = bundle.unwrap_or_default();
-    let revocation = Revocation::load(&tls.client_auth, base_dir, &bundle, now, &mut files.warnings)?;
-    let (names, groups) = index_names(&pairs, &mut files);
-    let refused = |e: ErrorStack| {
-        let message = format!("OpenSSL refuses the settings: {}", reason(&e));
-        vec![TlsFault { field: "certificates".into(), message }]
+    let ca = tls.client_auth.ca.as_deref();
+    let bundle = match ca {
+        Some(ca) => files.bundle("client_auth.ca", ca),
+        None => {
+            files.fault("client_auth", "without ca nobody can come in".into());
+            None
+        }
     };
-    let wanted = tls.ocsp_stapling == OcspStapling::On;
-    let staples = pairs.iter().enumerate().map(|(at, pair)| {
-        let field = format!("certificates[{at}].cert");
-        Staple::of(&pair.chain, &bundle, SECURITY_LEVEL, wanted, &field, &mut files.warnings)
+    (pairs, Anchors::Bundle(bundle.unwrap_or_default()))
+}
+
+/// The same from a SPIFFE agent.
+fn from_agent(files: &mut Files<'_>, spiffe: &ListenerSpiffe, issued: &Issued) -> (Vec<ChainAndKey>, Anchors) {
+    let svid = files.svid(issued, spiffe.into(), Role::Server);
+    let own: Vec<_> = svid.iter().map(|(_, trust_domain)| trust_domain.clone()).collect();
+    let domains = spiffe.trust_domains.as_ref().unwrap_or(&own);
+    let bundles = domains.iter().filter_map(|name| {
+        let bundle = files.trust_bundle(issued, name, "spiffe.trust_domains")?;
+        Some((name.clone(), bundle))
     });
-    let staples = staples.collect::<Result<Vec<_>, _>>().map_err(refused)?;
-    let common = Common { bundle: &bundle, revocation: revocation.as_ref(), staples: &staples, min: tls.min_version };
-    let contexts = build_contexts(&pairs, &groups, &common, Arc::clone(&names)).map_err(refused)?;
-    Ok(ServerContext {
-        default: contexts,
-        names,
-        certificates: pairs.iter().filter_map(|pair| pair.chain.first()).map(|c| CertificateFacts::of(c)).collect(),
-        authorities: bundle.iter().map(|cert| CertificateFacts::of(cert)).collect(),
-        warnings: files.warnings,
-        staples,
-        trust: Trust::new(&bundle, SECURITY_LEVEL, VERIFY_DEPTH).map_err(refused)?,
-        revocation,
-        ocsp: match tls.client_auth.ocsp {
-            OcspCheck::Off => None,
-            OcspCheck::Leaf => Some(Arc::new(Ocsp::new(&tls.client_auth, &bundle, SECURITY_LEVEL).map_err(refused)?)),
-        },
-    })
+    let anchors = Anchors::TrustDomains(bundles.collect());
+    (svid.into_iter().map(|(pair, _)| pair).collect(), anchors)
 }
 
 /// What all contexts of a listener have in common: who comes in, and how.
 struct Common<'a> {
+    /// All CAs.
     bundle: &'a [X509],
+    anchors: &'a Anchors,
     revocation: Option<&'a Arc<Revocation>>,
     staples: &'a [Option<Arc<Staple>>],
     min: TlsVersion,
 }
 
 impl ServerContext {
+    /// A context that has no certificate yet and refuses every handshake, saying so.
+    fn waiting(min_version: TlsVersion) -> Result<Self, ErrorStack> {
+        let mut context = SslContextBuilder::new(SslMethod::tls_server())?;
+        set_protocol(&mut context, min_version)?;
+        context.set_client_hello_callback(|ssl, _| {
+            handshake::note_client_hello(ssl);
+            handshake::note_no_svid(ssl);
+            // The client is told internal_error.
+            Err(ErrorStack::get())
+        });
+        let message = "the SPIFFE agent has not issued an SVID yet; until then every client is refused".to_owned();
+        Ok(Self {
+            default: context.build(),
+            names: Arc::default(),
+            any_name: false,
+            waiting: true,
+            certificates: Vec::new(),
+            authorities: Vec::new(),
+            warnings: vec![TlsFault { field: "spiffe".into(), message }],
+            staples: Vec::new(),
+            trust: Trust::new(&Anchors::TrustDomains(Vec::new()), SECURITY_LEVEL, VERIFY_DEPTH)?,
+            revocation: None,
+            ocsp: None,
+        })
+    }
+
+    /// Whether there is no certificate yet, because the SPIFFE agent has issued none.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting
+    }
+
     /// A new server side of one connection; `now` is Unix time in seconds.
     ///
     /// # Errors
@@ -140,6 +224,16 @@ impl ServerContext {
     /// The client of a finished handshake of this context, and how it stands. `now` is Unix time in seconds.
     pub fn client(&self, ssl: &SslRef, now: i64) -> Option<(ClientChain, Standing)> {
         self.judge().first(ssl, now)
+    }
+
+    /// Who the client of a finished handshake of this context is, as [`super::identity`] says. Where a trust domain vouches
+    /// for it, that is for the SPIFFE ID alone: a partner's CA may write any DNS name, and no peer is known by it.
+    pub fn identity(&self, ssl: &SslRef) -> Option<PeerIdentity> {
+        let mut identity = super::identity(ssl)?;
+        if self.trust.is_by_trust_domain() {
+            identity.dns.clear();
+        }
+        Some(identity)
     }
 
     /// How a client stands now that came in with this context or an earlier one of the same listener; `None`: as
@@ -167,14 +261,15 @@ impl ServerContext {
         self.revocation.as_ref()
     }
 
-    /// Whether a host (lower or upper case, without port) is a SAN of one of the certificates.
+    /// Whether a host (lower or upper case, without port) is a SAN of one of the certificates. An SVID without such names
+    /// is for any host: it names a workload.
     pub fn covers(&self, host: &str) -> bool {
-        self.names.covers(host)
+        self.any_name || self.names.covers(host)
     }
 
     /// Whether a host is a SAN of the certificate that a client without SNI is shown.
     pub fn default_covers(&self, host: &str) -> bool {
-        self.names.default_covers(host)
+        self.any_name || self.names.default_covers(host)
     }
 
     /// The gateway's own certificates, in the order of the configuration.
@@ -216,12 +311,12 @@ impl std::fmt::Debug for ServerContext {
     }
 }
 
-fn index_names(pairs: &[ChainAndKey], files: &mut Files<'_>) -> (Arc<Names>, Groups) {
+fn index_names(pairs: &[ChainAndKey], files: &mut Files<'_>, nameless: bool) -> (Arc<Names>, Groups) {
     let sans = |pair: &ChainAndKey| pair.chain.first().map(|leaf| SubjectAltNames::of(leaf)).unwrap_or_default();
     let certificates: Vec<_> = pairs.iter().map(|pair| (pair.key.id(), sans(pair))).collect();
     let field = |at: usize| format!("certificates[{at}].cert");
     for (at, (_, sans)) in certificates.iter().enumerate() {
-        if sans.dns.is_empty() && sans.ips.is_empty() {
+        if sans.dns.is_empty() && sans.ips.is_empty() && !nameless {
             files.warn(&field(at), "no DNS or IP name among its SANs: no client will accept it".into());
         }
     }
@@ -277,7 +372,11 @@ fn builder(pairs: &[&ChainAndKey], common: &Common<'_>) -> Result<SslContextBuil
             add_to_chain(&mut context, issuer)?;
         }
     }
-    context.set_cert_store(store(bundle)?);
+    match common.anchors {
+        Anchors::Bundle(bundle) => context.set_cert_store(store(bundle)?),
+        // The context's own store stays empty.
+        Anchors::TrustDomains(bundles) => verify_by_trust_domain(&mut context, TrustDomains::new(bundles)?)?,
+    }
     if ca_names_bytes(bundle) <= CA_NAMES_BYTES_MAX {
         for cert in bundle {
             context.add_client_ca(cert)?;

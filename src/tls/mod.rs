@@ -29,6 +29,7 @@ mod listener;
 mod names;
 mod node_identity;
 mod revocation;
+mod spiffe;
 mod standing;
 mod staple;
 mod upstream;
@@ -44,6 +45,7 @@ pub use revocation::{
     OcspVerdict, Revocation, RevocationSet, Scope, Serial, Serials, StateDir, UrlPrefix, Verdict, crl_asked,
     crl_wanted, fetch,
 };
+pub use spiffe::{AgentFailure, ENDPOINT_VARIABLE, Endpoint, Issued, Svid, Update, Updates, connect};
 pub use standing::{ClientChain, Gone, Standing};
 pub use staple::{Staple, Stapled};
 pub use upstream::{UpstreamTlsMaterial, build_upstream};

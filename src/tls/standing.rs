@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use ahash::AHashMap;
 use openssl::error::ErrorStack;
 use openssl::sha::Sha256;
 use openssl::ssl::SslRef;
@@ -14,7 +15,7 @@ use openssl::x509::{X509, X509PurposeId, X509Ref, X509StoreContext};
 
 use crate::config::file::CrlCheck;
 
-use super::certificate::unix_seconds;
+use super::certificate::{spiffe_id_of, unix_seconds};
 use super::revocation::{Link, Revocation, Verdict};
 
 /// Why a client may not stay.
@@ -92,38 +93,89 @@ impl Verified {
     }
 }
 
-/// The CA bundle of a listener, for verifying a chain again.
+/// Who vouches for a listener's clients.
+pub(super) enum Anchors {
+    /// One bundle of CAs, for all.
+    Bundle(Vec<X509>),
+    /// A bundle for each trust domain, for its members alone.
+    TrustDomains(Vec<(String, Vec<X509>)>),
+}
+
+impl Anchors {
+    /// All CAs.
+    pub(super) fn all(&self) -> Vec<X509> {
+        match self {
+            Anchors::Bundle(bundle) => bundle.clone(),
+            Anchors::TrustDomains(domains) => domains.iter().flat_map(|(_, bundle)| bundle).cloned().collect(),
+        }
+    }
+}
+
+/// The CAs of a listener, for verifying a chain again.
 pub(super) struct Trust {
-    /// A hash of the bundle: the same one after a reload that did not change it.
+    /// A hash of the CAs: the same one after a reload that did not change them.
     generation: u64,
-    store: X509Store,
+    stores: Stores,
+}
+
+enum Stores {
+    One(X509Store),
+    ByTrustDomain(AHashMap<String, X509Store>),
 }
 
 impl Trust {
     /// With the rules of a handshake: for TLS clients, security `level`, at most `depth` intermediates.
-    pub(super) fn new(bundle: &[X509], level: u32, depth: u32) -> Result<Self, ErrorStack> {
+    pub(super) fn new(anchors: &Anchors, level: u32, depth: u32) -> Result<Self, ErrorStack> {
         let mut hash = Sha256::new();
-        let mut builder = X509StoreBuilder::new()?;
-        for cert in bundle {
-            hash.update(&cert.to_der()?);
-            builder.add_cert(cert.clone())?;
+        let mut store = |bundle: &[X509]| {
+            let mut builder = X509StoreBuilder::new()?;
+            for cert in bundle {
+                hash.update(&cert.to_der()?);
+                builder.add_cert(cert.clone())?;
+            }
+            let mut rules = X509VerifyParam::new()?;
+            rules.set_auth_level(i32::try_from(level).unwrap_or(i32::MAX));
+            rules.set_depth(i32::try_from(depth).unwrap_or(i32::MAX));
+            rules.set_purpose(X509PurposeId::SSL_CLIENT)?;
+            builder.set_param(&rules)?;
+            Ok::<_, ErrorStack>(builder.build())
+        };
+        let stores = match anchors {
+            Anchors::Bundle(bundle) => Stores::One(store(bundle)?),
+            Anchors::TrustDomains(domains) => {
+                let each = domains.iter().map(|(name, bundle)| Ok((name.clone(), store(bundle)?)));
+                Stores::ByTrustDomain(each.collect::<Result<_, ErrorStack>>()?)
+            }
+        };
+        // A CA that passes from one trust domain to another is another trust. No name holds a zero byte.
+        if let Anchors::TrustDomains(domains) = anchors {
+            domains.iter().for_each(|(name, bundle)| hash.update(format!("{name}\0{}\0", bundle.len()).as_bytes()));
         }
-        let mut rules = X509VerifyParam::new()?;
-        rules.set_auth_level(i32::try_from(level).unwrap_or(i32::MAX));
-        rules.set_depth(i32::try_from(depth).unwrap_or(i32::MAX));
-        rules.set_purpose(X509PurposeId::SSL_CLIENT)?;
-        builder.set_param(&rules)?;
         let [a, b, c, d, e, f, g, h, ..] = hash.finish();
-        Ok(Self { generation: u64::from_be_bytes([a, b, c, d, e, f, g, h]), store: builder.build() })
+        Ok(Self { generation: u64::from_be_bytes([a, b, c, d, e, f, g, h]), stores })
+    }
+
+    /// Whether each trust domain has CAs of its own.
+    pub(super) fn is_by_trust_domain(&self) -> bool {
+        matches!(self.stores, Stores::ByTrustDomain(_))
     }
 
     pub(super) fn generation(&self) -> u64 {
         self.generation
     }
 
+    /// The CAs that may vouch for a client.
+    fn store(&self, client: &X509Ref) -> Option<&X509Store> {
+        match &self.stores {
+            Stores::One(store) => Some(store),
+            Stores::ByTrustDomain(stores) => stores.get(spiffe_id_of(client)?.trust_domain()),
+        }
+    }
+
     fn verify(&self, client: &ClientChain) -> Result<Verified, Gone> {
+        let store = self.store(&client.leaf).ok_or(Gone::NotTrusted)?;
         let verified = X509StoreContext::new().and_then(|mut context| {
-            context.init(&self.store, &client.leaf, &client.sent, |context| {
+            context.init(store, &client.leaf, &client.sent, |context| {
                 if context.verify_cert()? {
                     return context.chain().map(Verified::of).transpose().map(|v| v.ok_or(Gone::NotTrusted));
                 }

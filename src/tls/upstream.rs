@@ -5,15 +5,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use openssl::sha::Sha256;
+use openssl::x509::X509;
 use pingora::protocols::tls::CaType;
 use pingora::utils::tls::CertKey;
 
-use crate::config::file::UpstreamTls;
+use crate::config::file::{UpstreamSpiffe, UpstreamTls};
 use crate::policy::peers::UriPattern;
 
 use super::TlsFault;
 use super::certificate::CertificateFacts;
-use super::files::{Files, Role};
+use super::files::{ChainAndKey, Files, Role};
+use super::spiffe::Issued;
 
 /// Trust in an upstream's nodes, and the gateway's own certificate for them.
 #[derive(Clone)]
@@ -36,27 +38,27 @@ pub struct UpstreamTlsMaterial {
     pub authorities: Vec<CertificateFacts>,
     /// What is doubtful, but no reason to refuse the configuration.
     pub warnings: Vec<TlsFault>,
+    /// There is nothing in it yet, because the SPIFFE agent has issued nothing.
+    pub waiting: bool,
 }
 
-/// Reads and checks the material. File names are relative to `base_dir`; `now` is Unix time in seconds.
+/// Reads and checks the material: from files, whose names are relative to `base_dir`, or what a SPIFFE agent has issued.
+/// `now` is Unix time in seconds. Without anything issued, where that is needed, no node is trusted.
 ///
 /// # Errors
 /// Everything that is wrong with it, not only the first.
-pub fn build_upstream(tls: &UpstreamTls, base_dir: &Path, now: i64) -> Result<UpstreamTlsMaterial, Vec<TlsFault>> {
+pub fn build_upstream(
+    tls: &UpstreamTls,
+    base_dir: &Path,
+    now: i64,
+    issued: Option<&Issued>,
+) -> Result<UpstreamTlsMaterial, Vec<TlsFault>> {
     let mut files = Files::new(base_dir, now);
     let (server_name, spiffe_id) = node_identity(&mut files, tls);
-    let bundle = files.bundle("ca", &tls.ca);
-    let client = match (&tls.cert, &tls.key) {
-        (Some(cert), Some(key)) => files.chain_and_key(["cert", "key"], [cert, key], Role::Client),
-        (Some(_), None) => {
-            files.fault("key", "cert is given without its key".into());
-            None
-        }
-        (None, Some(_)) => {
-            files.fault("cert", "key is given without its cert".into());
-            None
-        }
-        (None, None) => None,
+    let (bundle, client) = match (&tls.spiffe, issued) {
+        (None, _) => from_files(&mut files, tls),
+        (Some(spiffe), Some(issued)) => from_agent(&mut files, spiffe, issued, spiffe_id.as_deref()),
+        (Some(_), None) => (Some(Vec::new()), None),
     };
     let bundle = match bundle {
         Some(bundle) if files.faults.is_empty() => bundle,
@@ -80,7 +82,47 @@ pub fn build_upstream(tls: &UpstreamTls, base_dir: &Path, now: i64) -> Result<Up
         client: client.map(|client| Arc::new(CertKey::new(client.chain, client.key))),
         generation: u64::from_be_bytes([a, b, c, d, e, f, g, h]),
         warnings: files.warnings,
+        waiting: tls.spiffe.is_some() && issued.is_none(),
     })
+}
+
+/// The nodes' CAs and the gateway's own certificate. What is missing is among the faults.
+fn from_files(files: &mut Files<'_>, tls: &UpstreamTls) -> (Option<Vec<X509>>, Option<ChainAndKey>) {
+    let bundle = match &tls.ca {
+        Some(ca) => files.bundle("ca", ca),
+        None => {
+            files.fault("ca", "without it no node can be verified".into());
+            None
+        }
+    };
+    let client = match (&tls.cert, &tls.key) {
+        (Some(cert), Some(key)) => files.chain_and_key(["cert", "key"], [cert, key], Role::Client),
+        (Some(_), None) => {
+            files.fault("key", "cert is given without its key".into());
+            None
+        }
+        (None, Some(_)) => {
+            files.fault("cert", "key is given without its cert".into());
+            None
+        }
+        (None, None) => None,
+    };
+    (bundle, client)
+}
+
+/// The same from a SPIFFE agent: the nodes are verified by the bundle of their own trust domain.
+fn from_agent(
+    files: &mut Files<'_>,
+    spiffe: &UpstreamSpiffe,
+    issued: &Issued,
+    node: Option<&UriPattern>,
+) -> (Option<Vec<X509>>, Option<ChainAndKey>) {
+    let svid = files.svid(issued, spiffe.into(), Role::Client).map(|(pair, _)| pair);
+    let Some(node) = node else {
+        files.fault("spiffe_id", "with spiffe it says who the nodes are; without it any member would do".into());
+        return (None, svid);
+    };
+    (files.trust_bundle(issued, node.trust_domain(), "spiffe_id"), svid)
 }
 
 /// The SNI, and the SPIFFE ID that counts in its place. Faults are left with the files'.

@@ -259,7 +259,7 @@ fn bodies_beyond_the_memory_budget_are_503_and_the_budget_comes_back() {
     third.send(head.as_bytes()).unwrap();
     let _ = third.send(&body);
     let answer = third.response(false).unwrap();
-    assert_eq!((answer.status, answer.json()["error"].as_str()), (503, Some("overloaded")));
+    assert_eq!((answer.status, answer.json()["error"].as_str()), (503, Some("body_memory_exhausted")));
     assert!(answer.header("retry-after").is_some());
     for connection in &mut waiting {
         connection.send(&body[body.len() - 1..]).unwrap();

@@ -27,7 +27,7 @@ fn yaml_files(directory: &str) -> Vec<PathBuf> {
 }
 
 fn around(read_files: bool) -> Surroundings<'static> {
-    Surroundings { env: &|_| None, addresses: &no_names, now_unix: NOW, read_files }
+    Surroundings { env: &|_| None, addresses: &no_names, now_unix: NOW, read_files, issued: None }
 }
 
 fn no_names(_: &str, _: u16) -> io::Result<Vec<SocketAddr>> {

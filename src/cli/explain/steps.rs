@@ -104,6 +104,10 @@ fn host(way: &mut Way<'_>) -> Result<(), Stop> {
         way.note(format!("{host}; there is no certificate to agree with"));
         return Ok(());
     };
+    if context.is_waiting() {
+        way.say(format!("{host}; the SPIFFE agent issues no certificate here to agree with"), way.listener_key("tls"));
+        return Ok(());
+    }
     let sni = way.asked.sni.as_deref();
     let asked = sni.map_or_else(|| "no name".to_owned(), |sni| format!("SNI {sni}"));
     way.say(format!("{host}; {asked}; must agree and be in a certificate"), way.listener_key("tls.certificates"));
@@ -140,6 +144,9 @@ fn route(way: &mut Way<'_>) -> Result<(), Stop> {
             let hosts = if route.hosts.is_empty() { "any host".to_owned() } else { route.hosts.join(", ") };
             if let Some((i, pattern)) = longest {
                 way.say(format!("{}: {pattern} of {hosts}", route.name), way.route_key(&format!("paths[{i}]")));
+            }
+            if way.route().is_some_and(|route| route.critical) {
+                way.say("critical: shed after all others when the gateway is behind", way.route_key("priority"));
             }
         }
         None => way.say("none: no route of this listener has this host and path", "routes"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
-use super::{RateLimit, RequestRule, Waf, seconds};
+use super::{ListenerSpiffe, RateLimit, RequestRule, Waf, seconds};
 use crate::names::ListenerName;
 use crate::units::{Rate, Size, Span};
 
@@ -67,8 +67,12 @@ pub enum Protocol {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerTls {
-    /// The gateway's own certificates, chosen by SNI among their SANs; the first is the default.
+    /// The gateway's own certificates, chosen by SNI among their SANs; the first is the default. At least one, or
+    /// [`Self::spiffe`].
+    #[serde(default)]
     pub certificates: Vec<CertificateFiles>,
+    /// Certificate and CAs from a SPIFFE agent, in place of `certificates` and `client_auth.ca`.
+    pub spiffe: Option<ListenerSpiffe>,
     /// `"1.2"` (default) or `"1.3"`.
     #[serde(default)]
     pub min_version: TlsVersion,
@@ -77,6 +81,7 @@ pub struct ListenerTls {
     #[serde(default)]
     pub ocsp_stapling: OcspStapling,
     /// Which clients come in.
+    #[serde(default)]
     pub client_auth: ClientAuth,
 }
 
@@ -138,14 +143,15 @@ pub enum TlsVersion {
 }
 
 /// `listeners[].tls.client_auth`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Default, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClientAuth {
     /// Only `required` exists.
     #[serde(default)]
     pub mode: ClientAuthMode,
-    /// PEM bundle of the internal CA: roots, and intermediates that clients don't send or whose CRLs are given.
-    pub ca: String,
+    /// PEM bundle of the internal CA: roots, and intermediates that clients don't send or whose CRLs are given. Needed
+    /// without `spiffe`.
+    pub ca: Option<String>,
     /// Files of certificate revocation lists, PEM or DER, up to 128 MiB each. Default: none; then, unless
     /// [`Self::crl_url`] or [`Self::crl_distribution_points`] has some, nothing is checked.
     #[serde(default)]
@@ -186,20 +192,7 @@ impl ClientAuth {
 
     /// Clients of this CA, and no lists.
     pub fn of(ca: &str) -> Self {
-        Self {
-            mode: ClientAuthMode::Required,
-            ca: ca.into(),
-            crl: Vec::new(),
-            crl_url: Vec::new(),
-            crl_distribution_points: Vec::new(),
-            crl_refresh: None,
-            crl_check: None,
-            expired_crl: None,
-            ocsp: OcspCheck::Off,
-            ocsp_url: None,
-            ocsp_timeout: None,
-            ocsp_failure: None,
-        }
+        Self { ca: Some(ca.into()), ..Self::default() }
     }
 
     /// Default of [`Self::ocsp_timeout`].
@@ -292,6 +285,19 @@ pub struct ListenerLimits {
     pub connections_per_address: u32,
     /// New connections from one address. Default 50/s.
     pub new_connections_per_address: Rate,
+    /// Connections at once of one peer, whatever their addresses; of a certificate of no peer. Default: no limit but
+    /// that of all connections.
+    pub connections_per_peer: Option<u32>,
+    /// TLS handshakes at once. Default: a quarter of `connections`, at least 16.
+    pub handshakes: Option<u32>,
+    /// TLS handshakes at once of one address. Default: a quarter of `connections_per_address`, at least 16.
+    pub handshakes_per_address: Option<u32>,
+    /// Requests at once. Default: no limit but that of the process (`overload.requests`). Beyond: 503.
+    pub requests: Option<u32>,
+    /// Requests at once of one client address. Default: no limit of its own. Beyond: 429.
+    pub requests_per_address: Option<u32>,
+    /// Requests at once of one peer. Default: no limit of its own. Beyond: 429.
+    pub requests_per_peer: Option<u32>,
     /// Request line and header fields together, 1 KiB to 256 KiB. Default 32 KiB.
     pub request_header: Size,
     /// After so many requests a connection is closed. Default 10000.
@@ -304,6 +310,12 @@ impl Default for ListenerLimits {
             connections: 20_000,
             connections_per_address: 200,
             new_connections_per_address: Rate { count: 50, per: Duration::from_secs(1) },
+            connections_per_peer: None,
+            handshakes: None,
+            handshakes_per_address: None,
+            requests: None,
+            requests_per_address: None,
+            requests_per_peer: None,
             request_header: Size(32 << 10),
             requests_per_connection: 10_000,
         }
@@ -322,7 +334,7 @@ pub struct ListenerTimeouts {
     pub request_body: Span,
     /// Between two requests. Default 75s.
     pub idle: Span,
-    /// How long a client may leave an answer unread. Default 30s.
+    /// How long a client may leave an answer unread, or take over each 16 KiB of it. Default 30s.
     pub write: Span,
     /// After this a connection takes no new request. Default 1h.
     pub connection_age: Span,

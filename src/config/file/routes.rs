@@ -38,6 +38,9 @@ pub struct Route {
     /// How long Hive may take.
     #[serde(default)]
     pub timeouts: RouteTimeouts,
+    /// What is shed when the gateway is behind: `normal` (default), or `critical`: after all others.
+    #[serde(default)]
+    pub priority: Priority,
     /// How often clients may ask; all limits count. Default: as often as they like.
     #[serde(default)]
     pub rate_limits: Vec<RateLimit>,
@@ -46,6 +49,17 @@ pub struct Route {
     pub request_rules: Vec<RequestRule>,
     /// The web application firewall, in place of the listener's. Default: the listener's.
     pub waf: Option<Waf>,
+}
+
+/// `routes[].priority`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Shed when the gateway is behind.
+    #[default]
+    Normal,
+    /// Shed after all others.
+    Critical,
 }
 
 /// `routes[].rate_limits[]` and `listeners[].rate_limits[]`: beyond it 429, with `Retry-After`.

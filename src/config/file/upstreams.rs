@@ -5,9 +5,9 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
-use super::seconds;
+use super::{UpstreamSpiffe, seconds};
 use crate::names::UpstreamName;
-use crate::units::Span;
+use crate::units::{Percent, Span};
 
 /// `upstreams[]`
 #[derive(Debug, Deserialize)]
@@ -26,6 +26,8 @@ pub struct Upstream {
     /// How a node is known to be alive. Default: on, with Hive's `/api/health`.
     #[serde(default)]
     pub health_check: HealthCheck,
+    /// How many requests may wait for an answer, by how long answers take. Default: no limit of this kind.
+    pub adaptive_concurrency: Option<AdaptiveConcurrency>,
     /// Waiting for nodes.
     #[serde(default)]
     pub timeouts: UpstreamTimeouts,
@@ -129,6 +131,38 @@ impl Default for HealthCheck {
     }
 }
 
+/// `upstreams[].adaptive_concurrency`: a limit on the requests that wait for the first byte of their answer, which
+/// follows how long that takes (the gradient of Envoy's filter of this name). Beyond it: 503, `Retry-After`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdaptiveConcurrency {
+    /// The least limit, and the one while the shortest time is measured, 1 to 100000. Default 3.
+    pub min_concurrency: u32,
+    /// The greatest limit, 1 to 100000. Default 1000.
+    pub max_concurrency: u32,
+    /// How often the limit is set anew, 10ms to 1m. Default 100ms.
+    pub sample_window: Span,
+    /// How often the time of an answer without a queue is measured anew, 1s to 1d. Default 60s; a tenth of it is jitter.
+    pub min_rtt_interval: Span,
+    /// How many answers that takes, 1 to 10000. Default 50.
+    pub min_rtt_request_count: u32,
+    /// By how much answers may be slower before the limit falls. Default 25%.
+    pub buffer: Percent,
+}
+
+impl Default for AdaptiveConcurrency {
+    fn default() -> Self {
+        Self {
+            min_concurrency: 3,
+            max_concurrency: 1000,
+            sample_window: Span(std::time::Duration::from_millis(100)),
+            min_rtt_interval: seconds(60),
+            min_rtt_request_count: 50,
+            buffer: Percent(250),
+        }
+    }
+}
+
 /// `upstreams[].timeouts`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -149,8 +183,10 @@ impl Default for UpstreamTimeouts {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamTls {
-    /// PEM bundle that the nodes' certificates chain to.
-    pub ca: String,
+    /// PEM bundle that the nodes' certificates chain to. Needed without `spiffe`.
+    pub ca: Option<String>,
+    /// Client certificate and CAs from a SPIFFE agent, in place of `ca`, `cert` and `key`. With it `spiffe_id` is needed.
+    pub spiffe: Option<UpstreamSpiffe>,
     /// The name that every node's certificate must carry; sent as SNI. Never empty. Needed without `spiffe_id`; with it
     /// only the SNI, by default the ID's trust domain.
     pub server_name: Option<String>,

@@ -7,10 +7,15 @@ use crate::tls::{self, TlsFault};
 
 /// The files of a listener. What its certificates cover is kept for [`check_hosts`].
 pub(super) fn listener(r: &mut Resolver<'_>, at: &str, settings: &ListenerTls) {
-    if !r.around.read_files || settings.certificates.is_empty() {
+    let complete = match settings.spiffe {
+        // What the agent has not issued yet is judged when it comes.
+        Some(_) => r.around.issued.is_some(),
+        None => !settings.certificates.is_empty() && settings.client_auth.ca.is_some(),
+    };
+    if !r.around.read_files || !complete {
         return;
     }
-    match tls::build_listener(settings, r.base, r.around.now_unix) {
+    match tls::build_listener(settings, r.base, r.around.now_unix, r.around.issued) {
         Ok(context) => {
             warn(r, at, context.warnings());
             r.contexts.push(context);
@@ -21,10 +26,10 @@ pub(super) fn listener(r: &mut Resolver<'_>, at: &str, settings: &ListenerTls) {
 
 /// The files of an upstream.
 pub(super) fn upstream(r: &mut Resolver<'_>, at: &str, settings: &UpstreamTls) {
-    if !r.around.read_files {
+    if !r.around.read_files || (settings.spiffe.is_some() && r.around.issued.is_none()) {
         return;
     }
-    match tls::build_upstream(settings, r.base, r.around.now_unix) {
+    match tls::build_upstream(settings, r.base, r.around.now_unix, r.around.issued) {
         Ok(material) => warn(r, at, &material.warnings),
         Err(faults) => error(r, at, faults),
     }
@@ -49,8 +54,9 @@ pub(super) fn check_hosts(r: &mut Resolver<'_>, routes: &[Route], listeners: &[L
         return;
     }
     for (i, route) in routes.iter().enumerate() {
-        // Where nobody shows a certificate, every host is served.
-        if super::listeners::serving(route, listeners).any(|l| l.protocol == Protocol::Http) {
+        // Where nobody shows a certificate, every host is served; what an agent will issue is not known.
+        let unknown = |l: &Listener| l.protocol == Protocol::Http || l.tls.as_ref().is_some_and(|t| t.spiffe.is_some());
+        if super::listeners::serving(route, listeners).any(unknown) {
             continue;
         }
         for (j, host) in route.hosts.iter().enumerate() {

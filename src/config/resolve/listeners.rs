@@ -54,17 +54,39 @@ fn listener(r: &mut Resolver<'_>, at: &str, raw: file::Listener) -> Listener {
 }
 
 fn listener_tls(r: &mut Resolver<'_>, at: &str, mut tls: ListenerTls) -> ListenerTls {
-    if tls.certificates.is_empty() {
-        r.error(&format!("{at}.certificates"), "the list is empty; write at least one { cert, key }");
+    match &tls.spiffe {
+        Some(spiffe) => super::spiffe::listener(r, at, &tls, spiffe),
+        None => needs_files(r, at, &tls),
     }
     for files in &mut tls.certificates {
         files.cert = r.material(&files.cert);
         files.key = r.material(&files.key);
     }
-    tls.client_auth.ca = r.material(&tls.client_auth.ca);
+    tls.client_auth.ca = tls.client_auth.ca.map(|ca| r.material(&ca));
     client_auth(r, &format!("{at}.client_auth"), &mut tls.client_auth);
     super::certificates::listener(r, at, &tls);
     tls
+}
+
+/// What a listener needs that no SPIFFE agent serves.
+fn needs_files(r: &mut Resolver<'_>, at: &str, tls: &ListenerTls) {
+    let (certificates, auth) = (format!("{at}.certificates"), format!("{at}.client_auth"));
+    let missing = |key: &str, example: &str| format!("the key {key:?} is missing; write {example}");
+    if tls.certificates.is_empty() && !r.has_guess(&certificates) && !r.has_guess(&format!("{at}.spiffe")) {
+        match r.located.has(&certificates) {
+            true => r.error(&certificates, "the list is empty; write at least one { cert, key }"),
+            false => {
+                let example = "certificates: [{ cert: server.pem, key: server.key }], or spiffe: {}";
+                r.error(at, missing("certificates", example));
+            }
+        }
+    }
+    if tls.client_auth.ca.is_none() && !r.has_guess(&auth) && !r.has_guess(&format!("{at}.spiffe")) {
+        match r.located.has(&auth) {
+            true => r.error(&auth, missing("ca", "ca: mesh-ca.pem")),
+            false => r.error(at, missing("client_auth", "client_auth: { mode: required, ca: mesh-ca.pem }")),
+        }
+    }
 }
 
 /// Revocation lists: their files become absolute, their URLs are checked with the files.
@@ -138,6 +160,18 @@ fn network(r: &mut Resolver<'_>, path: &str, text: &str) -> Option<IpNet> {
 fn limits(r: &mut Resolver<'_>, at: &str, limits: &ListenerLimits) {
     r.range(&format!("{at}.connections"), &limits.connections, &(1..=1_000_000));
     r.range(&format!("{at}.connections_per_address"), &limits.connections_per_address, &(1..=1_000_000));
+    for (key, limit) in [
+        ("connections_per_peer", limits.connections_per_peer),
+        ("handshakes", limits.handshakes),
+        ("handshakes_per_address", limits.handshakes_per_address),
+        ("requests", limits.requests),
+        ("requests_per_address", limits.requests_per_address),
+        ("requests_per_peer", limits.requests_per_peer),
+    ] {
+        if let Some(limit) = limit {
+            r.range(&format!("{at}.{key}"), &limit, &(1..=1_000_000));
+        }
+    }
     r.size(&format!("{at}.request_header"), limits.request_header, &(1 << 10..=256 << 10));
     r.range(&format!("{at}.requests_per_connection"), &limits.requests_per_connection, &(1..=u32::MAX));
 }

@@ -6,6 +6,7 @@ mod endpoint;
 mod federation;
 mod json_rpc;
 mod listeners;
+mod overload;
 mod patterns;
 mod peers;
 mod process;
@@ -14,6 +15,7 @@ mod rate_limits;
 mod redis;
 mod routes;
 mod secrets;
+mod spiffe;
 mod upstreams;
 
 use std::collections::{BTreeSet, HashMap};
@@ -52,10 +54,12 @@ pub(super) fn resolve(
     let hive = process::hive(&mut r, file.hive, &peers);
     let upstreams = upstreams::resolve(&mut r, file.upstreams);
     let listeners = listeners::resolve(&mut r, file.listeners);
+    let spiffe = spiffe::resolve(&mut r, file.spiffe, &listeners, &upstreams);
     let routes = routes::resolve(&mut r, file.routes, &listeners, &peers, &upstreams);
     rate_limits::check(&mut r, &listeners, &routes, &hive.federation);
     let redis = redis::resolve(&mut r, file.redis);
     redis::check_shared(&mut r, redis.is_some(), &listeners, &routes);
+    let overload = overload::overload(&mut r, file.overload);
     let admin = process::admin(&mut r, file.admin);
     let access_log = process::access_log(&mut r, file.access_log);
     let server = process::server(&mut r, &file.server, &routes);
@@ -73,7 +77,9 @@ pub(super) fn resolve(
         peers,
         routes,
         upstreams,
+        spiffe,
         redis,
+        overload,
         admin,
         access_log,
         identity_headers: file.identity_headers,

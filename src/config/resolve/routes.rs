@@ -82,6 +82,7 @@ fn route(r: &mut Resolver<'_>, at: &str, raw: file::Route, names: &Names<'_>) ->
         body_limit: raw.body.limit.0,
         json_rpc,
         timeouts: raw.timeouts,
+        priority: raw.priority,
         rate_limits: raw.rate_limits,
         request_rules: defense::request_rules(r, &format!("{at}.request_rules"), &raw.request_rules),
         waf: defense::route_waf(r, &format!("{at}.waf"), raw.waf.as_ref()),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Resolver;
 use super::endpoint::{self, Url};
+use super::overload;
 use super::ranges::{HOUR, MILLISECOND, MINUTE};
 use crate::config::file::{self, HealthCheck, UpstreamTimeouts, UpstreamTls};
 use crate::config::{Endpoint, Upstream};
@@ -38,6 +39,9 @@ fn upstream(r: &mut Resolver<'_>, at: &str, raw: file::Upstream) -> Upstream {
         _ => {}
     }
     health_check(r, &format!("{at}.health_check"), &raw.health_check);
+    if let Some(adaptive) = &raw.adaptive_concurrency {
+        overload::adaptive_concurrency(r, &format!("{at}.adaptive_concurrency"), adaptive);
+    }
     timeouts(r, &format!("{at}.timeouts"), &raw.timeouts);
     Upstream {
         tls: raw.tls.map(|tls| upstream_tls(r, &tls_path, tls)),
@@ -46,6 +50,7 @@ fn upstream(r: &mut Resolver<'_>, at: &str, raw: file::Upstream) -> Upstream {
         balance: raw.balance,
         protocol: raw.protocol,
         health_check: raw.health_check,
+        adaptive_concurrency: raw.adaptive_concurrency,
         timeouts: raw.timeouts,
         trusted: raw.trusted,
     }
@@ -150,6 +155,13 @@ fn timeouts(r: &mut Resolver<'_>, at: &str, t: &UpstreamTimeouts) {
 fn upstream_tls(r: &mut Resolver<'_>, at: &str, mut tls: UpstreamTls) -> UpstreamTls {
     let before = r.errors.len();
     node_identity(r, at, &tls);
+    match &tls.spiffe {
+        Some(spiffe) => super::spiffe::upstream(r, at, &tls, spiffe),
+        None if tls.ca.is_none() && !r.has_guess(&format!("{at}.ca")) && !r.has_guess(&format!("{at}.spiffe")) => {
+            r.error(at, "the key \"ca\" is missing; write ca: hive-ca.pem");
+        }
+        None => {}
+    }
     match (&tls.cert, &tls.key) {
         (Some(_), None) if !r.has_guess(&format!("{at}.key")) => {
             r.error(&format!("{at}.cert"), "a certificate needs its key; write key too");
@@ -160,7 +172,7 @@ fn upstream_tls(r: &mut Resolver<'_>, at: &str, mut tls: UpstreamTls) -> Upstrea
         _ => {}
     }
     let whole = r.errors.len() == before;
-    tls.ca = r.material(&tls.ca);
+    tls.ca = tls.ca.map(|name| r.material(&name));
     tls.cert = tls.cert.map(|name| r.material(&name));
     tls.key = tls.key.map(|name| r.material(&name));
     // With an error of the block's own the files would be judged by half of it.
@@ -182,7 +194,11 @@ fn node_identity(r: &mut Resolver<'_>, at: &str, tls: &UpstreamTls) {
             // Pingora verifies names only, no addresses.
             r.error(&name_path, format!("{name:?} is not a host name; write one such as hive.internal"));
         }
-        None if tls.spiffe_id.is_none() && !r.has_guess(&name_path) && !r.has_guess(&id_path) => {
+        None if tls.spiffe_id.is_none()
+            && tls.spiffe.is_none()
+            && !r.has_guess(&name_path)
+            && !r.has_guess(&id_path) =>
+        {
             let why = "nothing says whose certificate is right, so any of the CA would do";
             r.error(at, format!("{why}; write server_name: hive.internal, or spiffe_id: spiffe://mesh.example/hive"));
         }

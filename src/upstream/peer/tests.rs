@@ -68,6 +68,7 @@ fn material(generation: u64) -> UpstreamTlsMaterial {
         client_facts: None,
         authorities: Vec::new(),
         warnings: Vec::new(),
+        waiting: false,
     }
 }
 

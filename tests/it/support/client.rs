@@ -64,7 +64,11 @@ impl Client {
 
     /// TCP and the TLS handshake as far as the client sees it: with TLS 1.3 a refusal shows at the first read.
     pub fn connect(&self, address: SocketAddr) -> io::Result<Connection> {
-        let tcp = tcp(address)?;
+        self.connect_over(tcp(address)?)
+    }
+
+    /// The same over a TCP connection that is there.
+    pub fn connect_over(&self, tcp: TcpStream) -> io::Result<Connection> {
         let stream = self.ssl(b"\x08http/1.1").connect(tcp).map_err(|e| io::Error::other(e.to_string()))?;
         Ok(Connection { stream: Stream::Tls(Box::new(stream)), buffer: Vec::new() })
     }
@@ -75,6 +79,18 @@ impl Client {
         let mut connection = self.connect(address)?;
         connection.exchange(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes())
     }
+}
+
+/// A TCP connection of which the kernel keeps little that is not read: by default it takes many MiB.
+pub fn small_tcp(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+    socket.set_recv_buffer_size(64 << 10)?;
+    socket.connect_timeout(&address.into(), PATIENCE)?;
+    let tcp = TcpStream::from(socket);
+    tcp.set_read_timeout(Some(PATIENCE))?;
+    tcp.set_write_timeout(Some(PATIENCE))?;
+    tcp.set_nodelay(true)?;
+    Ok(tcp)
 }
 
 fn tcp(address: SocketAddr) -> io::Result<TcpStream> {

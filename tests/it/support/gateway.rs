@@ -28,6 +28,8 @@ pub struct Setup {
     pub timeouts: String,
     /// More inside `client_auth: { ca: ca.pem … }`.
     pub client_auth: String,
+    /// Inside `spiffe: { … }` of the listener's `tls`, in place of certificates and CA.
+    pub spiffe: Option<String>,
     /// More lines of the listener's `tls`, six spaces deep.
     pub tls: String,
     /// More lines of the listener, four spaces deep.
@@ -60,6 +62,7 @@ impl Setup {
             limits: String::new(),
             timeouts: String::new(),
             client_auth: String::new(),
+            spiffe: None,
             tls: String::new(),
             listener: String::new(),
             admin: String::new(),
@@ -93,15 +96,20 @@ listeners:
   - name: front
     address: {listen}
     tls:
-      certificates: [ {{ cert: server.pem, key: server.key }} ]
-      client_auth: {{ {client_auth} }}
+{material}
 {tls}
     limits: {{ {limits} }}
     timeouts: {{ {timeouts} }}
 {listener}",
             top = self.top,
             more_admin = self.admin,
-            client_auth = with(&self.client_auth, &[("ca", "ca.pem")]),
+            material = match &self.spiffe {
+                Some(spiffe) => format!("      spiffe: {{ {spiffe} }}\n      client_auth: {{ {} }}", self.client_auth),
+                None => format!(
+                    "      certificates: [ {{ cert: server.pem, key: server.key }} ]\n      client_auth: {{ {} }}",
+                    with(&self.client_auth, &[("ca", "ca.pem")])
+                ),
+            },
             tls = self.tls,
             server = with(&self.server, &[("drain", "1s"), ("threads", "2")]),
             limits = with(
@@ -113,6 +121,10 @@ listeners:
         );
         if let Some(more) = &self.plain {
             write!(text, "\n  - name: plain\n    address: {plain}\n    protocol: http\n{more}").unwrap();
+        }
+        if !self.top.contains("overload:") {
+            // Tests share a machine that may well be behind, and then nothing is to be shed that a test waits for.
+            text += "\noverload: { event_loop_lag: { scaling_threshold: 30s, saturation_threshold: 60s } }\n";
         }
         write!(text, "\npeers: {}\nroutes: {}\nupstreams: {}\n", self.peers, self.routes, self.upstreams).unwrap();
         text
@@ -357,6 +369,13 @@ impl Gateway {
             assert!(Instant::now() < deadline, "no such line in the access log:\n{}", self.stdout());
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Memory that the process has in RAM, in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// The most memory that the process has had at once.

@@ -9,7 +9,9 @@ pub mod node;
 pub mod ocsp_server;
 pub mod node_h2;
 pub mod redis;
+pub mod raw_h2;
 pub mod relay;
+pub mod spiffe_agent;
 pub mod tokens;
 
 use std::path::{Path, PathBuf};
