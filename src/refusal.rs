@@ -119,6 +119,12 @@ pub enum Refusal {
     BatchBeyondRateLimit,
     /// No node of the upstream is healthy.
     NoHealthyUpstream,
+    /// `circuit_breaker.max_requests` requests run.
+    UpstreamMaxRequests,
+    /// `circuit_breaker.max_pending` requests wait for a connection.
+    UpstreamMaxPending,
+    /// No connection came free within `circuit_breaker.pending_timeout`.
+    UpstreamPendingTimeout,
     /// No node took the connection.
     UpstreamConnectFailed,
     /// No node took the connection in time.
@@ -132,6 +138,12 @@ pub enum Refusal {
     /// A defect of the gateway's own.
     Internal,
 }
+
+/// What a client is told whose batch a limit never lets pass.
+const BATCH_BEYOND: &str = "The batch holds more calls than the rate limit lets pass at once. Send fewer.";
+
+/// What a client is told when the circuit breaker is open; the code says which limit.
+const BUSY: &str = "The Hive nodes are busy. Try again.";
 
 impl Refusal {
     /// The HTTP status.
@@ -207,6 +219,9 @@ impl Refusal {
                 Some(*retry_after_seconds)
             }
             Refusal::NoHealthyUpstream
+            | Refusal::UpstreamMaxRequests
+            | Refusal::UpstreamMaxPending
+            | Refusal::UpstreamPendingTimeout
             | Refusal::BodyMemoryExhausted
             | Refusal::ShuttingDown
             | Refusal::AddressRequestsExhausted { .. }
@@ -239,28 +254,19 @@ impl Refusal {
     }
 
     /// Status, code, JSON-RPC code and message of each variant. JSON-RPC codes: -32700 parse error and -32600 invalid
-    /// request, -32601 method not found, -32602 invalid params (JSON-RPC 2.0, section 5.1); -32005 is Hive's for "too many"; the rest are
-    /// -32603, internal error, or from the range that the specification leaves to servers.
+    /// request, -32601 method not found, -32602 invalid params (JSON-RPC 2.0, section 5.1); -32005 is Hive's for
+    /// "too many"; the rest are -32603, internal error, or from the range that the specification leaves to servers.
+    #[rustfmt::skip] // A table: one line each.
     fn row(&self) -> (u16, &'static str, i32, &'static str) {
         match self {
             Refusal::AmbiguousRequest(_) => (400, "bad_request", -32600, "The request is malformed or ambiguous."),
-            Refusal::TwoFederationCredentials => {
-                (400, "two_federation_credentials", -32600, "Send a federation JWT or a federation secret, not both.")
-            }
-            Refusal::FederationTokenTooLong => {
-                (400, "federation_token_too_long", -32600, "The federation JWT is longer than 8192 bytes.")
-            }
+            Refusal::TwoFederationCredentials => (400, "two_federation_credentials", -32600, "Send a federation JWT or a federation secret, not both."),
+            Refusal::FederationTokenTooLong => (400, "federation_token_too_long", -32600, "The federation JWT is longer than 8192 bytes."),
             Refusal::FederationTokenInvalid(_) => (401, "federation_token_invalid", -32600, "Invalid federation JWT."),
-            Refusal::FederationTokenNotNow(_) => {
-                (401, "federation_token_not_now", -32600, "Federation JWT is not valid at this time.")
-            }
-            Refusal::FederationIssuerMismatch => {
-                (403, "federation_issuer_mismatch", -32600, "The federation JWT is not of this certificate's peer.")
-            }
+            Refusal::FederationTokenNotNow(_) => (401, "federation_token_not_now", -32600, "Federation JWT is not valid at this time."),
+            Refusal::FederationIssuerMismatch => (403, "federation_issuer_mismatch", -32600, "The federation JWT is not of this certificate's peer."),
             Refusal::HeaderTooLarge => (431, "header_too_large", -32600, "The request header is too large."),
-            Refusal::MisdirectedRequest => {
-                (421, "misdirected_request", -32600, "This connection does not serve the requested host.")
-            }
+            Refusal::MisdirectedRequest => (421, "misdirected_request", -32600, "This connection does not serve the requested host."),
             Refusal::NotFound => (404, "not_found", -32601, "Not found."),
             Refusal::MethodNotAllowed { .. } => (405, "method_not_allowed", -32600, "HTTP method not allowed."),
             Refusal::PeerNotAllowed => (403, "peer_not_allowed", -32600, "This certificate may not use this route."),
@@ -272,64 +278,34 @@ impl Refusal {
             Refusal::WafUnavailable => (503, "waf_unavailable", -32603, "The gateway is overloaded. Try again."),
             Refusal::CertificateExpired => (401, "certificate_expired", -32600, "The client certificate has expired."),
             Refusal::RateLimited { .. } => (429, "rate_limited", -32005, "Too many requests."),
-            Refusal::CertificateRevoked => {
-                (401, "certificate_revoked", -32600, "The client certificate has been revoked.")
-            }
-            Refusal::CertificateNotTrusted => {
-                (401, "certificate_not_trusted", -32600, "The client certificate is no longer trusted.")
-            }
-            Refusal::CertificateStatusUnknown => {
-                (401, "certificate_status_unknown", -32600, "The client certificate can't be checked now.")
-            }
+            Refusal::CertificateRevoked => (401, "certificate_revoked", -32600, "The client certificate has been revoked."),
+            Refusal::CertificateNotTrusted => (401, "certificate_not_trusted", -32600, "The client certificate is no longer trusted."),
+            Refusal::CertificateStatusUnknown => (401, "certificate_status_unknown", -32600, "The client certificate can't be checked now."),
             Refusal::LengthRequired => (411, "length_required", -32600, "Send a Content-Length."),
             Refusal::BodyTooLarge => (413, "payload_too_large", -32700, "The request body is too large."),
             Refusal::BodyTimeout => (408, "body_timeout", -32700, "The request body took too long."),
-            Refusal::BodyMemoryExhausted => {
-                (503, "body_memory_exhausted", -32603, "The gateway is overloaded. Try again.")
-            }
+            Refusal::BodyMemoryExhausted => (503, "body_memory_exhausted", -32603, "The gateway is overloaded. Try again."),
             Refusal::BodyFragmented => (400, "body_fragmented", -32700, "The request body came in too small pieces."),
             Refusal::Overloaded { .. } => (503, "overloaded", -32603, "The gateway is overloaded. Try again."),
-            Refusal::RequestsExhausted { .. } => {
-                (503, "requests_exhausted", -32603, "The gateway serves as many requests as it takes. Try again.")
-            }
-            Refusal::AddressRequestsExhausted { .. } => {
-                (429, "address_requests_exhausted", -32005, "Too many requests at once from this address.")
-            }
-            Refusal::PeerRequestsExhausted { .. } => {
-                (429, "peer_requests_exhausted", -32005, "Too many requests at once of this certificate's peer.")
-            }
-            Refusal::UpstreamBusy => {
-                (503, "upstream_busy", -32603, "Hive serves as many requests as it can. Try again.")
-            }
-            Refusal::ExpectationFailed => {
-                (417, "expectation_failed", -32600, "Only Expect: 100-continue is supported.")
-            }
-            Refusal::UnsupportedMediaType(_) => {
-                (415, "unsupported_media_type", -32700, "Send application/json in UTF-8.")
-            }
-            Refusal::UnsupportedContentCoding => {
-                (415, "unsupported_content_coding", -32700, "Send the JSON without a content coding.")
-            }
+            Refusal::RequestsExhausted { .. } => (503, "requests_exhausted", -32603, "The gateway serves as many requests as it takes. Try again."),
+            Refusal::AddressRequestsExhausted { .. } => (429, "address_requests_exhausted", -32005, "Too many requests at once from this address."),
+            Refusal::PeerRequestsExhausted { .. } => (429, "peer_requests_exhausted", -32005, "Too many requests at once of this certificate's peer."),
+            Refusal::UpstreamBusy => (503, "upstream_busy", -32603, "Hive serves as many requests as it can. Try again."),
+            Refusal::ExpectationFailed => (417, "expectation_failed", -32600, "Only Expect: 100-continue is supported."),
+            Refusal::UnsupportedMediaType(_) => (415, "unsupported_media_type", -32700, "Send application/json in UTF-8."),
+            Refusal::UnsupportedContentCoding => (415, "unsupported_content_coding", -32700, "Send the JSON without a content coding."),
             Refusal::Envelope(error) => (400, error.code(), error.json_rpc_code(), error.message()),
             Refusal::JsonRpcMethodNotAllowed => (403, "json_rpc_method_not_allowed", -32601, "Method not allowed."),
-            Refusal::NotificationRefused => {
-                (400, "rpc_notification_refused", -32600, "Notifications are not accepted here: send an id.")
-            }
+            Refusal::NotificationRefused => (400, "rpc_notification_refused", -32600, "Notifications are not accepted here: send an id."),
             Refusal::ParamsTooLong => (413, "rpc_params_too_long", -32602, "The parameters are too long."),
             Refusal::ParamsInvalid(_) => (400, "rpc_params_invalid", -32602, "Invalid params."),
-            Refusal::BatchBeyondRateLimit => (
-                400,
-                "rpc_batch_beyond_rate_limit",
-                -32600,
-                "The batch holds more calls than the rate limit lets pass at once. Send fewer.",
-            ),
+            Refusal::BatchBeyondRateLimit => (400, "rpc_batch_beyond_rate_limit", -32600, BATCH_BEYOND),
             Refusal::NoHealthyUpstream => (503, "no_healthy_upstream", -32603, "No Hive node is available."),
-            Refusal::UpstreamConnectFailed => {
-                (502, "upstream_connect_failed", -32603, "No Hive node could be reached.")
-            }
-            Refusal::UpstreamConnectTimeout => {
-                (504, "upstream_connect_timeout", -32603, "No Hive node could be reached in time.")
-            }
+            Refusal::UpstreamMaxRequests => (503, "upstream_max_requests", -32603, BUSY),
+            Refusal::UpstreamMaxPending => (503, "upstream_max_pending", -32603, BUSY),
+            Refusal::UpstreamPendingTimeout => (503, "upstream_pending_timeout", -32603, BUSY),
+            Refusal::UpstreamConnectFailed => (502, "upstream_connect_failed", -32603, "No Hive node could be reached."),
+            Refusal::UpstreamConnectTimeout => (504, "upstream_connect_timeout", -32603, "No Hive node could be reached in time."),
             Refusal::UpstreamFailed => (502, "upstream_failed", -32603, "The Hive node did not answer properly."),
             Refusal::UpstreamTimeout => (504, "upstream_timeout", -32603, "The Hive node did not answer in time."),
             Refusal::ShuttingDown => (503, "shutting_down", -32603, "The gateway is restarting. Try again."),

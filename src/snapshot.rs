@@ -3,6 +3,7 @@
 
 mod limits;
 mod material;
+mod nodes;
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -15,7 +16,7 @@ use crate::config::{self, Config};
 use crate::headers::{ProductHeaders, Spoofable};
 use crate::json_rpc::{self, MethodPolicy, ParamsSchema};
 use crate::names::{ListenerName, RouteName};
-use crate::observe::{CrlShown, Expiring, Expiry, Metrics, NodeMetrics, RouteMetrics, UpstreamMetrics};
+use crate::observe::{CrlShown, Expiring, Expiry, Metrics, RouteMetrics, UpstreamMetrics};
 use crate::policy::adaptive_concurrency::AdaptiveConcurrency;
 use crate::policy::admission;
 use crate::policy::deny::AddressList;
@@ -27,8 +28,8 @@ use crate::policy::rules::Rules;
 use crate::policy::waf::Waf;
 use crate::request::TrustedProxies;
 use crate::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
-use crate::tls::{self, CertificateFacts, Issued, Revocation, ServerContext, Staple, StateDir, TlsFault};
-use crate::upstream::{NodeSettings, Settings, Upstream};
+use crate::tls::{CertificateFacts, Issued, Revocation, ServerContext, Staple, StateDir, TlsFault};
+use crate::upstream::Upstream;
 
 pub use limits::RequestLimits;
 
@@ -119,8 +120,6 @@ pub struct UpstreamSnapshot {
     pub upstream: Arc<Upstream>,
     /// Counters of the upstream as a whole.
     pub metrics: Arc<UpstreamMetrics>,
-    /// Counters per node, by [`crate::upstream::Node::index`].
-    pub nodes: Vec<Arc<NodeMetrics>>,
     /// How many requests may wait for an answer; none: as many as come.
     pub concurrency: Option<Arc<AdaptiveConcurrency>>,
     /// Whether block `hive` of the configuration is about these nodes.
@@ -163,10 +162,12 @@ pub struct Route {
     pub body_limit: u64,
     /// Present on JSON-RPC routes.
     pub json_rpc: Option<JsonRpcPolicy>,
-    /// Longest wait for the first byte of the answer.
+    /// Longest wait for the first byte of the answer, from admission on.
     pub response: Duration,
     /// Longest silence inside the answer.
     pub stream_idle: Duration,
+    /// Longest time to the answer's end.
+    pub max_stream_duration: Option<Duration>,
     /// Whether it is shed last.
     pub critical: bool,
     /// How often clients may ask.
@@ -222,7 +223,7 @@ impl Snapshot {
         let product = ProductHeaders::with_prefix(&config.hive.header_prefix)?;
         let renews = previous.is_some_and(|p| Arc::ptr_eq(&p.config, &config));
         let upstreams: Vec<_> =
-            config.upstreams.iter().map(|u| upstream(u, ground, renews)).collect::<Result<_, _>>()?;
+            config.upstreams.iter().map(|u| nodes::upstream(u, ground, renews)).collect::<Result<_, _>>()?;
         let gateway_auth = config.hive.gateway_auth.as_ref().map(|secret| {
             let mut value = HeaderValue::from_str(&format!("Bearer {}", secret.expose()))
                 .map_err(|_| "hive.gateway_auth_secret holds characters that no header can carry".to_owned())?;
@@ -318,6 +319,7 @@ impl Snapshot {
                 None => metrics.set_crls(config.name.as_str(), &[]),
             }
         }
+        self.upstreams.iter().for_each(|u| u.upstream.take_effect());
         let adaptive = self.upstreams.iter().filter(|u| u.concurrency.is_some());
         metrics.keep_upstream_concurrency(&adaptive.map(|u| u.upstream.name().as_str()).collect::<Vec<_>>());
         metrics.set_config_generation(self.generation);
@@ -387,6 +389,7 @@ fn routes(
             json_rpc,
             response: r.timeouts.response.0,
             stream_idle: r.timeouts.stream_idle.0,
+            max_stream_duration: r.timeouts.max_stream_duration.map(|span| span.0),
             critical: r.priority == config::file::Priority::Critical,
             rate_limits: rate_limits(&format!("route/{}", r.name), &r.rate_limits, metrics),
             rules: Rules::build(&format!("route/{}", r.name), &r.request_rules, metrics)?,
@@ -467,61 +470,4 @@ fn listener(
         rules: Rules::build(&format!("listener/{}", config.name), &config.request_rules, metrics)?,
         waf: config.waf.clone(),
     })
-}
-
-fn upstream(config: &config::Upstream, ground: Ground<'_>, renews: bool) -> Result<Arc<UpstreamSnapshot>, String> {
-    let Ground { metrics, previous, now_unix, .. } = ground;
-    let before = previous.and_then(|p| p.upstreams.iter().find(|u| *u.upstream.name() == config.name));
-    if let Some(before) = before.filter(|_| renews && config.tls.as_ref().is_none_or(|tls| tls.spiffe.is_none())) {
-        return Ok(before.clone());
-    }
-    let tls = config.tls.as_ref().map(|t| {
-        let issued = ground.issued.map(|issued| &**issued);
-        tls::build_upstream(t, std::path::Path::new("/"), now_unix, issued).map_err(|faults| {
-            let all: Vec<_> = faults.iter().map(|f| format!("{}: {}", f.field, f.message)).collect();
-            format!("upstream {}: {}", config.name, all.join("; "))
-        })
-    });
-    let mut tls = tls.transpose()?;
-    let facts = tls.as_mut().map(|tls| UpstreamTlsFacts {
-        generation: tls.generation,
-        certificate: tls.client_facts.clone(),
-        authorities: std::mem::take(&mut tls.authorities),
-        waiting: tls.waiting,
-        warnings: std::mem::take(&mut tls.warnings),
-    });
-    let is_waiting = |facts: &Option<UpstreamTlsFacts>| facts.as_ref().is_some_and(|tls| tls.waiting);
-    if is_waiting(&facts) && previous.is_some() && !before.is_some_and(|before| is_waiting(&before.tls)) {
-        return Err(format!("upstream {}: {}", config.name, material::NOTHING_ISSUED));
-    }
-    let config_before = previous.and_then(|p| p.config.upstreams.iter().find(|u| u.name == config.name));
-    if let Some(before) = before
-        && config_before == Some(config)
-        && before.tls.as_ref().map(|t| t.generation) == facts.as_ref().map(|t| t.generation)
-    {
-        return Ok(before.clone());
-    }
-    let nodes = config.endpoints.iter().map(|e| NodeSettings {
-        url: e.url.clone(),
-        address: e.address,
-        host: e.host.clone(),
-        tls: e.tls,
-        weight: e.weight,
-    });
-    let settings = Settings {
-        name: config.name.clone(),
-        nodes: nodes.collect(),
-        balance: config.balance,
-        protocol: config.protocol,
-        health_check: config.health_check.clone(),
-        timeouts: config.timeouts.clone(),
-        tls,
-    };
-    let name = config.name.as_str();
-    let nodes: Vec<_> = settings.nodes.iter().map(|n| metrics.upstream_node(name, &n.url)).collect();
-    let upstream = Upstream::new(settings, metrics, before.map(|b| &*b.upstream), None)
-        .map_err(|e| format!("upstream {name}: {e}"))?;
-    let concurrency = limits::concurrency(config, before.map(|b| &**b), metrics);
-    let metrics = metrics.upstream(name);
-    Ok(Arc::new(UpstreamSnapshot { upstream, metrics, nodes, concurrency, trusted: config.trusted, tls: facts }))
 }

@@ -23,7 +23,7 @@ pub struct Rate {
 }
 
 /// A share: `0%` to `100%`, in steps of 0.1 %. Kept in thousandths.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Percent(pub u16);
 
 fn split(text: &str) -> (&str, &str) {

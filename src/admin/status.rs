@@ -196,11 +196,34 @@ pub struct UpstreamStatus {
     pub name: String,
     /// Whether a node is known to be up.
     pub ready: bool,
+    /// Whether requests go to all nodes, because fewer than `panic_threshold` are usable.
+    pub panic: bool,
+    /// What its circuit breaker counts.
+    pub circuit_breaker: BreakerStatus,
     /// The certificate that its nodes are shown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificate: Option<CertificateStatus>,
     /// Its nodes.
     pub nodes: Vec<NodeStatus>,
+}
+
+/// `upstreams[].circuit_breaker`
+#[derive(Debug, Clone, Serialize)]
+pub struct BreakerStatus {
+    /// Requests at the nodes.
+    pub requests: u32,
+    /// As configured.
+    pub max_requests: u32,
+    /// As configured; absent with HTTP/2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
+    /// Requests that wait for a connection.
+    pub pending: u32,
+    /// As configured; absent with HTTP/2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_pending: Option<u32>,
+    /// Tries at a second or further node that are under way.
+    pub retries: u32,
 }
 
 /// `upstreams[].nodes[]`
@@ -212,8 +235,12 @@ pub struct NodeStatus {
     pub address: String,
     /// `up`, `down`, or `unknown` before the first probe's answer.
     pub health: &'static str,
+    /// What its requests say: `in`, `ejected`, `half_open` or `probing`.
+    pub outlier: &'static str,
     /// Its share.
     pub weight: u16,
+    /// Its group.
+    pub priority: u8,
     /// Requests there now.
     pub in_flight: u32,
     /// Requests since the start.

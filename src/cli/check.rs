@@ -153,6 +153,9 @@ fn listeners(text: &mut String, config: &Config, now_unix: i64, issued: Option<&
                 line(text, format_args!("      OCSP answers to staple from {}", staple.responder()));
             }
         }
+        if !context.asks_clients() {
+            line(text, format_args!("    asks for no client certificate: whoever reaches it may call"));
+        }
         for authority in context.authorities() {
             line(text, format_args!("    clients of {}", facts(authority, now_unix)));
         }
@@ -161,7 +164,9 @@ fn listeners(text: &mut String, config: &Config, now_unix: i64, issued: Option<&
             _ => "TLS 1.2 and 1.3 (min_version: \"1.3\" if every client can)",
         };
         line(text, format_args!("    {versions}"));
-        lists(text, &context, now_unix);
+        if context.asks_clients() {
+            lists(text, &context, now_unix);
+        }
     }
 }
 
@@ -259,7 +264,8 @@ fn upstreams(text: &mut String, config: &Config, now_unix: i64, issued: Option<&
         for node in &upstream.endpoints {
             let address = node.address.to_string();
             let resolved = if node.host == address { String::new() } else { format!(" ({address})") };
-            line(text, format_args!("    {}{resolved} weight {}", node.url, node.weight));
+            let priority = if node.priority > 0 { format!(" priority {}", node.priority) } else { String::new() };
+            line(text, format_args!("    {}{resolved} weight {}{priority}", node.url, node.weight));
         }
         let Some(settings) = &upstream.tls else { continue };
         // One of the two is there; the ID counts if both are.
@@ -297,7 +303,7 @@ mod tests {
         let text = r#"listeners: [{ name: main, address: "127.0.0.1:8080", protocol: http }]
 routes: [{ name: a2a, paths: [/a, /b], methods: [POST], peers: any, upstream: hive, json_rpc: {},
   rate_limits: [{ per: [peer, method], rate: 10/s, enforce: false }] }]
-upstreams: [{ name: hive, endpoints: ["http://10.0.1.10:3000", { url: "http://10.0.1.11:3000", weight: 2 }] }]
+upstreams: [{ name: hive, endpoints: ["http://10.0.1.10:3000", { url: "http://10.0.1.11:3000", weight: 2, priority: 1 }] }]
 "#;
         let config = load_text(Path::new("g.yaml"), text, &around()).unwrap().config;
         let said = summary(&config, &around());
@@ -306,7 +312,7 @@ upstreams: [{ name: hive, endpoints: ["http://10.0.1.10:3000", { url: "http://10
             "a2a: POST /a /b of any host, any peer -> hive (JSON-RPC)",
             "limit route/a2a/peer+method: 10/s, 10 at once, not enforced",
             "hive: /api/health every 10s",
-            "http://10.0.1.11:3000 weight 2",
+            "http://10.0.1.11:3000 weight 2 priority 1",
             "127.0.0.1:9901, without a secret",
         ] {
             assert!(said.contains(part), "{part} not in\n{said}");

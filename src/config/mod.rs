@@ -19,6 +19,8 @@ mod resolve;
 mod wording;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trust_tests;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -33,6 +35,8 @@ use crate::policy::peers::PeerRule;
 use crate::policy::waf::Waf;
 use crate::policy::{federation, rules};
 use crate::secret::Secret;
+use crate::units::Percent;
+use crate::upstream::BreakerLimits;
 
 pub use error::{ConfigError, Located};
 pub use load::{Loaded, Surroundings, load, load_in, load_text, system_addresses};
@@ -225,6 +229,18 @@ pub struct Upstream {
     pub endpoints: Vec<Endpoint>,
     /// How a node is picked.
     pub balance: file::Balance,
+    /// What requests are told apart by; empty unless `balance` is `consistent_hash`.
+    pub hash_keys: Vec<file::HashKey>,
+    /// The most requests of a node in percent of the mean, 101 to 10000; with `hash_keys` only.
+    pub hash_balance_factor: Option<u16>,
+    /// When fewer nodes are usable, all are used.
+    pub panic_threshold: Percent,
+    /// How long a node that comes back takes to get its full share again.
+    pub slow_start: Duration,
+    /// Which nodes are left alone because they fail.
+    pub outlier: file::Outlier,
+    /// How much goes to the nodes at once.
+    pub circuit_breaker: BreakerLimits,
     /// What is spoken to the nodes.
     pub protocol: file::UpstreamProtocol,
     /// How a node is known to be alive.
@@ -252,6 +268,8 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// Share of the requests, 1 to 100.
     pub weight: u16,
+    /// 0 to 9; higher ones get requests when lower ones fail.
+    pub priority: u8,
 }
 
 /// Where shared limits are counted.

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::*;
 
 /// Good but for what a test changes.
-const GOOD: &str = r#"listeners:
+pub(super) const GOOD: &str = r#"listeners:
   - name: main
     address: 0.0.0.0:8443
     tls:
@@ -51,11 +51,11 @@ fn loaded(text: &str) -> Result<Loaded, Vec<ConfigError>> {
     load_text(Path::new("conf/g.yaml"), text, &around)
 }
 
-fn good(text: &str) -> Loaded {
+pub(super) fn good(text: &str) -> Loaded {
     loaded(text).unwrap_or_else(|e| panic!("{}", shown(&e)))
 }
 
-fn shown(errors: &[ConfigError]) -> String {
+pub(super) fn shown(errors: &[ConfigError]) -> String {
     errors.iter().map(|e| format!("{e}\n")).collect()
 }
 
@@ -65,7 +65,7 @@ fn wrong(from: &str, to: &str) -> Vec<String> {
     errors(&GOOD.replacen(from, to, 1))
 }
 
-fn errors(text: &str) -> Vec<String> {
+pub(super) fn errors(text: &str) -> Vec<String> {
     match loaded(text) {
         Ok(_) => Vec::new(),
         Err(errors) => errors.iter().map(|e| e.to_string().replacen("conf/g.yaml:", "", 1)).collect(),
@@ -73,7 +73,7 @@ fn errors(text: &str) -> Vec<String> {
 }
 
 /// The warnings of [`GOOD`] after a change.
-fn warned(from: &str, to: &str) -> String {
+pub(super) fn warned(from: &str, to: &str) -> String {
     assert!(GOOD.contains(from), "{from}");
     shown(&good(&GOOD.replacen(from, to, 1)).warnings)
 }
@@ -81,14 +81,15 @@ fn warned(from: &str, to: &str) -> String {
 #[test]
 fn a_small_file_is_enough() {
     let loaded = good(GOOD);
-    assert_eq!(shown(&loaded.warnings), "");
+    let warnings = shown(&loaded.warnings);
+    assert!(loaded.warnings.len() == 1 && warnings.contains("no revocation"), "{warnings}");
     let c = loaded.config;
     assert_eq!(c.listeners[0].limits.connections, 20_000);
     assert_eq!(c.routes[0].peers, RoutePeers::Of(vec![0]));
     assert_eq!(c.upstreams[c.routes[0].upstream].endpoints[0].address.to_string(), "10.0.1.10:3000");
     assert_eq!(c.admin.address.to_string(), "127.0.0.1:9901");
     assert_eq!(c.hash.len(), 64);
-    let ca = &c.listeners[0].tls.as_ref().unwrap().client_auth.ca.as_ref().unwrap();
+    let ca = c.listeners[0].tls.as_ref().unwrap().client_auth.ca.as_deref().unwrap();
     assert!(Path::new(ca).is_absolute() && ca.ends_with("conf/ca.pem"), "{ca}");
 }
 
@@ -181,7 +182,7 @@ fn a_bare_number_is_text_where_text_is_meant() {
     let c = good(&text).config;
     assert_eq!(c.listeners[0].name.as_str(), "0x10");
     let tls = c.listeners[0].tls.as_ref().unwrap();
-    assert!(tls.client_auth.ca.as_ref().unwrap().ends_with("/1.20"));
+    assert!(tls.client_auth.ca.as_deref().unwrap().ends_with("/1.20"));
     assert_eq!(tls.min_version, file::TlsVersion::Tls12);
     let e = wrong("{ ca: ca.pem }", "{ ca: ca.pem }\n      min_version: 1.1");
     assert!(e[0].contains("7:20: listeners[0].tls.min_version: \"1.1\" is unknown; known: 1.2, 1.3"), "{e:?}");
@@ -305,7 +306,10 @@ fn tls_belongs_to_https() {
     assert!(wrong(tls, "")[0].contains("listeners[0].tls: https needs certificates"));
     assert!(wrong("    tls:\n", "    protocol: http\n    tls:\n")[0].contains("not used with protocol: http"));
     let w = warned(tls, "    protocol: http\n");
-    assert!(w.contains("plain text on 0.0.0.0:8443") && w.contains("no listener of this route is https"), "{w}");
+    assert!(
+        w.contains("plain text on 0.0.0.0:8443") && w.contains("no listener of this route asks for a certificate"),
+        "{w}"
+    );
     let e = wrong("    tls:\n", "    protocol: htp\n    tls:\n");
     assert!(e.len() == 1 && e[0].contains("did you mean \"http\"?"), "{e:?}");
 }

@@ -5,6 +5,7 @@
 
 #[doc(hidden)]
 pub mod agreement;
+mod a2a_ids;
 mod answer;
 mod fault;
 mod lexer;
@@ -14,6 +15,7 @@ pub mod scan;
 mod schema;
 mod text;
 
+pub use a2a_ids::{A2aIds, a2a_ids};
 pub use answer::{ID_ECHO_LENGTH_MAX, error_body};
 pub use fault::{EnvelopeError, Fault, ParseFault, ParseFaultKind, RequestFault};
 pub use lexer::DEPTH_MAX;

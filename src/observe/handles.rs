@@ -3,12 +3,12 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::families::{ListenerFamilies, NodeFamilies, RouteFamilies};
 use super::handshake::HandshakeResult;
 use super::labels::{
     CloseReason, ConnectionRefusal, MethodLabel, OverloadAction, OverloadLimit, RateLimitDecision, RedisFallback,
-    UpstreamResult, WafVerdict,
+    UpstreamResult, UpstreamTlsFailure, WafVerdict,
 };
-use super::metrics::{ListenerFamilies, NodeFamilies, RouteFamilies};
 use prometheus::{Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
 
 /// Statuses in one block of [`Codes`].
@@ -259,11 +259,17 @@ impl RedisMetrics {
 pub struct UpstreamMetrics {
     first_byte: Histogram,
     retries: IntCounter,
+    panic: IntGauge,
 }
 
 impl UpstreamMetrics {
-    pub(super) fn new(first_byte: Histogram, retries: IntCounter) -> Self {
-        Self { first_byte, retries }
+    pub(super) fn new(first_byte: Histogram, retries: IntCounter, panic: IntGauge) -> Self {
+        Self { first_byte, retries, panic }
+    }
+
+    /// Whether requests go to all nodes, because too few are usable.
+    pub fn set_panic(&self, panic: bool) {
+        self.panic.set(i64::from(panic));
     }
 
     /// The first byte of a node's answer came so long after the node was picked.
@@ -283,6 +289,8 @@ pub struct NodeMetrics {
     key: (String, String),
     up: IntGauge,
     in_flight: IntGauge,
+    ejected: IntGauge,
+    ejections: IntCounter,
     requests: Vec<IntCounter>,
 }
 
@@ -299,6 +307,8 @@ impl NodeMetrics {
         let metrics = Arc::new(Self {
             up: families.up.with_label_values(&[upstream, node]),
             in_flight: families.in_flight.with_label_values(&[upstream, node]),
+            ejected: families.ejected.with_label_values(&[upstream, node]),
+            ejections: families.ejections.with_label_values(&[upstream, node]),
             requests: requests.collect(),
             families: families.clone(),
             key: key.clone(),
@@ -322,9 +332,25 @@ impl NodeMetrics {
         self.in_flight.dec();
     }
 
+    /// The node is left alone because its requests failed.
+    pub fn ejected(&self) {
+        self.ejected.set(1);
+        self.ejections.inc();
+    }
+
+    /// It is back.
+    pub fn returned(&self) {
+        self.ejected.set(0);
+    }
+
     /// What came of a try at the node.
     pub fn record(&self, result: UpstreamResult) {
         self.requests[result.index()].inc();
+    }
+
+    /// A TLS handshake with the node failed. Looked up by name each time: these are rare.
+    pub fn tls_failed(&self, reason: UpstreamTlsFailure) {
+        self.families.tls_failures.with_label_values(&[&self.key.0, reason.as_str()]).inc();
     }
 }
 
@@ -340,6 +366,8 @@ impl Drop for NodeMetrics {
         // A missing series is what is wanted.
         let _ = self.families.up.remove_label_values(&labels);
         let _ = self.families.in_flight.remove_label_values(&labels);
+        let _ = self.families.ejected.remove_label_values(&labels);
+        let _ = self.families.ejections.remove_label_values(&labels);
         for result in UpstreamResult::ALL {
             let _ = self.families.requests.remove_label_values(&[labels[0], labels[1], result.as_str()]);
         }

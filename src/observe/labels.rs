@@ -276,6 +276,22 @@ impl CloseReason {
 }
 
 label!(
+    /// A limit of an upstream's circuit breaker.
+    BreakerLimit {
+        /// `max_connections`: beyond it a request waits.
+        Connections => "connections",
+        /// `max_pending`: beyond it a request is refused.
+        Pending => "pending",
+        /// `pending_timeout`: a request that waited so long is refused.
+        PendingTimeout => "pending_timeout",
+        /// `max_requests`: beyond it a request is refused.
+        Requests => "requests",
+        /// `retry_budget`: beyond it no other node is tried.
+        Retries => "retries",
+    }
+);
+
+label!(
     /// What came of one try at one node.
     UpstreamResult {
         /// An answer below 500.
@@ -292,10 +308,46 @@ label!(
         ResponseTimeout => "response_timeout",
         /// The answer fell silent for `timeouts.stream_idle`.
         StreamTimeout => "stream_timeout",
+        /// The answer went on for `timeouts.max_stream_duration`; the node is not to blame.
+        StreamDuration => "max_stream_duration",
         /// The node broke the connection, or its answer is not HTTP.
         Broken => "broken",
         /// The client went away before the answer's end; the node is not to blame.
         ClientGone => "client_gone",
+    }
+);
+
+label!(
+    /// Why a TLS handshake with a node came to nothing.
+    UpstreamTlsFailure {
+        /// The node's certificate, or one above it, is past its end.
+        Expired => "expired",
+        /// The node's certificate, or one above it, is before its begin.
+        NotYetValid => "not_yet_valid",
+        /// The node's chain leads to no CA of `tls.ca`.
+        UnknownCa => "unknown_ca",
+        /// The node's certificate is for other names than `tls.server_name`, or for none.
+        NameMismatch => "name_mismatch",
+        /// The node's certificate has another SPIFFE ID than `tls.spiffe_id`, or none.
+        WrongSpiffeId => "wrong_spiffe_id",
+        /// The node's certificate is not for TLS servers, or was issued by one that is not a CA's.
+        WrongPurpose => "wrong_purpose",
+        /// SHA-1, or a key that is too small, in the node's certificate or above it.
+        WeakSignature => "weak_signature",
+        /// The node speaks only TLS versions below `tls.min_version`.
+        ProtocolVersion => "protocol_version",
+        /// The node does not speak what `protocol` says, by ALPN.
+        NoApplicationProtocol => "no_application_protocol",
+        /// The node wants a client certificate that it did not get.
+        ClientCertificate => "client_certificate",
+        /// The node broke off with another TLS alert: usually it does not trust the gateway's certificate.
+        Alert => "alert",
+        /// The connection ended in the middle.
+        Aborted => "aborted",
+        /// Not TLS at all.
+        NotTls => "not_tls",
+        /// Anything else; the log says what.
+        Other => "other",
     }
 );
 

@@ -1,7 +1,7 @@
 //! Every metric: its name, help and labels, and the families behind the handles of [`super::handles`].
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, OnceLock};
+use std::collections::HashSet;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use prometheus::core::Collector;
@@ -9,12 +9,17 @@ use prometheus::{
     Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use super::breaker::{AtScrape, BreakerFamilies};
+use super::buckets::{DURATION_BUCKETS, HANDSHAKE_BUCKETS, REDIS_BUCKETS, WAF_BUCKETS};
 use super::crl::CrlFamilies;
 use super::expiry::{Expiring, Expiry, ExpiryGauges};
+use super::families::{ListenerFamilies, NodeFamilies, RouteFamilies};
 use super::handles::{
     ConcurrencyMetrics, ListenerMetrics, NodeMetrics, OverloadMetrics, RateLimitMetrics, RedisMetrics, RequestInFlight,
     RouteMetrics, UpstreamMetrics, WafMetrics,
 };
+use super::labels::UpstreamTlsFailure;
+use super::refusals::RefusalTable;
 
 /// The `path` and `route` of a request that no route took.
 pub const UNMATCHED: &str = "unmatched";
@@ -45,23 +50,6 @@ pub struct Definition {
     /// What it measures.
     pub kind: Kind,
 }
-
-/// From a request answered by the gateway itself to Hive's longest run (300 s), seconds.
-const DURATION_BUCKETS: &[f64] = &[
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
-    120.0, 300.0,
-];
-
-/// A handshake takes a millisecond of work and some round trips; `timeouts.handshake` ends it, seconds.
-const HANDSHAKE_BUCKETS: &[f64] =
-    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-
-/// The core rules take some milliseconds of processor; `waf.timeout` ends the wait, seconds.
-const WAF_BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-
-/// Redis is near, and `redis.timeout` is short, seconds.
-const REDIS_BUCKETS: &[f64] =
-    &[0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0];
 
 macro_rules! definitions {
     ($($const:ident: $kind:expr, $name:literal, [$($label:literal),*], $help:literal;)+) => {
@@ -144,12 +132,28 @@ definitions! {
         "From a node's pick to the first byte of its answer.";
     UPSTREAM_RETRIES: Kind::Counter, "upstream_retries_total", ["upstream"],
         "Tries at another node after the first one failed.";
+    BREAKER_OPEN: Kind::Gauge, "upstream_circuit_breaker_open", ["upstream", "limit"],
+        "1 while a limit of the circuit breaker is reached, else 0.";
+    BREAKER_REMAINING: Kind::Gauge, "upstream_circuit_breaker_remaining", ["upstream", "limit"],
+        "How many more fit below a limit of the circuit breaker.";
+    BREAKER_OVERFLOW: Kind::Counter, "upstream_circuit_breaker_overflow_total", ["upstream", "limit"],
+        "Requests that met a limit of the circuit breaker: connections had to wait, retries were not tried again, others were refused.";
+    UPSTREAM_PENDING: Kind::Gauge, "upstream_pending", ["upstream"],
+        "Requests that wait for a connection.";
+    UPSTREAM_PANIC: Kind::Gauge, "upstream_panic", ["upstream"],
+        "1 while fewer nodes than panic_threshold are usable and requests go to all of them, else 0.";
+    UPSTREAM_NODE_EJECTED: Kind::Gauge, "upstream_node_ejected", ["upstream", "node"],
+        "1 while the node is left alone because its requests failed, else 0.";
+    UPSTREAM_EJECTIONS: Kind::Counter, "upstream_ejections_total", ["upstream", "node"],
+        "How often a node was ejected because its requests failed.";
     UPSTREAM_CONCURRENCY_LIMIT: Kind::Gauge, "upstream_concurrency_limit", ["upstream"],
         "Requests that may wait for a first byte at once, as adaptive_concurrency has found.";
     UPSTREAM_NODE_UP: Kind::Gauge, "upstream_node_up", ["upstream", "node"],
         "1 while the node is healthy, else 0.";
     UPSTREAM_REQUESTS: Kind::Counter, "upstream_requests_total", ["upstream", "node", "result"],
         "Tries at a node, by result.";
+    UPSTREAM_TLS_FAILURES: Kind::Counter, "upstream_tls_failures_total", ["upstream", "reason"],
+        "TLS handshakes with nodes that failed, probes' too, by reason.";
     UPSTREAM_IN_FLIGHT: Kind::Gauge, "upstream_in_flight", ["upstream", "node"],
         "Requests at the node.";
     BODY_MEMORY: Kind::Gauge, "body_memory_bytes", [],
@@ -226,30 +230,6 @@ fn by_result(family: IntCounterVec) -> IntCounterVec {
 const RESULT_OK: &str = "ok";
 const RESULT_FAILED: &str = "failed";
 
-/// The families that routes resolve their handles in.
-pub(super) struct RouteFamilies {
-    pub(super) requests: IntCounterVec,
-    pub(super) duration: HistogramVec,
-}
-
-/// The families that listeners resolve their handles in.
-pub(super) struct ListenerFamilies {
-    pub(super) connections: IntGaugeVec,
-    pub(super) accepted: IntCounterVec,
-    pub(super) refused: IntCounterVec,
-    pub(super) closed: IntCounterVec,
-    pub(super) handshakes: IntCounterVec,
-    pub(super) handshake_duration: HistogramVec,
-}
-
-/// The families that nodes resolve their handles in, and the nodes that have handles now.
-pub(super) struct NodeFamilies {
-    pub(super) up: IntGaugeVec,
-    pub(super) requests: IntCounterVec,
-    pub(super) in_flight: IntGaugeVec,
-    pub(super) live: Mutex<HashMap<(String, String), std::sync::Weak<NodeMetrics>>>,
-}
-
 /// All metrics of the process.
 ///
 /// What a request touches is a handle resolved beforehand: [`Metrics::route`], [`Metrics::listener`], [`Metrics::upstream`],
@@ -274,6 +254,9 @@ pub struct Metrics {
     expiries: ExpiryGauges,
     upstream_first_byte: HistogramVec,
     upstream_retries: IntCounterVec,
+    upstream_panic: IntGaugeVec,
+    pub(super) breakers: Arc<BreakerFamilies>,
+    pub(super) at_scrape: Mutex<Vec<Weak<dyn AtScrape>>>,
     upstream_concurrency: IntGaugeVec,
     concurrency_shown: Mutex<HashSet<String>>,
     nodes: Arc<NodeFamilies>,
@@ -335,12 +318,21 @@ impl Metrics {
             ]),
             upstream_first_byte: histograms(&r, &UPSTREAM_FIRST_BYTE),
             upstream_retries: counters(&r, &UPSTREAM_RETRIES),
+            upstream_panic: gauges(&r, &UPSTREAM_PANIC),
+            breakers: BreakerFamilies::new(
+                [gauges(&r, &BREAKER_OPEN), gauges(&r, &BREAKER_REMAINING), gauges(&r, &UPSTREAM_PENDING)],
+                counters(&r, &BREAKER_OVERFLOW),
+            ),
+            at_scrape: Mutex::default(),
             upstream_concurrency: gauges(&r, &UPSTREAM_CONCURRENCY_LIMIT),
             concurrency_shown: Mutex::default(),
             nodes: Arc::new(NodeFamilies {
                 up: gauges(&r, &UPSTREAM_NODE_UP),
                 requests: counters(&r, &UPSTREAM_REQUESTS),
                 in_flight: gauges(&r, &UPSTREAM_IN_FLIGHT),
+                tls_failures: counters(&r, &UPSTREAM_TLS_FAILURES),
+                ejected: gauges(&r, &UPSTREAM_NODE_EJECTED),
+                ejections: counters(&r, &UPSTREAM_EJECTIONS),
                 live: Mutex::default(),
             }),
             body_memory: gauge(&r, &BODY_MEMORY),
@@ -356,6 +348,7 @@ impl Metrics {
 
     /// The Prometheus text format, version 0.0.4: see [`CONTENT_TYPE`].
     pub fn encode(&self) -> String {
+        self.at_scrape.lock().retain(|shown| shown.upgrade().inspect(|shown| shown.show()).is_some());
         let mut text = String::with_capacity(16 << 10);
         if let Err(e) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
             log::error!("metrics can't be written: {e}");
@@ -423,6 +416,7 @@ impl Metrics {
         Arc::new(UpstreamMetrics::new(
             self.upstream_first_byte.with_label_values(&[upstream]),
             self.upstream_retries.with_label_values(&[upstream]),
+            self.upstream_panic.with_label_values(&[upstream]),
         ))
     }
 
@@ -455,6 +449,14 @@ impl Metrics {
         NodeMetrics::resolve(&self.nodes, upstream, node)
     }
 
+    /// Shows all reasons for which handshakes with an upstream's nodes may fail, so that the first failure is an increase
+    /// and not a new series.
+    pub fn expect_tls(&self, upstream: &str) {
+        for reason in UpstreamTlsFailure::ALL {
+            self.nodes.tls_failures.with_label_values(&[upstream, reason.as_str()]);
+        }
+    }
+
     /// Memory that waiting request bodies take, bytes: add and subtract.
     pub fn body_memory(&self) -> &IntGauge {
         &self.body_memory
@@ -473,32 +475,6 @@ impl Metrics {
     /// Counts a change of the files that the configuration names.
     pub fn tls_reloaded(&self, ok: bool) {
         self.tls_reloads.with_label_values(&[if ok { RESULT_OK } else { RESULT_FAILED }]).inc();
-    }
-}
-
-/// Slots of [`RefusalTable`]: a few times the number of refusals.
-const REFUSAL_SLOTS: usize = 256;
-
-/// Counters by refusal code, found by the address of the code's text: no hash over text and no lock.
-struct RefusalTable(Box<[OnceLock<(&'static str, IntCounter)>]>);
-
-impl RefusalTable {
-    fn new() -> Self {
-        Self((0..REFUSAL_SLOTS).map(|_| OnceLock::new()).collect())
-    }
-
-    fn inc(&self, code: &'static str, family: &IntCounterVec) {
-        let start = code.as_ptr().addr().wrapping_mul(0x9E37_79B9) >> 7;
-        for step in 0..REFUSAL_SLOTS {
-            let slot = &self.0[(start + step) % REFUSAL_SLOTS];
-            let (here, counter) = slot.get_or_init(|| (code, family.with_label_values(&[code])));
-            // The compiler may keep one text at two addresses: that is two slots of one counter.
-            if std::ptr::eq(*here, code) {
-                counter.inc();
-                return;
-            }
-        }
-        family.with_label_values(&[code]).inc();
     }
 }
 
@@ -529,8 +505,12 @@ mod tests {
         let expiry = |kind| Expiry { kind, owner: "federation", subject: "CN=x", not_after: 1_800_000_000 };
         metrics.set_expiries(&Expiring::ALL.map(expiry));
         metrics.upstream("hive").first_byte(Duration::from_millis(2));
+        let breaker = Box::leak(Box::new(metrics.breaker("hive")));
+        breaker.set(crate::observe::BreakerLimit::Pending, 1, 2);
+        breaker.set_pending(1);
         metrics.upstream_concurrency("hive").set_limit(3);
         let node = metrics.upstream_node("hive", "10.0.0.1:3000");
+        metrics.expect_tls("hive");
         node.set_up(true);
         node.record(UpstreamResult::Ok);
         (metrics, vec![node])

@@ -12,12 +12,17 @@ mod expiry;
 mod json_line;
 pub mod record;
 mod record_defense;
+mod buckets;
+mod families;
+mod breaker;
 mod crl;
+mod refusals;
 mod line_limit;
 pub mod access_log;
 mod log_queue;
 
 pub use access_log::{AccessLog, AccessLogTarget};
+pub use breaker::{AtScrape, BreakerMetrics};
 pub use crl::CrlShown;
 pub use expiry::{Expiring, Expiry};
 pub use handles::{
@@ -26,8 +31,8 @@ pub use handles::{
 };
 pub use handshake::HandshakeResult;
 pub use labels::{
-    CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, OcspResult, OverloadAction, OverloadLimit,
-    RateLimitDecision, RedisFallback, UpstreamResult, WafVerdict,
+    BreakerLimit, CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, OcspResult, OverloadAction,
+    OverloadLimit, RateLimitDecision, RedisFallback, UpstreamResult, UpstreamTlsFailure, WafVerdict,
 };
 pub use line_limit::{Line, LineLimit};
 pub use metrics::Metrics;

@@ -83,9 +83,11 @@ pub struct AccessRecord<'a> {
     pub duration: Duration,
     /// Of it: waiting for the request's body.
     pub body: Option<Duration>,
-    /// Of it: TCP and TLS with the node; `None` where a connection was reused.
+    /// Of it: waiting for a connection, where the circuit breaker had none left.
+    pub upstream_queue: Option<Duration>,
+    /// Of it: TCP and TLS with nodes, over all tries; `None` where a connection was reused.
     pub upstream_connect: Option<Duration>,
-    /// From the node's pick to its first byte.
+    /// Of it: from the pick of the node that answered to its first byte.
     pub upstream_first_byte: Option<Duration>,
     /// The upstream's name.
     pub upstream: Option<&'a str>,
@@ -133,6 +135,7 @@ impl<'a> AccessRecord<'a> {
             bytes_out: 0,
             duration: Duration::ZERO,
             body: None,
+            upstream_queue: None,
             upstream_connect: None,
             upstream_first_byte: None,
             upstream: None,
@@ -194,6 +197,7 @@ impl<'a> AccessRecord<'a> {
         line.number("bytes_out", self.bytes_out);
         line.micros("duration_us", Some(self.duration));
         line.micros("body_us", self.body);
+        line.micros("upstream_queue_us", self.upstream_queue);
         line.micros("upstream_connect_us", self.upstream_connect);
         line.micros("upstream_first_byte_us", self.upstream_first_byte);
         line.optional("upstream", self.upstream, NAME_BYTES_MAX);

@@ -8,7 +8,6 @@ use http::{HeaderMap, HeaderValue, Version};
 use pingora::Error;
 use pingora::proxy::Session;
 
-use super::Shared;
 use super::body::{self, NoBody};
 use super::check;
 use super::connection::Connection;
@@ -17,6 +16,7 @@ use super::filter;
 use super::overload;
 use super::rate_limit::{Asking, Calls};
 use super::watch::refusal_of;
+use super::{Shared, affinity};
 use crate::headers;
 use crate::json_rpc::{RawId, Text};
 use crate::observe::CloseReason;
@@ -299,8 +299,13 @@ fn check_json_rpc<'a>(
     ctx: &mut Context,
     calls: &mut Calls<'a>,
 ) -> Result<(), Refusal> {
+    let reads_params = ctx.route.as_ref().is_some_and(|r| affinity::reads_params(r.upstream.upstream.hash_keys()));
+    let ids = &mut ctx.upstream.ids;
     let mut first = None;
     let checked = policy.check(body, |call| {
+        if reads_params {
+            ids.learn(call);
+        }
         first.get_or_insert((call.method, call.id));
         calls.push(call.method);
     });

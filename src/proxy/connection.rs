@@ -105,7 +105,7 @@ pub struct Connection {
     pub remote: SocketAddr,
     /// What the handshake agreed on; none on a plain listener.
     pub tls: Option<ConnectionFacts>,
-    /// The client's certificate; none on a plain listener.
+    /// The client's certificate; none where nobody is asked for one.
     pub identity: Option<Arc<PeerIdentity>>,
     /// HTTP/2 by ALPN.
     pub http2: bool,
@@ -129,7 +129,7 @@ pub struct Connection {
     pub address_load: Arc<Load>,
     /// What its peer has, and its own part of that. None where nobody shows a certificate.
     peer_load: Option<(Arc<Load>, Place)>,
-    /// The client's certificates, to look at again. None on a plain listener.
+    /// The client's certificates, to look at again. None where nobody is asked for one.
     client: Option<ClientChain>,
     /// How they stood when they were last looked at.
     standing: ArcSwapOption<Standing>,
@@ -235,8 +235,11 @@ impl Connection {
     /// Why the client may not stay, if so, by what the snapshot trusts and `now_unix`. Three comparisons unless something
     /// has changed since it was last asked.
     pub fn gone(&self, snapshot: &Snapshot, now_unix: i64) -> Option<Gone> {
-        let client = self.client.as_ref()?;
         let context = snapshot.listener(self.listener.index)?.tls.as_ref()?;
+        let Some(client) = &self.client else {
+            // A reload has begun to ask for certificates, and this connection is older.
+            return context.asks_clients().then_some(Gone::NotTrusted);
+        };
         let before = self.standing.load();
         let before = before.as_ref()?;
         match context.standing(client, before, now_unix) {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::HeaderValue;
 
+use super::affinity::Ids;
 use super::connection::Connection;
 use super::overload::Places;
 use crate::observe::{RequestInFlight, RouteMetrics};
@@ -17,7 +18,7 @@ use crate::refusal::Refusal;
 use crate::request::ClientAddress;
 use crate::snapshot::{Route, Snapshot};
 use crate::tls::Gone;
-use crate::upstream::Picked;
+use crate::upstream::{self, NodeId, Picked, RetryPermit};
 
 /// Most nodes that one request is offered to.
 pub const TRIES_MAX: usize = 8;
@@ -125,17 +126,25 @@ pub struct UpstreamWay {
     pub permit: Option<Permit>,
     /// The node that has the request.
     pub picked: Option<Picked>,
+    /// Counts it while it is at the nodes.
+    pub entry: Option<upstream::Permit>,
+    /// Counts it while it is tried again and not answered yet.
+    pub retry: Option<RetryPermit>,
+    /// How long it waited for a connection.
+    pub queued: Option<Duration>,
+    /// What its params say that it is about; only where a node is looked up by it.
+    pub ids: Ids,
+    /// What its node is looked up by.
+    pub key: Option<u64>,
     /// Nodes that could not be reached.
-    pub tried: Vec<u16>,
+    pub tried: Vec<NodeId>,
     /// Why the last of them could not.
     pub unreachable: Option<Refusal>,
     /// How often a node was picked.
     pub tries: u32,
-    /// When forwarding began.
-    pub started: Option<Instant>,
     /// When the present try began.
     pub try_started: Option<Instant>,
-    /// How long connecting took; none on a connection from the pool.
+    /// How long connecting took, over all tries; none if the only connection had rested.
     pub connect: Option<Duration>,
     /// How long the first byte took.
     pub first_byte: Option<Duration>,
@@ -154,6 +163,16 @@ pub enum Over {
     Response,
     /// The answer had begun and fell silent for `timeouts.stream_idle`.
     StreamIdle,
+    /// The answer was not at its end within `timeouts.max_stream_duration`.
+    StreamDuration,
     /// The client may have no answer any more.
     Gone(Gone),
+}
+
+impl UpstreamWay {
+    /// Connecting took from the try's beginning to now, whatever came of it.
+    pub fn add_connect(&mut self, now: Instant) {
+        let took = self.try_started.map(|started| now.saturating_duration_since(started));
+        self.connect = Some(self.connect.unwrap_or_default() + took.unwrap_or_default());
+    }
 }

@@ -37,15 +37,16 @@ pub const GONE: ErrorType = ErrorType::Custom("CertificateGone");
 pub async fn run(shared: &Arc<Shared>, session: &mut Session, ctx: &mut Context, body: Bytes) -> Result<()> {
     let request = forward::prepare(session, ctx, body)?;
     let now = shared.clock.now();
-    ctx.upstream.started = Some(now);
     let (Some(route), Some(begun)) = (&ctx.route, &ctx.begun) else { return Err(Error::new(ErrorType::InternalError)) };
     let settings = begun.snapshot.listener(begun.connection.listener.index);
     let watch = settings
-        .filter(|_| begun.connection.tls.is_some())
+        .filter(|_| begun.connection.identity.is_some())
         .map(|settings| CertificateWatch::new(shared.clone(), begun.connection.clone(), settings.revocation, now));
     let deadline = now + route.response;
     let timer = pin!(tokio::time::sleep_until(deadline.into()));
-    let mut guard = Guard { shared, watch, deadline, stream_idle: route.stream_idle, answering: false, timer };
+    let last = route.max_stream_duration.map(|longest| now + longest);
+    let mut guard = Guard { shared, watch, deadline, last, stream_idle: route.stream_idle, answering: false, timer };
+    enter(session, ctx, &mut guard).await?;
     loop {
         let error = match attempt(session, ctx, &request, &mut guard).await {
             Ok(()) => return Ok(()),
@@ -57,6 +58,28 @@ pub async fn run(shared: &Arc<Shared>, session: &mut Session, ctx: &mut Context,
     }
 }
 
+/// Waits until the upstream's circuit breaker lets the request on.
+async fn enter(session: &mut Session, ctx: &mut Context, guard: &mut Guard<'_>) -> Result<()> {
+    let route = ctx.route.clone().ok_or_else(|| Error::new(ErrorType::InternalError))?;
+    let upstream = &route.upstream.upstream;
+    let mut entered = upstream.enter();
+    if let Ok(None) = entered {
+        let since = guard.shared.clock.now();
+        let waited = tokio::select! {
+            biased;
+            waited = upstream.wait() => Ok(waited),
+            over = guard.over(session) => Err(over),
+        };
+        ctx.upstream.queued = Some(guard.shared.clock.now().saturating_duration_since(since));
+        entered = match waited {
+            Ok(waited) => waited.map(Some),
+            Err(over) => return Err(forward::ended(guard.shared, ctx, over)),
+        };
+    }
+    ctx.upstream.entry = entered.map_err(|overflow| forward::refused(ctx, overflow))?;
+    Ok(())
+}
+
 /// Offers the request to one node. An error says by [`Error::retry`] whether another may have it.
 async fn attempt(session: &mut Session, ctx: &mut Context, request: &Request, guard: &mut Guard<'_>) -> Result<()> {
     let now = guard.shared.clock.now();
@@ -64,28 +87,28 @@ async fn attempt(session: &mut Session, ctx: &mut Context, request: &Request, gu
     let connected = tokio::select! {
         biased;
         connected = picked.connect(now) => connected,
-        over = guard.over(session) => return Err(forward::ended(ctx, over)),
+        over = guard.over(session) => return Err(forward::ended(guard.shared, ctx, over)),
     };
     let mut exchange = match connected {
         Ok(exchange) => exchange,
-        Err(error) => return Err(forward::connect_failed(ctx, error)),
+        Err(error) => return Err(forward::connect_failed(guard.shared, ctx, error)),
     };
     forward::connected(guard.shared, ctx, exchange.reused());
     let header = tokio::select! {
         biased;
         header = exchange.send(request) => header,
-        over = guard.over(session) => return Err(forward::ended(ctx, over)),
+        over = guard.over(session) => return Err(forward::ended(guard.shared, ctx, over)),
     };
     let mut header = match header {
         Ok(header) => header,
-        Err(error) => return Err(forward::broke(session, ctx, error, &exchange)),
+        Err(error) => return Err(forward::broke(guard.shared, session, ctx, error, &exchange)),
     };
     guard.activity();
     forward::rewrite_response(guard.shared, &mut header, ctx)?;
     match pass_on(session, &mut exchange, header, guard).await {
         Ok(()) => {}
-        Err(Stopped::Over(over)) => return Err(forward::ended(ctx, over)),
-        Err(Stopped::Broke(error)) => return Err(forward::broke(session, ctx, error, &exchange)),
+        Err(Stopped::Over(over)) => return Err(forward::ended(guard.shared, ctx, over)),
+        Err(Stopped::Broke(error)) => return Err(forward::broke(guard.shared, session, ctx, error, &exchange)),
     }
     if let Some(picked) = &ctx.upstream.picked {
         picked.release(exchange, guard.shared.clock.now());
@@ -184,6 +207,8 @@ struct Guard<'a> {
     watch: Option<CertificateWatch>,
     /// Until when the node must give a sign of life.
     deadline: Instant,
+    /// Until when the answer must be at its end.
+    last: Option<Instant>,
     /// How long it may be silent once it answers.
     stream_idle: Duration,
     /// Whether it does.
@@ -217,11 +242,8 @@ impl Guard<'_> {
     async fn passes(&mut self, waiting: bool) -> Ended {
         loop {
             let watched = self.watch.as_ref().map(CertificateWatch::next);
-            let next = match (waiting, watched) {
-                (true, watched) => watched.map_or(self.deadline, |at| at.min(self.deadline)),
-                (false, Some(at)) => at,
-                (false, None) => return std::future::pending().await,
-            };
+            let times = [waiting.then_some(self.deadline), self.last, watched];
+            let Some(next) = times.into_iter().flatten().min() else { return std::future::pending().await };
             // The timer is moved to an earlier time at once, to a later one only when it goes off.
             if self.timer.deadline() > next.into() || self.timer.is_elapsed() {
                 self.timer.as_mut().reset(next.into());
@@ -230,6 +252,10 @@ impl Guard<'_> {
             let now = self.shared.clock.now();
             if let Some(gone) = self.watch.as_mut().and_then(|watch| watch.look(now)) {
                 return Ended { error: Error::explain(GONE, refusal_of(gone).code()), over: Some(Over::Gone(gone)) };
+            }
+            if self.last.is_some_and(|last| now >= last) {
+                let why = "the answer was not at its end within timeouts.max_stream_duration";
+                return Ended { error: Error::explain(DEADLINE, why), over: Some(Over::StreamDuration) };
             }
             if waiting && now >= self.deadline {
                 let (over, why) = if self.answering {

@@ -1,5 +1,7 @@
 //! From an admitted request to a node and back: which node, what it is told, when another is tried.
 
+use std::time::Instant;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderName, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -9,17 +11,22 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use super::context::{Begun, Context, Over, TRIES_MAX};
 use super::exchange::{DEADLINE, Ended, GONE};
 use super::watch::refusal_of;
-use super::{Shared, check, told};
+use super::{Shared, affinity, check, told};
 use crate::headers;
 use crate::observe::UpstreamResult;
 use crate::refusal::Refusal;
 use crate::request::ClientAddress;
-use crate::upstream::{Exchange, Picked, Request, WRONG_NODE};
+use crate::upstream::{Ask, Exchange, Outcome, Overflow, Picked, Request, WRONG_NODE};
 
 /// The request as nodes get it: what a client may not say is taken out, what the gateway says is put in.
 pub fn prepare(session: &mut Session, ctx: &mut Context, body: Bytes) -> Result<Request> {
     let (Some(begun), Some(route)) = (&ctx.begun, &ctx.route) else { return Err(Error::new(ErrorType::InternalError)) };
-    let http2 = route.upstream.upstream.speaks_http2();
+    let upstream = &route.upstream.upstream;
+    let http2 = upstream.speaks_http2();
+    if !upstream.hash_keys().is_empty() {
+        // As the client wrote them: a key may be a header that is not passed on.
+        ctx.upstream.key = affinity::key(upstream.hash_keys(), session, ctx);
+    }
     for name in begun.snapshot.spoofable.to_remove(&session.req_header().headers) {
         session.req_header_mut().remove_header(&name);
     }
@@ -65,12 +72,32 @@ fn put_field(out: &mut BytesMut, name: &HeaderName, value: &[u8]) {
     out.put_slice(b"\r\n");
 }
 
+/// The circuit breaker does not let the request on.
+pub fn refused(ctx: &mut Context, overflow: Overflow) -> Box<Error> {
+    ctx.refusal = Some(match overflow {
+        Overflow::Pending => Refusal::UpstreamMaxPending,
+        Overflow::PendingTimeout => Refusal::UpstreamPendingTimeout,
+        Overflow::Requests => Refusal::UpstreamMaxRequests,
+    });
+    Error::explain(ErrorType::ConnectNoRoute, "the circuit breaker is open")
+}
+
 /// Picks a node that has not been tried.
 pub fn pick<'a>(shared: &Shared, ctx: &'a mut Context) -> Result<&'a Picked> {
     let route = ctx.route.as_ref().ok_or_else(|| Error::new(ErrorType::InternalError))?;
+    let upstream = &route.upstream.upstream;
     let way = &mut ctx.upstream;
     way.picked = None;
-    let Some(picked) = route.upstream.upstream.pick(&way.tried) else {
+    if way.tries > 0 {
+        way.retry = way.retry.take().or_else(|| upstream.retry());
+        if way.retry.is_none() {
+            // The failure that there was is the answer.
+            ctx.refusal = way.unreachable.take().or(Some(Refusal::UpstreamFailed));
+            return Err(Error::explain(ErrorType::ConnectNoRoute, "no other try: retry_budget is used up"));
+        }
+    }
+    let now = shared.clock.now();
+    let Some(picked) = upstream.pick(&Ask { tried: &way.tried, key: way.key, now }) else {
         // After a try that failed, that try's reason is the better answer.
         ctx.refusal = way.unreachable.take().or(Some(Refusal::NoHealthyUpstream));
         return Err(Error::explain(ErrorType::ConnectNoRoute, "no healthy node left"));
@@ -79,23 +106,24 @@ pub fn pick<'a>(shared: &Shared, ctx: &'a mut Context) -> Result<&'a Picked> {
     if !way.tried.is_empty() {
         route.upstream.metrics.retried();
     }
-    way.try_started = Some(shared.clock.now());
+    way.connected = false;
+    way.try_started = Some(now);
     Ok(way.picked.insert(picked))
 }
 
 /// A connection to the node is there.
 pub fn connected(shared: &Shared, ctx: &mut Context, reused: bool) {
-    let way = &mut ctx.upstream;
-    way.connected = true;
-    way.connect = match way.try_started {
-        Some(started) if !reused => Some(shared.clock.now().saturating_duration_since(started)),
-        _ => None,
-    };
+    ctx.upstream.connected = true;
+    if !reused {
+        ctx.upstream.add_connect(shared.clock.now());
+    }
 }
 
 /// No connection came about: nothing of the request was sent, so another node may have it.
-pub fn connect_failed(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
+pub fn connect_failed(shared: &Shared, ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
+    let tls_failure = ctx.upstream.picked.as_ref().and_then(|picked| picked.node().tls_failure(&error));
     let (result, refusal) = match error.etype() {
+        _ if tls_failure.is_some() => (UpstreamResult::TlsFailed, Refusal::UpstreamConnectFailed),
         ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => {
             (UpstreamResult::ConnectTimeout, Refusal::UpstreamConnectTimeout)
         }
@@ -104,12 +132,14 @@ pub fn connect_failed(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
         }
         _ => (UpstreamResult::ConnectFailed, Refusal::UpstreamConnectFailed),
     };
-    record_result(ctx, result);
-    ctx.error = Some(describe(&error));
+    let now = shared.clock.now();
+    record_result(ctx, result, true, now);
+    ctx.error = Some(tls_failure.unwrap_or_else(|| describe(&error)));
+    ctx.upstream.add_connect(now);
     ctx.upstream.unreachable = Some(refusal);
     if let Some(picked) = &ctx.upstream.picked {
         picked.node().connect_failed();
-        ctx.upstream.tried.push(picked.node().index());
+        ctx.upstream.tried.push(picked.node().id());
     }
     error.set_retry(ctx.upstream.tried.len() < TRIES_MAX);
     error
@@ -118,49 +148,67 @@ pub fn connect_failed(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
 /// The exchange with a node broke. If nothing was sent, the next connection may have it. Else the node may have read
 /// it, so only what changes nothing is tried again: GET and HEAD on a connection that had rested and that the node had
 /// closed meanwhile (design, decision 3).
-pub fn broke(session: &Session, ctx: &mut Context, mut error: Box<Error>, exchange: &Exchange) -> Box<Error> {
+pub fn broke(
+    shared: &Shared,
+    session: &Session,
+    ctx: &mut Context,
+    mut error: Box<Error>,
+    exchange: &Exchange,
+) -> Box<Error> {
     let client = *error.esource() == ErrorSource::Downstream;
-    record_result(ctx, if client { UpstreamResult::ClientGone } else { UpstreamResult::Broken });
-    ctx.error = Some(describe(&error));
     let harmless = matches!(session.req_header().method, http::Method::GET | http::Method::HEAD);
-    let stale = exchange.reused() && (harmless || !exchange.sent_any());
-    error.set_retry(!client && stale && ctx.upstream.status.is_none() && (ctx.upstream.tries as usize) < TRIES_MAX);
+    let stale = exchange.reused() && (harmless || !exchange.sent_any()) && ctx.upstream.status.is_none();
+    let result = if client { UpstreamResult::ClientGone } else { UpstreamResult::Broken };
+    // A node may close a connection that rests; that says nothing against it.
+    record_result(ctx, result, !stale, shared.clock.now());
+    // With TLS 1.3 a node may refuse the gateway's certificate when the request is already on its way.
+    let tls_failure = ctx.upstream.picked.as_ref().and_then(|picked| picked.node().tls_failure(&error));
+    ctx.error = Some(tls_failure.unwrap_or_else(|| describe(&error)));
+    error.set_retry(!client && stale && (ctx.upstream.tries as usize) < TRIES_MAX);
     error
 }
 
 /// The exchange was given up.
-pub fn ended(ctx: &mut Context, ended: Ended) -> Box<Error> {
+pub fn ended(shared: &Shared, ctx: &mut Context, ended: Ended) -> Box<Error> {
     let Ended { mut error, over } = ended;
     ctx.upstream.over = over;
     let result = match over {
         Some(Over::Response) => UpstreamResult::ResponseTimeout,
         Some(Over::StreamIdle) => UpstreamResult::StreamTimeout,
+        Some(Over::StreamDuration) => UpstreamResult::StreamDuration,
         Some(Over::Gone(_)) | None => UpstreamResult::ClientGone,
     };
+    let now = shared.clock.now();
     if result == UpstreamResult::ResponseTimeout
         && let Some(permit) = ctx.upstream.permit.take()
     {
-        permit.answered(std::time::Instant::now());
+        permit.answered(now);
     }
-    record_result(ctx, result);
+    record_result(ctx, result, true, now);
+    if ctx.upstream.picked.is_some() && !ctx.upstream.connected {
+        ctx.upstream.add_connect(now);
+    }
     ctx.error = Some(describe(&error));
     error.set_retry(false);
     error
 }
 
-fn record_result(ctx: &Context, result: UpstreamResult) {
-    if let (Some(route), Some(picked)) = (&ctx.route, &ctx.upstream.picked)
-        && let Some(node) = route.upstream.nodes.get(usize::from(picked.node().index()))
-    {
-        node.record(result);
-    }
+/// `fair`: as far as the caller knows, it says something of the node.
+fn record_result(ctx: &Context, result: UpstreamResult, fair: bool, now: Instant) {
+    let way = &ctx.upstream;
+    let (Some(route), Some(picked)) = (&ctx.route, &way.picked) else { return };
+    let took = way.try_started.map(|started| now.saturating_duration_since(started)).unwrap_or_default();
+    // Not if most of the request's time was spent in the queue or at other nodes.
+    let had_time = result != UpstreamResult::ResponseTimeout || took >= route.response / 2;
+    let outcome = Outcome { result, status: way.status, fair: fair && had_time };
+    route.upstream.upstream.record(picked, outcome, now);
 }
 
 /// What the client is told when forwarding failed.
 pub fn refusal_for(error: &Error, ctx: &Context) -> Refusal {
     match ctx.upstream.over {
         Some(Over::Gone(gone)) => return refusal_of(gone),
-        Some(Over::Response | Over::StreamIdle) => return Refusal::UpstreamTimeout,
+        Some(Over::Response | Over::StreamIdle | Over::StreamDuration) => return Refusal::UpstreamTimeout,
         None => {}
     }
     if ctx.upstream.status.is_some() {
@@ -322,15 +370,17 @@ pub fn rewrite_response(shared: &Shared, response: &mut ResponseHeader, ctx: &mu
     Ok(())
 }
 
-fn answered(ctx: &mut Context, status: u16, now: std::time::Instant) {
+fn answered(ctx: &mut Context, status: u16, now: Instant) {
     ctx.upstream.status = Some(status);
+    ctx.upstream.retry = None;
     ctx.error = None;
     let first_byte = ctx.upstream.try_started.map(|started| now.saturating_duration_since(started));
     ctx.upstream.first_byte = first_byte;
     if let Some(permit) = ctx.upstream.permit.take() {
         permit.answered(now);
     }
-    record_result(ctx, if status >= 500 { UpstreamResult::ServerError } else { UpstreamResult::Ok });
+    let result = if status >= 500 { UpstreamResult::ServerError } else { UpstreamResult::Ok };
+    record_result(ctx, result, true, now);
     if let (Some(route), Some(first_byte)) = (&ctx.route, first_byte) {
         route.upstream.metrics.first_byte(first_byte);
     }

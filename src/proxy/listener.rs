@@ -4,9 +4,7 @@
 //! limited in time and tells why it failed, and so that no more is buffered per connection than needed.
 
 use std::future::poll_fn;
-use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, FromRawFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +16,7 @@ use pingora::proxy::HttpProxy;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use pingora::tls::ssl::NameType;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -28,6 +26,7 @@ use tokio_openssl::SslStream;
 use super::connection::{self, Admitted, Connection, Handshaken, ListenerShared};
 use super::downstream::Downstream;
 use super::shared::OpenConnection;
+use super::socket::listen;
 use super::transport::Transport;
 use super::wire::Wire;
 use super::{Gateway, Shared};
@@ -40,8 +39,6 @@ use crate::policy::overload::{PROBE_SLEEP, PROBES};
 use crate::snapshot::{ListenerSnapshot, Snapshot};
 use crate::tls;
 
-/// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
 /// After running out of file descriptors, wait this long before the next accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -142,39 +139,6 @@ impl ListenerService {
             .collect();
         Self { threads: snapshot.config.server.threads, shared, listeners, stop }
     }
-}
-
-/// Opens a listening socket, or takes over the one that an earlier process handed on.
-fn listen(address: SocketAddr, inherited: Option<&ListenFds>) -> io::Result<TcpListener> {
-    let key = address.to_string();
-    if let Some(fds) = inherited
-        && let Some(fd) = fds.lock().get(&key)
-    {
-        // SAFETY: the descriptor was sent by the process before this one under this very address and is taken once.
-        let listener = unsafe { std::net::TcpListener::from_raw_fd(*fd) };
-        listener.set_nonblocking(true)?;
-        return TcpListener::from_std(listener);
-    }
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    let listener: std::net::TcpListener = socket.into();
-    if let Some(fds) = inherited {
-        fds.lock().add(key, listener.as_raw_fd());
-    }
-    TcpListener::from_std(listener)
-}
-
-/// Whether `address` can be listened on; the socket is closed again. For a clear error before anything starts.
-///
-/// # Errors
-/// The system's: in use, no permission, not an address of this machine.
-pub fn try_listen(address: SocketAddr) -> io::Result<()> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(1)
 }
 
 #[async_trait]
@@ -287,7 +251,7 @@ impl Listener {
         let mut handshaken = match (&transport, &settings.tls) {
             (Transport::Tls(stream), Some(context)) => {
                 let client = context.client(stream.ssl(), self.shared.clock.unix_seconds());
-                if client.is_none() {
+                if client.is_none() && context.asks_clients() {
                     // A want of memory. Who can't be looked at again can't stay.
                     log::error!("listener {}: the client's chain can't be kept", self.listener.name);
                     return;

@@ -4,6 +4,7 @@
 //! request: [`admit`] decides, [`refuse`] says no, [`exchange`] forwards, with [`forward`] for what is rewritten and what follows from a failure, [`record`] writes down.
 
 mod admit;
+mod affinity;
 pub mod answer;
 mod body;
 pub mod check;
@@ -22,6 +23,7 @@ mod record;
 mod refuse;
 mod shared;
 pub mod sketch;
+pub mod socket;
 pub mod told;
 mod transport;
 mod watch;

@@ -37,8 +37,14 @@ pub fn record(shared: &Shared, session: &mut Session, ctx: &mut Context) {
     if ctx.body.memory.take().is_some() {
         shared.show_body_memory();
     }
-    ctx.upstream.picked = None;
-    ctx.upstream.permit = None;
+    let way = &mut ctx.upstream;
+    if let (Some(picked), Some(status), None, Some(route)) = (&way.picked, way.status, &ctx.error, &ctx.route) {
+        route.upstream.upstream.completed(picked, status);
+    }
+    way.picked = None;
+    way.retry = None;
+    way.entry = None;
+    way.permit = None;
     ctx.places = Places::default();
     shared.request_ended();
 }
@@ -83,6 +89,7 @@ fn log(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, status:
         bytes_out: session.as_downstream().body_bytes_sent() as u64,
         duration,
         body: ctx.body.took,
+        upstream_queue: way.queued,
         upstream_connect: way.connect,
         upstream_first_byte: way.first_byte,
         upstream: ctx.route.as_ref().filter(|_| way.tries > 0).map(|r| r.upstream.upstream.name().as_str()),

@@ -34,7 +34,7 @@ use crate::tls::Issued;
 use expiry::{CHECK_EVERY_SECONDS, ExpiryWarnings};
 use material::{Contents, Reader};
 use restart::FirstHeaders;
-use settle::{SETTLE, Settle};
+use settle::{Look, SETTLE, Settle};
 
 /// With `server.watch: 0s` the configuration is asked so often whether that has changed.
 const UNWATCHED: Duration = Duration::from_secs(1);
@@ -326,8 +326,10 @@ impl Reloader {
             true => Trigger::ConfigFile,
             false => Trigger::Files,
         };
-        if origin.settle.look(contents, origin.clock.now()) {
-            self.judge(&mut state, trigger);
+        match origin.settle.look(contents, origin.clock.now()) {
+            Look::Nothing => {}
+            Look::Judge => self.judge(&mut state, trigger),
+            Look::Restored => self.restored(&mut state, trigger),
         }
         match state.origin.settle.is_waiting() {
             true => server.watch.min(SETTLE),
@@ -446,6 +448,21 @@ impl Reloader {
             log::error!("{error}");
         }
         self.keep(report(&snapshot, trigger, state.origin.clock.wall(), Vec::new(), errors))
+    }
+
+    /// The files that failed stand again as they are in use: the failure is over, and nothing has changed.
+    fn restored(&self, state: &mut State, trigger: Trigger) {
+        let snapshot = self.running.snapshot();
+        // Who asked may have been refused for the configuration file too, which nobody watches.
+        if let Some(asked @ (Trigger::Signal | Trigger::Admin)) = self.last().map(|report| report.trigger) {
+            let again = self.attempt(&mut state.origin, asked).result;
+            if !again.is_ok_and(|built| built.snapshot.config.hash == snapshot.config.hash) {
+                return;
+            }
+        }
+        log::info!("the files are again those of generation {}, which is in use", snapshot.generation);
+        let time = state.origin.clock.wall();
+        self.keep(report(&snapshot, trigger, time, self.needs_restart(), Vec::new()));
     }
 
     fn keep(&self, report: Report) -> Report {

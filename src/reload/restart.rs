@@ -18,6 +18,7 @@ pub type FirstHeaders = HashMap<ListenerName, Size>;
 /// * A listener that is gone: left out; its socket closes what it accepts.
 /// * `https` to `http` or back: the listener goes on as it was, so that none turns plain on a public address.
 /// * Another SPIFFE agent: the old one is still asked.
+/// * Another address, and clients are no longer asked for certificates: it goes on as it was, for the same reason.
 /// * The admin address: as a listener's. Where the old one can be reached from other machines, its secret stays.
 pub fn hold_back(new: &mut Config, old: &Config, first_headers: &FirstHeaders) -> Vec<String> {
     let mut said = Vec::new();
@@ -25,9 +26,11 @@ pub fn hold_back(new: &mut Config, old: &Config, first_headers: &FirstHeaders) -
     let mut gone: Vec<&Listener> = old.listeners.iter().filter(|l| !wanted.contains(&l.name)).collect();
     let mut places = Vec::new();
     for listener in std::mem::take(&mut new.listeners) {
-        let (protocol, private) = (listener.protocol, listener.address.ip().is_loopback());
+        let (protocol, asks, private) = (listener.protocol, asks(&listener), listener.address.ip().is_loopback());
         let held = held_listener(listener, old, &mut gone, &mut said);
-        let as_closed = |h: &Listener| h.protocol == protocol && (!private || h.address.ip().is_loopback());
+        let as_closed = |h: &Listener| {
+            h.protocol == protocol && self::asks(h) == asks && (!private || h.address.ip().is_loopback())
+        };
         places.push(held.as_ref().filter(|h| as_closed(h)).map(|_| new.listeners.len()));
         new.listeners.extend(held);
     }
@@ -77,6 +80,11 @@ fn move_routes(routes: &mut [Route], places: &[Option<usize>]) {
     }
 }
 
+/// Whether clients have to show a certificate.
+fn asks(listener: &Listener) -> bool {
+    listener.tls.as_ref().is_some_and(|tls| tls.client_auth.asks())
+}
+
 /// A listener as it can run now, if it can.
 fn held_listener(
     mut new: Listener,
@@ -106,6 +114,12 @@ fn held_listener(
     };
     if new.protocol != running.protocol {
         said.push(format!("listener {name}: change of protocol needs a restart; all of it stays as it was"));
+        return Some(running.clone());
+    }
+    if new.address != running.address && asks(running) && !asks(&new) {
+        // Only the new address is known to be out of strangers' reach.
+        let why = "without client certificates at another address it needs a restart";
+        said.push(format!("listener {name}: {why}; all of it stays as it was"));
         return Some(running.clone());
     }
     if new.address != running.address {
@@ -217,6 +231,37 @@ mod tests {
         let said = held(&old, &mut new);
         assert!(said.len() == 1 && said[0].contains("change of protocol needs a restart"), "{said:?}");
         assert!(new.listeners[0].protocol == Protocol::Https && new.listeners[0].tls.is_some());
+    }
+
+    #[test]
+    fn no_listener_on_a_public_address_stops_asking_for_certificates() {
+        let text = |address: &str, auth: &str| {
+            format!(
+                "listeners:\n  - {{ name: a, address: \"{address}\", tls: {{ certificates: [{{ cert: a, key: b }}], \
+                 client_auth: {auth} }} }}\nroutes: [{{ name: r, listeners: [a], paths: [/a], methods: [GET], peers: any, \
+                 upstream: u }}]\nupstreams: [{{ name: u, endpoints: [\"http://127.0.0.1:3000\"] }}]\n"
+            )
+        };
+        let load = |address: &str, auth: &str| {
+            let around = Surroundings { read_files: false, ..Surroundings::of_system(&|_| None) };
+            load_text(Path::new("gateway.yaml"), &text(address, auth), &around).unwrap().config
+        };
+        let (asked, open) = ("{ ca: c }", "{ mode: none }");
+        let old = load("0.0.0.0:1", asked);
+        let mut new = load("127.0.0.1:1", open);
+        let said = held(&old, &mut new);
+        assert!(said.len() == 1 && said[0].contains("without client certificates at another address"), "{said:?}");
+        assert!(asks(&new.listeners[0]) && new.listeners[0].address == old.listeners[0].address);
+        assert_eq!(new.routes[0].listeners, RouteListeners::Of(vec![]), "meant for the private address only");
+        // On one address it goes both ways.
+        for (from, to) in [(asked, open), (open, asked)] {
+            let mut new = load("127.0.0.1:1", to);
+            assert!(held(&load("127.0.0.1:1", from), &mut new).is_empty());
+            assert_eq!(
+                (asks(&new.listeners[0]), &new.routes[0].listeners),
+                (to == asked, &RouteListeners::Of(vec![0]))
+            );
+        }
     }
 
     #[test]

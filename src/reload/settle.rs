@@ -14,6 +14,17 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 /// What failed is tried again so often, for time alone may mend it: a certificate that is not valid yet.
 const RETRY: Duration = Duration::from_secs(60);
 
+/// What is to be done about the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// Nothing, for now.
+    Nothing,
+    /// They are to be tried.
+    Judge,
+    /// They are again what is in use, after it was told that they made no sense.
+    Restored,
+}
+
 /// What is in use, and what may come into use.
 #[derive(Debug)]
 pub struct Settle {
@@ -47,11 +58,13 @@ impl Settle {
         &self.running
     }
 
-    /// Looks at what stands in the files now; says whether to try to take it into use.
-    pub fn look(&mut self, contents: Contents, now: Instant) -> bool {
+    /// Looks at what stands in the files now; says what to do about it.
+    pub fn look(&mut self, contents: Contents, now: Instant) -> Look {
         if contents == self.running {
-            self.pending = None;
-            return false;
+            return match self.pending.take() {
+                Some(p) if p.told => Look::Restored,
+                _ => Look::Nothing,
+            };
         }
         let p = match &mut self.pending {
             Some(p) => {
@@ -73,11 +86,12 @@ impl Settle {
             }),
         };
         let after = |then: Instant| now.saturating_duration_since(then);
-        match p.failed {
+        let due = match p.failed {
             None => after(p.since) >= SETTLE || after(p.restless) >= CHURN_MAX,
             Some(_) if !p.told => after(p.first) >= PATIENCE,
             Some(at) => after(at) >= RETRY,
-        }
+        };
+        if due { Look::Judge } else { Look::Nothing }
     }
 
     /// They are in use.
@@ -122,6 +136,10 @@ mod tests {
         Reader::default().contents([PathBuf::from(format!("/nowhere/{n}"))].iter(), SystemTime::UNIX_EPOCH)
     }
 
+    fn judges(s: &mut Settle, contents: Contents, now: Instant) -> bool {
+        s.look(contents, now) == Look::Judge
+    }
+
     fn ms(n: u64) -> Duration {
         Duration::from_millis(n)
     }
@@ -130,20 +148,20 @@ mod tests {
     fn files_are_judged_when_they_have_come_to_rest() {
         let t = Instant::now();
         let mut s = Settle::new(contents(0));
-        assert!(!s.look(contents(0), t) && !s.is_waiting());
-        assert!(!s.look(contents(1), t + ms(10)) && s.is_waiting());
-        assert!(!s.look(contents(2), t + ms(150)));
-        assert!(!s.look(contents(2), t + ms(349)));
-        assert!(s.look(contents(2), t + ms(350)));
+        assert!(!judges(&mut s, contents(0), t) && !s.is_waiting());
+        assert!(!judges(&mut s, contents(1), t + ms(10)) && s.is_waiting());
+        assert!(!judges(&mut s, contents(2), t + ms(150)));
+        assert!(!judges(&mut s, contents(2), t + ms(349)));
+        assert!(judges(&mut s, contents(2), t + ms(350)));
         s.taken(contents(2));
-        assert!(!s.look(contents(2), t + ms(400)) && !s.is_waiting());
+        assert!(!judges(&mut s, contents(2), t + ms(400)) && !s.is_waiting());
     }
 
     #[test]
     fn files_that_never_rest_are_judged_too() {
         let t = Instant::now();
         let mut s = Settle::new(contents(0));
-        let judged = (1..100).find(|n| s.look(contents(*n), t + ms(100) * *n));
+        let judged = (1..100).find(|n| judges(&mut s, contents(*n), t + ms(100) * *n));
         assert_eq!(judged, Some(31));
     }
 
@@ -152,8 +170,8 @@ mod tests {
         let t = Instant::now();
         let mut s = Settle::new(contents(0));
         s.look(contents(1), t);
-        assert!(!s.look(contents(0), t + ms(500)) && !s.is_waiting());
-        assert!(!s.look(contents(1), t + ms(600)));
+        assert!(!judges(&mut s, contents(0), t + ms(500)) && !s.is_waiting());
+        assert!(!judges(&mut s, contents(1), t + ms(600)));
     }
 
     #[test]
@@ -161,12 +179,12 @@ mod tests {
         let t = Instant::now();
         let mut s = Settle::new(contents(0));
         s.look(contents(1), t);
-        assert!(s.look(contents(1), t + ms(200)));
+        assert!(judges(&mut s, contents(1), t + ms(200)));
         assert!(!s.failed(t + ms(200)));
         // The same half is not judged again and again.
-        assert!(!s.look(contents(1), t + ms(1000)));
-        assert!(!s.look(contents(2), t + ms(4000)));
-        assert!(s.look(contents(2), t + ms(4200)));
+        assert!(!judges(&mut s, contents(1), t + ms(1000)));
+        assert!(!judges(&mut s, contents(2), t + ms(4000)));
+        assert!(judges(&mut s, contents(2), t + ms(4200)));
         s.taken(contents(2));
         assert_eq!(s.running(), &contents(2));
     }
@@ -176,16 +194,29 @@ mod tests {
         let t = Instant::now();
         let mut s = Settle::new(contents(0));
         s.look(contents(1), t);
-        assert!(s.look(contents(1), t + ms(200)) && !s.failed(t + ms(200)));
-        assert!(s.look(contents(1), t + PATIENCE) && s.failed(t + PATIENCE));
+        assert!(judges(&mut s, contents(1), t + ms(200)) && !s.failed(t + ms(200)));
+        assert!(judges(&mut s, contents(1), t + PATIENCE) && s.failed(t + PATIENCE));
         assert!(!s.is_waiting());
-        assert!(!s.look(contents(1), t + PATIENCE + ms(59_000)));
-        assert!(s.look(contents(1), t + PATIENCE + RETRY));
+        assert!(!judges(&mut s, contents(1), t + PATIENCE + ms(59_000)));
+        assert!(judges(&mut s, contents(1), t + PATIENCE + RETRY));
         assert!(!s.failed(t + PATIENCE + RETRY));
         // The next contents have a time of their own.
         let t = t + PATIENCE + RETRY + ms(1000);
-        assert!(!s.look(contents(2), t));
-        assert!(s.look(contents(2), t + SETTLE) && !s.failed(t + SETTLE));
+        assert!(!judges(&mut s, contents(2), t));
+        assert!(judges(&mut s, contents(2), t + SETTLE) && !s.failed(t + SETTLE));
+    }
+
+    #[test]
+    fn what_was_told_and_then_restored_is_said_once() {
+        let t = Instant::now();
+        let mut s = Settle::new(contents(0));
+        s.look(contents(1), t);
+        s.failed(t + PATIENCE);
+        assert_eq!(s.look(contents(0), t + PATIENCE + ms(1)), Look::Restored);
+        assert_eq!(s.look(contents(0), t + PATIENCE + ms(2)), Look::Nothing);
+        s.look(contents(1), t + PATIENCE * 2);
+        s.failed(t + PATIENCE * 2);
+        assert_eq!(s.look(contents(0), t + PATIENCE * 2), Look::Nothing, "nobody was told of it");
     }
 
     #[test]
@@ -193,9 +224,9 @@ mod tests {
         let t = Instant::now();
         let mut s = Settle::new(contents(0));
         s.refused(contents(1), t);
-        assert!(!s.look(contents(1), t + PATIENCE * 2));
-        assert!(s.look(contents(1), t + RETRY) && !s.failed(t + RETRY));
+        assert!(!judges(&mut s, contents(1), t + PATIENCE * 2));
+        assert!(judges(&mut s, contents(1), t + RETRY) && !s.failed(t + RETRY));
         s.refused(contents(0), t);
-        assert!(!s.look(contents(0), t));
+        assert!(!judges(&mut s, contents(0), t));
     }
 }

@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::spiffe::Agent;
 use crate::admin::status::{
-    CertificateStatus, ConfigStatus, CrlSourceStatus, CrlStatus, ListenerStatus, NodeStatus, ReloadError, ReloadStatus,
-    RouteStatus, SpiffeStatus, StapleStatus, Status, UpstreamStatus,
+    BreakerStatus, CertificateStatus, ConfigStatus, CrlSourceStatus, CrlStatus, ListenerStatus, NodeStatus,
+    ReloadError, ReloadStatus, RouteStatus, SpiffeStatus, StapleStatus, Status, UpstreamStatus,
 };
 use crate::admin::{AdminState, Readiness, Reloaded};
 use crate::config::{self, Config, RoutePeers};
@@ -200,16 +200,28 @@ fn upstream(built: &UpstreamSnapshot) -> UpstreamStatus {
         url: n.url.to_string(),
         address: n.address.to_string(),
         health: n.health.as_str(),
+        outlier: n.standing.as_str(),
         weight: n.weight,
+        priority: n.priority,
         in_flight: n.in_flight,
         requests: n.requests,
         connect_failures: n.connect_failures,
         last_change: n.last_change.map(unix_seconds),
         last_error: n.last_error,
     });
+    let breaker = built.upstream.breaker();
     UpstreamStatus {
         name: built.upstream.name().as_str().to_owned(),
         ready: built.upstream.is_ready(),
+        panic: built.upstream.is_in_panic(),
+        circuit_breaker: BreakerStatus {
+            requests: breaker.requests,
+            max_requests: breaker.limits.max_requests,
+            max_connections: breaker.limits.connections.map(|c| c.max),
+            pending: breaker.pending,
+            max_pending: breaker.limits.connections.map(|c| c.max_pending),
+            retries: breaker.retries,
+        },
         certificate: built.tls.as_ref().and_then(|tls| tls.certificate.as_ref()).map(certificate),
         nodes: nodes.collect(),
     }

@@ -3,7 +3,7 @@
 use super::fixture_tests::{Dir, PKI, day, listener, now};
 use super::*;
 use crate::cli::pki::{Authority, CertificateSpec, KeyKind, Usage, Validity};
-use crate::config::file::{ListenerTls, UpstreamTls};
+use crate::config::file::{ListenerTls, TlsVersion, UpstreamTls};
 
 fn server_spec() -> CertificateSpec {
     CertificateSpec::server("gw", day()).dns("gw.example")
@@ -180,6 +180,7 @@ fn upstream() -> UpstreamTls {
         server_name: Some("hive.internal".into()),
         spiffe_id: None,
         spiffe: None,
+        min_version: TlsVersion::Tls12,
         cert: None,
         key: None,
     }
@@ -252,7 +253,13 @@ fn what_is_weaker_than_it_should_be_is_told() {
     let long = Validity { not_before: now() - 60, not_after: now() + 400 * 86_400 };
     dir.pair("gw", &CertificateSpec { validity: long, ..server_spec() }.issue(&PKI.intermediate).unwrap());
     one_warning(&dir, &tls, "certificates[0].cert", "it lives 400 days");
+    let old = Validity { not_before: now() - 2 * 3600, not_after: now() + 3500 };
+    dir.pair("gw", &CertificateSpec { validity: old, ..server_spec() }.issue(&PKI.intermediate).unwrap());
+    one_warning(&dir, &tls, "certificates[0].cert", "two thirds of its life are over, it expires at");
     dir.pair("gw", &server_spec().issue(&PKI.intermediate).unwrap());
+    let root = Authority::root("old", old).unwrap();
+    dir.write("ca.pem", root.cert_pem().unwrap());
+    one_warning(&dir, &tls, "client_auth.ca", "certificate 1 (\"CN=old\"): two thirds of its life are over");
     // A root signs itself with whatever; nobody looks at that.
     let sha1 =
         CertificateSpec { digest: openssl::hash::MessageDigest::sha1(), ..CertificateSpec::client("old", day()) };

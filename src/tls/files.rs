@@ -176,6 +176,16 @@ impl<'a> Files<'a> {
         if let Some(leaf) = chain.first() {
             self.check_leaf(field, file, leaf, role);
             self.doubt_leaf(field, file, leaf);
+            self.doubt_rest(field, file, leaf);
+        }
+    }
+
+    /// Whoever rotates a certificate does so before two thirds of its life are over; one that is older was forgotten.
+    fn doubt_rest(&mut self, field: &str, which: &str, cert: &X509Ref) {
+        let (from, to) = (unix_seconds(cert.not_before()), unix_seconds(cert.not_after()));
+        if self.now <= to && self.now >= from.saturating_add(to.saturating_sub(from) / 3 * 2) {
+            let end = cert.not_after();
+            self.warn(field, format!("{which}: two thirds of its life are over, it expires at {end}; renew it"));
         }
     }
 
@@ -242,6 +252,7 @@ impl<'a> Files<'a> {
             if let Some(why) = self.date_fault(cert) {
                 self.warn(field, format!("{}: {why}", which()));
             }
+            self.doubt_rest(field, &which(), cert);
             if let Some(why) = weakness(cert) {
                 self.warn(field, format!("{}: {why}; certificates below it are refused", which()));
             }

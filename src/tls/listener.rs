@@ -64,6 +64,7 @@ pub struct ServerContext {
     /// In the order of the certificates.
     staples: Vec<Option<Arc<Staple>>>,
     trust: Trust,
+    asks_clients: bool,
     revocation: Option<Arc<Revocation>>,
     ocsp: Option<Arc<Ocsp>>,
 }
@@ -85,6 +86,8 @@ pub fn build_listener(
         (Some(spiffe), Some(issued)) => from_agent(&mut files, spiffe, issued),
         (Some(_), None) => return ServerContext::waiting(tls.min_version).map_err(refused),
     };
+    // Where nobody is asked, nobody is judged either, with an SVID as with files.
+    let anchors = if tls.client_auth.asks() { anchors } else { Anchors::Bundle(Vec::new()) };
     if !files.faults.is_empty() {
         return Err(files.faults);
     }
@@ -98,6 +101,7 @@ pub fn build_listener(
     });
     let staples = staples.collect::<Result<Vec<_>, _>>().map_err(refused)?;
     let common = Common {
+        asks_clients: tls.client_auth.asks(),
         bundle: &bundle,
         anchors: &anchors,
         revocation: revocation.as_ref(),
@@ -117,6 +121,7 @@ pub fn build_listener(
         warnings: files.warnings,
         staples,
         trust: Trust::new(&anchors, SECURITY_LEVEL, VERIFY_DEPTH).map_err(refused)?,
+        asks_clients: tls.client_auth.asks(),
         revocation,
         ocsp: match tls.client_auth.ocsp {
             OcspCheck::Off => None,
@@ -146,10 +151,11 @@ fn from_files(files: &mut Files<'_>, tls: &ListenerTls) -> (Vec<ChainAndKey>, An
     let ca = tls.client_auth.ca.as_deref();
     let bundle = match ca {
         Some(ca) => files.bundle("client_auth.ca", ca),
-        None => {
+        None if tls.client_auth.asks() => {
             files.fault("client_auth", "without ca nobody can come in".into());
             None
         }
+        None => None,
     };
     (pairs, Anchors::Bundle(bundle.unwrap_or_default()))
 }
@@ -169,6 +175,8 @@ fn from_agent(files: &mut Files<'_>, spiffe: &ListenerSpiffe, issued: &Issued) -
 
 /// What all contexts of a listener have in common: who comes in, and how.
 struct Common<'a> {
+    /// Whether anybody is asked who they are.
+    asks_clients: bool,
     /// All CAs.
     bundle: &'a [X509],
     anchors: &'a Anchors,
@@ -199,6 +207,7 @@ impl ServerContext {
             warnings: vec![TlsFault { field: "spiffe".into(), message }],
             staples: Vec::new(),
             trust: Trust::new(&Anchors::TrustDomains(Vec::new()), SECURITY_LEVEL, VERIFY_DEPTH)?,
+            asks_clients: true,
             revocation: None,
             ocsp: None,
         })
@@ -219,6 +228,11 @@ impl ServerContext {
             ssl.set_ex_data(index, VerifyNotes::new(now));
         }
         Ok(ssl)
+    }
+
+    /// Whether every client has shown a certificate; if not, none has.
+    pub fn asks_clients(&self) -> bool {
+        self.asks_clients
     }
 
     /// The client of a finished handshake of this context, and how it stands. `now` is Unix time in seconds.
@@ -359,7 +373,6 @@ fn build_contexts(
 /// listener's contexts are alike but for the certificates: OpenSSL takes trust, ALPN and CA names from the one that the
 /// connection was handed over to.
 fn builder(pairs: &[&ChainAndKey], common: &Common<'_>) -> Result<SslContextBuilder, ErrorStack> {
-    let bundle = common.bundle;
     let mut context = SslContextBuilder::new(SslMethod::tls_server())?;
     set_protocol(&mut context, common.min)?;
     for pair in pairs {
@@ -372,10 +385,23 @@ fn builder(pairs: &[&ChainAndKey], common: &Common<'_>) -> Result<SslContextBuil
             add_to_chain(&mut context, issuer)?;
         }
     }
+    if common.asks_clients {
+        ask_for_certificate(&mut context, common)?;
+    }
+    staple(&mut context, common.staples)?;
+    context.set_client_hello_callback(|ssl, _| {
+        handshake::note_client_hello(ssl);
+        Ok(ClientHelloResponse::SUCCESS)
+    });
+    Ok(context)
+}
+
+fn ask_for_certificate(context: &mut SslContextBuilder, common: &Common<'_>) -> Result<(), ErrorStack> {
+    let bundle = common.bundle;
     match common.anchors {
         Anchors::Bundle(bundle) => context.set_cert_store(store(bundle)?),
         // The context's own store stays empty.
-        Anchors::TrustDomains(bundles) => verify_by_trust_domain(&mut context, TrustDomains::new(bundles)?)?,
+        Anchors::TrustDomains(bundles) => verify_by_trust_domain(context, TrustDomains::new(bundles)?)?,
     }
     if ca_names_bytes(bundle) <= CA_NAMES_BYTES_MAX {
         for cert in bundle {
@@ -383,17 +409,12 @@ fn builder(pairs: &[&ChainAndKey], common: &Common<'_>) -> Result<SslContextBuil
         }
     }
     context.set_verify_depth(VERIFY_DEPTH);
-    limit_client_chain(&mut context);
+    limit_client_chain(context);
     let mode = SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT;
     let authorities = bundle.iter().filter_map(|cert| cert.subject_name().to_der().ok()).collect::<Vec<_>>();
     let checks = Checks { authorities, revocation: common.revocation.cloned() };
     context.set_verify_callback(mode, move |good, store| handshake::verify(good, store, &checks));
-    staple(&mut context, common.staples)?;
-    context.set_client_hello_callback(|ssl, _| {
-        handshake::note_client_hello(ssl);
-        Ok(ClientHelloResponse::SUCCESS)
-    });
-    Ok(context)
+    Ok(())
 }
 
 /// Sends OCSP answers to clients that ask for them (status_request). Whatever is wrong, the handshake goes on without.

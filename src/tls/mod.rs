@@ -27,6 +27,7 @@ mod files;
 mod handshake;
 mod listener;
 mod names;
+mod node_handshake;
 mod node_identity;
 mod revocation;
 mod spiffe;
@@ -39,7 +40,8 @@ use std::fmt;
 pub use certificate::{CertificateFacts, identity, identity_of};
 pub use handshake::{Alpn, ConnectionFacts, HandshakeFailure, classify, facts, offered, timed_out};
 pub use listener::{ServerContext, build_listener};
-pub use node_identity::{NodeProof, prove_node};
+pub use node_handshake::NodeFailure;
+pub use node_identity::{Findings, NodeProof, prove_node};
 pub use revocation::{
     Answer, Bundle, CRL_BYTES_MAX, Crl, CrlFacts, CrlUrl, Fetched, IssuerId, Link, Names, Ocsp, OcspAnswer,
     OcspVerdict, Revocation, RevocationSet, Scope, Serial, Serials, StateDir, UrlPrefix, Verdict, crl_asked,

@@ -9,7 +9,7 @@ use openssl::x509::X509;
 use pingora::protocols::tls::CaType;
 use pingora::utils::tls::CertKey;
 
-use crate::config::file::{UpstreamSpiffe, UpstreamTls};
+use crate::config::file::{TlsVersion, UpstreamSpiffe, UpstreamTls};
 use crate::policy::peers::UriPattern;
 
 use super::TlsFault;
@@ -27,6 +27,8 @@ pub struct UpstreamTlsMaterial {
     pub server_name: String,
     /// The SPIFFE ID that every node's certificate must carry, in place of the name.
     pub spiffe_id: Option<Arc<UriPattern>>,
+    /// What a node must speak at least.
+    pub min_version: TlsVersion,
     /// The gateway's client certificate, for nodes that ask for one.
     pub client: Option<Arc<CertKey>>,
     /// A hash of all of it. Goes into the peer's group key: Pingora would else reuse connections across a change of
@@ -67,7 +69,11 @@ pub fn build_upstream(
     let mut hash = Sha256::new();
     // Neither holds a zero byte, so no pair looks like another.
     let id = spiffe_id.as_ref().map_or_else(String::new, |id| id.to_string());
-    [server_name.as_bytes(), &[0], id.as_bytes(), &[0]].iter().for_each(|part| hash.update(part));
+    let least: &[u8] = match tls.min_version {
+        TlsVersion::Tls12 => b"1.2",
+        TlsVersion::Tls13 => b"1.3",
+    };
+    [server_name.as_bytes(), &[0], id.as_bytes(), &[0], least, &[0]].iter().for_each(|part| hash.update(part));
     // The certificates as they were parsed, not the files: those could have changed in between.
     let certificates = bundle.iter().chain(client.iter().flat_map(|client| &client.chain));
     certificates.filter_map(|cert| cert.to_der().ok()).for_each(|der| hash.update(&der));
@@ -78,6 +84,7 @@ pub fn build_upstream(
         ca: Arc::new(bundle.into_boxed_slice()),
         server_name,
         spiffe_id,
+        min_version: tls.min_version,
         client_facts: client.as_ref().and_then(|client| client.chain.first()).map(|c| CertificateFacts::of(c)),
         client: client.map(|client| Arc::new(CertKey::new(client.chain, client.key))),
         generation: u64::from_be_bytes([a, b, c, d, e, f, g, h]),

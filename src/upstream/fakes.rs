@@ -3,17 +3,17 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use super::{NodeSettings, Settings, Upstream};
-use crate::config::file::{Balance, HealthCheck, UpstreamProtocol, UpstreamTimeouts};
+use super::{Ask, BreakerLimits, NodeSettings, Settings, Upstream};
+use crate::config::file::{Balance, HealthCheck, Outlier, UpstreamProtocol, UpstreamTimeouts};
 use crate::names::UpstreamName;
 use crate::observe::Metrics;
-use crate::units::Span;
+use crate::units::{Percent, Span};
 
 /// What a fake node does with a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -98,7 +98,19 @@ async fn serve(mut stream: TcpStream, does: Does, seen: watch::Sender<String>) {
 }
 
 pub(super) fn node(address: SocketAddr, weight: u16) -> NodeSettings {
-    NodeSettings { url: format!("http://{address}"), address, host: address.to_string(), tls: false, weight }
+    NodeSettings {
+        url: format!("http://{address}"),
+        address,
+        host: address.to_string(),
+        tls: false,
+        weight,
+        priority: 0,
+    }
+}
+
+/// For a request without a key.
+pub(super) fn plain() -> Ask<'static> {
+    Ask::any(Instant::now())
 }
 
 /// Settings with probes fast enough for a test.
@@ -107,6 +119,17 @@ pub(super) fn settings(nodes: Vec<NodeSettings>) -> Settings {
         name: UpstreamName::new("hive").unwrap(),
         nodes,
         balance: Balance::LeastRequests,
+        hash_keys: Vec::new(),
+        hash_balance_factor: None,
+        panic_threshold: Percent(0),
+        slow_start: Duration::ZERO,
+        outlier: Outlier::default(),
+        circuit_breaker: BreakerLimits {
+            connections: None,
+            max_requests: u32::MAX,
+            retry_budget: Percent(200),
+            min_retry_concurrency: 3,
+        },
         protocol: UpstreamProtocol::Http1,
         health_check: HealthCheck {
             interval: Span(Duration::from_millis(20)),

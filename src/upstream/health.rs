@@ -58,15 +58,15 @@ static CONNECTOR: LazyLock<Connector> = LazyLock::new(|| Connector::new(None));
 /// have keeps its times, so a probe is neither missed nor doubled however often that happens.
 pub async fn look_after(upstream: Arc<Upstream>, clock: Clock, mut shutdown: ShutdownWatch) {
     let seed = fresh_seed();
-    let probed = if upstream.health_check.enabled { upstream.nodes() } else { &[] };
-    for node in probed {
+    let nodes = upstream.nodes();
+    for node in nodes.iter().filter(|_| upstream.health_check.enabled) {
         let watch = NodeWatch {
             node: node.clone(),
             check: Probe::new(&upstream.health_check),
             target: target(node),
             upstream: upstream.clone(),
             clock: clock.clone(),
-            seed: mix(seed, node.index().into()),
+            seed: mix(seed, node.index.into()),
         };
         tokio::spawn(watch.run(shutdown.clone()));
     }
@@ -77,7 +77,7 @@ pub async fn look_after(upstream: Arc<Upstream>, clock: Clock, mut shutdown: Shu
             _ = shutdown.wait_for(|stop| *stop) => return,
             () = tokio::time::sleep(SWEEP_INTERVAL) => {}
         }
-        for node in upstream.nodes() {
+        for node in upstream.nodes().iter() {
             node.close_idle(clock.now());
         }
     }
@@ -97,7 +97,7 @@ impl NodeWatch {
     async fn run(self, mut shutdown: ShutdownWatch) {
         let mut wait = match self.node.last_probe() {
             Some(last) => self.interval(0).saturating_sub(self.clock.now().saturating_duration_since(last)),
-            None => FIRST_PROBE_STAGGER * u32::from(self.node.index()),
+            None => FIRST_PROBE_STAGGER * u32::from(self.node.index),
         };
         for n in 1.. {
             tokio::select! {
@@ -123,7 +123,7 @@ impl NodeWatch {
         self.node.probe_began(self.clock.now());
         let result = match tokio::time::timeout(limit, self.check.check(&self.target)).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(e)) => Err(reason(&e)),
+            Ok(Err(e)) => Err(self.node.tls_failure(&e).unwrap_or_else(|| reason(&e))),
             Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
         };
         let why = result.clone().err().unwrap_or_default();

@@ -1,15 +1,19 @@
 //! The Hive nodes behind the gateway: which are alive, which is next, and how Pingora connects to it.
 //!
 //! ```text
-//! Upstream::pick ─ balance (round robin, least requests) over the usable nodes ─ Picked (counts while it lives)
-//!   └ Picked::peer ─ the HttpPeer that Pingora connects to, with this request's limits
+//! Upstream::enter ─ breaker: a permit, at once or after a wait
+//!   └ Upstream::pick ─ balance (in turn, least requests, by key) over a view of the node set ─ Picked (counts while it lives)
+//!       └ Picked::connect ─ a connection that rests, or a new one ─ Exchange
+//!           └ Upstream::record ─ outlier: what its requests say of a node
 //! look_after ─ one loop per node ─ Node (unknown, up, down)
 //! ```
 //!
-//! Room is left for what comes later: a breaker asks before [`Upstream::pick`], an ejection or a drained node is one
-//! more reason in [`Node::is_usable`], and discovery builds a new [`Upstream`] from a `previous` one.
+//! The nodes stand in one swappable view: whoever has picked one holds it until its request is done, so another
+//! set of nodes may take its place at any time, and a node that is no longer in it drains. What is learned of a node is kept
+//! in its state, which the next set or configuration takes over by URL and address.
 
 mod balance;
+mod breaker;
 mod exchange;
 #[cfg(test)]
 mod fakes;
@@ -17,37 +21,59 @@ mod health;
 mod http1;
 mod idle_links;
 mod link;
+mod maglev;
 mod node;
+mod outlier;
 mod peer;
 mod random;
 mod settings;
+mod view;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use log::{info, warn};
+use parking_lot::Mutex;
+
+pub use balance::Ask;
+pub use breaker::{BreakerStatus, Overflow, Permit, RetryPermit};
 pub use exchange::{Exchange, Request};
 pub use health::look_after;
-pub use node::{Health, Node, NodeStatus, WRONG_NODE};
-pub use settings::{NodeSettings, Settings, SettingsError};
+pub use node::{Health, Node, NodeId, NodeStatus, WRONG_NODE};
+pub use outlier::{Outcome, Standing};
+pub use settings::{BreakerLimits, ConnectionLimits, NodeSettings, Settings, SettingsError};
 
 use balance::Balancer;
+use breaker::Breaker;
+use view::{Mode, NodeSet, View};
 
 use crate::config::file;
 use crate::names::UpstreamName;
-use crate::observe::Metrics;
+use crate::observe::{Metrics, UpstreamMetrics};
+use crate::units::Percent;
 
 /// A group of Hive nodes that serve the same routes: `upstreams[]`.
 pub struct Upstream {
     name: UpstreamName,
-    nodes: Box<[Arc<Node>]>,
+    view: ArcSwap<View>,
     balancer: Balancer,
+    hash_keys: Box<[file::HashKey]>,
+    panic_threshold: Percent,
+    slow_start: Duration,
     health_check: file::HealthCheck,
+    outlier: file::Outlier,
+    /// Held while a node is ejected; shared with the upstream of the next configuration, as the nodes' states are.
+    ejecting: Arc<Mutex<()>>,
+    breaker: Breaker,
+    metrics: Arc<UpstreamMetrics>,
     http2: bool,
 }
 
 impl Upstream {
-    /// Builds an upstream. Nodes that `previous` has too (same URL and address) keep their health and their counters,
-    /// so that a reload neither forgets a dead node nor loses count of the requests that are under way.
+    /// Builds an upstream. Nodes that `previous` has too (same URL and address) keep their health, their ejections and
+    /// their counters, so that a reload neither forgets a dead node nor loses count of the requests that are under way.
     ///
     /// `seed` makes the random choice of `least_requests` the same in each run; `None` takes a fresh one.
     ///
@@ -60,22 +86,41 @@ impl Upstream {
         seed: Option<u64>,
     ) -> Result<Arc<Self>, SettingsError> {
         settings.check()?;
-        let nodes: Box<[Arc<Node>]> = (0u16..)
-            .zip(&settings.nodes)
-            .map(|(index, node)| {
-                let kept =
-                    previous.and_then(|p| p.nodes.iter().find(|n| *n.url == *node.url && n.address == node.address));
-                let state = kept.map_or_else(
-                    || node::State::new(metrics.upstream_node(settings.name.as_str(), &node.url)),
-                    |n| n.state.clone(),
-                );
-                Node::new(index, node, &settings, state).map(Arc::new)
-            })
-            .collect::<Result<_, _>>()?;
-        let http2 = matches!(settings.protocol, file::UpstreamProtocol::Http2);
-        let balancer = Balancer::new(settings.balance, seed.unwrap_or_else(random::fresh_seed));
-        balancer.refresh(&nodes);
-        Ok(Arc::new(Self { name: settings.name, nodes, balancer, health_check: settings.health_check, http2 }))
+        let name = settings.name.as_str();
+        if settings.tls.is_some() {
+            metrics.expect_tls(name);
+        }
+        let before = previous.map(Upstream::nodes);
+        let nodes = (0u16..).zip(&settings.nodes).map(|(index, node)| {
+            let kept = before.iter().flat_map(|nodes| nodes.iter());
+            let kept = kept.into_iter().find(|n| *n.url == *node.url && n.address == node.address);
+            let state =
+                kept.map_or_else(|| node::State::new(metrics.upstream_node(name, &node.url)), |n| n.state.clone());
+            Node::new(index, node, &settings, state).map(Arc::new)
+        });
+        let set = NodeSet::new(nodes.collect::<Result<_, _>>()?, settings.balance == file::Balance::ConsistentHash);
+        let view = View::new(Arc::new(set), settings.panic_threshold, settings.slow_start);
+        let seed = seed.unwrap_or_else(random::fresh_seed);
+        Ok(Arc::new(Self {
+            view: ArcSwap::from_pointee(view),
+            balancer: Balancer::new(settings.balance, settings.hash_balance_factor, settings.slow_start, seed),
+            hash_keys: settings.hash_keys.into(),
+            panic_threshold: settings.panic_threshold,
+            slow_start: settings.slow_start,
+            health_check: settings.health_check,
+            outlier: settings.outlier,
+            ejecting: previous.map_or_else(Arc::default, |p| p.ejecting.clone()),
+            breaker: Breaker::new(settings.circuit_breaker, name, metrics, previous.map(|p| &p.breaker)),
+            metrics: metrics.upstream(name),
+            http2: matches!(settings.protocol, file::UpstreamProtocol::Http2),
+            name: settings.name,
+        }))
+    }
+
+    /// To be called when the configuration is in use: from now on its limits count.
+    pub fn take_effect(&self) {
+        self.breaker.take_effect();
+        self.metrics.set_panic(self.view.load().mode == Mode::Panic);
     }
 
     /// The upstream's name.
@@ -89,49 +134,117 @@ impl Upstream {
     }
 
     /// Every node, usable or not, in the order of the configuration.
-    pub fn nodes(&self) -> &[Arc<Node>] {
-        &self.nodes
+    pub fn nodes(&self) -> Arc<[Arc<Node>]> {
+        self.view.load().nodes.clone()
     }
 
-    /// Takes the next node for a request: one that is usable and not in `tried` (by [`Node::index`]).
+    /// What requests are told apart by; empty unless they are.
+    pub fn hash_keys(&self) -> &[file::HashKey] {
+        &self.hash_keys
+    }
+
+    /// Takes a request in, if there is a connection for it: `Ok(None)` means that it has to [`Upstream::wait`].
     ///
-    /// `None`: no such node. There is no panic mode: a request is not sent to a node that is known to be down.
-    pub fn pick(&self, tried: &[u16]) -> Option<Picked> {
-        self.balancer.pick(&self.nodes, tried).map(|node| Picked::new(node.clone()))
+    /// # Errors
+    /// It is refused.
+    pub fn enter(&self) -> Result<Option<Permit>, Overflow> {
+        self.breaker.enter()
+    }
+
+    /// Waits for a connection, first come, first served. Whoever drops this gives up the place.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub async fn wait(&self) -> Result<Permit, Overflow> {
+        self.breaker.wait().await
+    }
+
+    /// Whether a request may be tried once more.
+    pub fn retry(&self) -> Option<RetryPermit> {
+        self.breaker.retry()
+    }
+
+    /// Takes the next node for a request: one that is usable and has not been tried.
+    ///
+    /// `None`: no such node.
+    pub fn pick(&self, ask: &Ask<'_>) -> Option<Picked> {
+        let mut view = self.view.load();
+        if view.wake.is_some_and(|wake| ask.now >= wake) {
+            view.nodes.iter().for_each(|node| node.state.ejection.tick(ask.now, self.slow_start));
+            self.refresh();
+            view = self.view.load();
+        }
+        let picked = self.balancer.pick(&view, ask, self.breaker.counts.active());
+        picked.map(|(node, probe)| Picked::new(node.clone(), probe))
     }
 
     /// Whether a request would find a node now. Before the first probe's answer a node counts as usable.
     pub fn has_usable(&self) -> bool {
-        self.nodes.iter().any(|n| n.is_usable())
+        self.view.load().groups.iter().any(|group| !group.usable.is_empty())
     }
 
     /// Whether a node is known to be alive (a probe said so, or health checks are off): the gateway's readiness.
     pub fn is_ready(&self) -> bool {
-        self.nodes.iter().any(|n| n.health() == Health::Up)
+        self.view.load().nodes.iter().any(|n| n.health() == Health::Up)
+    }
+
+    /// Whether requests go to all nodes, because fewer than `panic_threshold` are usable.
+    pub fn is_in_panic(&self) -> bool {
+        self.view.load().mode == Mode::Panic
     }
 
     /// What the admin page shows, one entry per node.
     pub fn status(&self) -> Vec<NodeStatus> {
-        self.nodes.iter().map(|n| n.status()).collect()
+        self.nodes().iter().map(|n| n.status()).collect()
     }
 
-    /// Must follow every change of a node's usability.
-    fn refresh(&self) {
-        self.balancer.refresh(&self.nodes);
+    /// What the admin page shows of the circuit breaker.
+    pub fn breaker(&self) -> BreakerStatus {
+        self.breaker.status()
     }
+
+    /// Must follow every change of a node's usability. Lays the nodes out again if anything has changed.
+    fn refresh(&self) {
+        let before = self.view.load_full();
+        if !before.is_stale() {
+            return;
+        }
+        // rcu, so that of two changes at once the later view of the nodes is the one that stays.
+        self.view.rcu(|view| view.again(self.panic_threshold, self.slow_start));
+        let mode = self.view.load().mode;
+        if mode == before.mode {
+            return;
+        }
+        self.metrics.set_panic(mode == Mode::Panic);
+        let (name, least) = (&self.name, self.panic_threshold);
+        match mode {
+            Mode::Panic => {
+                warn!("upstream {name}: panic: fewer than {least} of the nodes are usable; all get requests")
+            }
+            Mode::LastResort => warn!("upstream {name}: no node is left but ejected ones; they get requests"),
+            Mode::Normal => info!("upstream {name}: only nodes that are well get requests again"),
+        }
+    }
+}
+
+/// What a key is looked up by: the same in every gateway and every run. FNV-1a of 64 bits; the look-up mixes it.
+pub fn hash_key(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// A node taken for one request. It counts as in flight until this is dropped.
 pub struct Picked {
     node: Arc<Node>,
+    /// This request shows whether the node is well again.
+    probe: bool,
 }
 
 impl Picked {
-    fn new(node: Arc<Node>) -> Self {
+    fn new(node: Arc<Node>, probe: bool) -> Self {
         node.state.requests.fetch_add(1, Ordering::Relaxed);
         node.state.in_flight.fetch_add(1, Ordering::Relaxed);
         node.metrics().request_started();
-        Self { node }
+        Self { node, probe }
     }
 
     /// The node.
@@ -144,5 +257,8 @@ impl Drop for Picked {
     fn drop(&mut self) {
         self.node.state.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.node.metrics().request_ended();
+        if self.probe {
+            self.node.state.ejection.give_probe_back();
+        }
     }
 }

@@ -9,15 +9,16 @@ use http::{HeaderMap, HeaderValue};
 use parking_lot::Mutex;
 use pingora::protocols::Digest;
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorType};
+use pingora::{Error, ErrorSource, ErrorType};
 
 use super::idle_links::IdleLinks;
 use super::link::Link;
+use super::outlier::{Ejection, Standing};
 use super::peer;
 use super::settings::{NodeSettings, Settings, SettingsError};
 use crate::config::file::UpstreamProtocol;
 use crate::observe::NodeMetrics;
-use crate::tls::NodeProof;
+use crate::tls::{Findings, NodeFailure, NodeProof};
 
 /// Another node than the one that is configured took the connection.
 pub const WRONG_NODE: ErrorType = ErrorType::Custom("WrongNode");
@@ -52,6 +53,17 @@ impl Health {
     }
 }
 
+/// What tells a node from every other one, also across reloads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeId(u64);
+
+impl NodeId {
+    fn next() -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Self(LAST.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 /// A node of an upstream, as one configuration has it. What is learned of it is in its state, which outlives a reload.
 pub struct Node {
     /// Its place in [`super::Upstream::nodes`].
@@ -61,6 +73,7 @@ pub struct Node {
     /// `Host` of a probe.
     pub(super) host: HeaderValue,
     pub(super) weight: u16,
+    pub(super) priority: u8,
     pub(super) peer: HttpPeer,
     idle: Duration,
     connect: Duration,
@@ -69,8 +82,12 @@ pub struct Node {
     generation: u64,
     /// Whether a connection counts only with [`NodeProof::Right`].
     proves_id: bool,
+    /// What was found wrong with it in handshakes, and not told yet.
+    findings: Arc<Findings>,
     /// Off: the node counts as up, whatever its state says from a time when it was on.
     checked: bool,
+    /// Off: it takes part, whatever its state says from a time when it was on.
+    ejects: bool,
     pub(super) state: Arc<State>,
 }
 
@@ -85,28 +102,35 @@ impl Node {
     ) -> Result<Self, SettingsError> {
         let host = HeaderValue::from_str(&node.host)
             .map_err(|_| SettingsError::Probe(format!("{:?} can't be sent as Host", node.host)))?;
+        let findings = Arc::default();
         let node = Self {
             index,
             url: node.url.as_str().into(),
             address: node.address,
             host,
             weight: node.weight,
-            peer: peer::template(node, settings),
+            priority: node.priority,
+            peer: peer::template(node, settings, &findings),
+            findings,
             idle: settings.timeouts.idle.0,
             connect: settings.timeouts.connect.0,
             http2: matches!(settings.protocol, UpstreamProtocol::Http2),
             generation: peer::pool_key(settings),
             proves_id: node.tls,
             checked: settings.health_check.enabled,
+            ejects: settings.outlier.enabled,
             state,
         };
-        node.state.metrics.set_up(node.is_usable());
+        node.state.metrics.set_up(node.is_healthy());
+        if node.standing() == Standing::In {
+            node.state.metrics.returned();
+        }
         Ok(node)
     }
 
-    /// Its place in [`super::Upstream::nodes`]; what [`super::Upstream::pick`] takes as `tried`.
-    pub fn index(&self) -> u16 {
-        self.index
+    /// What [`super::Upstream::pick`] takes as `tried`.
+    pub fn id(&self) -> NodeId {
+        self.state.id
     }
 
     /// The URL as configured: the node's name in logs and metrics.
@@ -133,15 +157,52 @@ impl Node {
         let why = match NodeProof::of(digest) {
             _ if !self.proves_id => return Ok(()),
             Some(NodeProof::Right) => return Ok(()),
-            Some(NodeProof::Wrong(why)) => why.clone(),
+            Some(NodeProof::Wrong(failure)) => failure.why.clone(),
             None => "the node's certificate was not looked at".to_owned(),
         };
         Error::e_explain(WRONG_NODE, why)
     }
 
-    /// Whether a request may go there.
-    pub fn is_usable(&self) -> bool {
+    /// To be called with the error that a try at the node ended with, before anything is waited for: if a TLS handshake
+    /// failed, counts that and says why.
+    pub fn tls_failure(&self, error: &Error) -> Option<String> {
+        if !self.proves_id || *error.esource() == ErrorSource::Downstream {
+            return None;
+        }
+        let found = match error.etype() {
+            // What becomes of a connection with which something was found wrong.
+            &WRONG_NODE
+            | ErrorType::TLSHandshakeFailure
+            | ErrorType::H2Error
+            | ErrorType::HandshakeError
+            | ErrorType::ConnectionClosed
+            | ErrorType::WriteError
+            | ErrorType::ReadError => self.findings.take(),
+            _ => None,
+        };
+        let failure = found.or_else(|| NodeFailure::of(error))?;
+        self.state.metrics.tls_failed(failure.reason);
+        Some(format!("TLS: {}", failure.why))
+    }
+
+    /// Longest wait for TCP and TLS together.
+    pub fn connect_limit(&self) -> Duration {
+        self.connect
+    }
+
+    /// Whether the probes have nothing against it.
+    pub fn is_healthy(&self) -> bool {
         self.health() != Health::Down
+    }
+
+    /// Whether its requests speak against it.
+    pub fn standing(&self) -> Standing {
+        if self.ejects { self.state.ejection.standing() } else { Standing::In }
+    }
+
+    /// Whether a request may go there: probes and requests have nothing against it, or it is time to try it again.
+    pub fn is_usable(&self) -> bool {
+        self.is_healthy() && matches!(self.standing(), Standing::In | Standing::HalfOpen)
     }
 
     /// Requests under way, those of an older configuration included.
@@ -191,11 +252,6 @@ impl Node {
         self.http2
     }
 
-    /// Longest time for TCP and TLS together.
-    pub(super) fn connect_limit(&self) -> Duration {
-        self.connect
-    }
-
     /// A connection that rests and may have the next request.
     pub(super) fn take_idle(&self, now: Instant) -> Option<Link> {
         self.state.idle_links.take(self.generation, now, self.idle_limit())
@@ -218,7 +274,9 @@ impl Node {
             url: self.url.clone(),
             address: self.address,
             weight: self.weight,
+            priority: self.priority,
             health: self.health(),
+            standing: self.standing(),
             in_flight: self.in_flight(),
             requests: self.state.requests.load(Ordering::Relaxed),
             connect_failures: self.state.connect_failures.load(Ordering::Relaxed),
@@ -238,6 +296,7 @@ impl Node {
         let mut track = self.state.track.lock();
         track.last_probe = Some(now);
         let before = self.state.health();
+        let returns = track.ever_up;
         let after = track.next(before, result.is_ok(), limits);
         track.last_error = match result {
             // The reason why a node is down stays readable while it is down.
@@ -249,6 +308,9 @@ impl Node {
             return None;
         }
         track.last_change = Some(wall);
+        if after == Health::Up && returns {
+            self.state.ejection.recovered(now);
+        }
         // Stored under the lock, so that two loops (before and after a reload) can't overtake each other.
         self.state.health.store(after as u8, Ordering::Release);
         self.state.metrics.set_up(after != Health::Down);
@@ -280,6 +342,10 @@ pub struct NodeStatus {
     pub address: SocketAddr,
     /// Share of the requests.
     pub weight: u16,
+    /// Which group it belongs to.
+    pub priority: u8,
+    /// What its requests say.
+    pub standing: Standing,
     /// What the probes say. [`Health::Up`] is the only one that is confirmed.
     pub health: Health,
     /// Requests under way.
@@ -305,6 +371,8 @@ pub(super) struct Thresholds {
 
 /// What is learned of a node while the process runs; shared by the [`Node`]s of successive configurations.
 pub(super) struct State {
+    id: NodeId,
+    pub(super) ejection: Ejection,
     health: AtomicU8,
     pub(super) in_flight: AtomicU32,
     pub(super) requests: AtomicU64,
@@ -353,6 +421,8 @@ impl State {
     /// A new node's state.
     pub(super) fn new(metrics: Arc<NodeMetrics>) -> Arc<Self> {
         Arc::new(Self {
+            id: NodeId::next(),
+            ejection: Ejection::default(),
             health: AtomicU8::new(Health::Unknown as u8),
             in_flight: AtomicU32::new(0),
             requests: AtomicU64::new(0),

@@ -1,6 +1,7 @@
 //! The peer that Pingora connects to: everything that is the same for each request is set once per node.
 
 use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::Arc;
 use std::time::Duration;
 
 use pingora::protocols::TcpKeepalive;
@@ -9,7 +10,7 @@ use pingora::upstreams::peer::{ALPN, HttpPeer, HttpUpstreamRequestPolicy};
 use super::Node;
 use super::settings::{NodeSettings, Settings};
 use crate::config::file::UpstreamProtocol;
-use crate::tls::prove_node;
+use crate::tls::{Findings, prove_node};
 
 /// Streams of one HTTP/2 connection to a node; more open another connection. What RFC 9113 6.5.2 recommends as least.
 const H2_STREAMS_MAX: usize = 100;
@@ -23,8 +24,8 @@ pub(super) const TCP_KEEPALIVE: TcpKeepalive = TcpKeepalive {
     user_timeout: Duration::from_secs(60),
 };
 
-/// The part of a node's peer that no request changes.
-pub(super) fn template(node: &NodeSettings, settings: &Settings) -> HttpPeer {
+/// The part of a node's peer that no request changes. `findings`: where handshakes leave what was wrong with the node.
+pub(super) fn template(node: &NodeSettings, settings: &Settings, findings: &Arc<Findings>) -> HttpPeer {
     // check() has refused a TLS node without a server name; without one Pingora would verify nothing.
     let sni = settings.tls.as_ref().filter(|_| node.tls).map_or_else(String::new, |tls| tls.server_name.clone());
     let mut peer = HttpPeer::new(node.address, node.tls, sni);
@@ -35,9 +36,10 @@ pub(super) fn template(node: &NodeSettings, settings: &Settings) -> HttpPeer {
     peer.options.verify_cert = true;
     peer.options.verify_hostname = true;
     if let Some(tls) = settings.tls.as_ref().filter(|_| node.tls) {
+        let http2 = settings.protocol == UpstreamProtocol::Http2;
         // With an ID the name is the SNI only; Node::check_proof refuses what the hook did not find right.
         peer.options.verify_hostname = tls.spiffe_id.is_none();
-        peer.options.upstream_tls_handshake_complete_hook = Some(prove_node(tls.spiffe_id.clone()));
+        peer.options.upstream_tls_handshake_complete_hook = Some(prove_node(tls, http2, findings.clone()));
     }
     // TCP and TLS together. `connection_timeout` would count for each of them anew, so it stays unset.
     peer.options.total_connection_timeout = Some(settings.timeouts.connect.0);

@@ -1,10 +1,12 @@
 //! An upstream's settings with every name resolved and every file read.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::config::file;
 use crate::names::UpstreamName;
 use crate::tls::UpstreamTlsMaterial;
+use crate::units::Percent;
 
 /// Most nodes of an upstream. A node's index is 16 bits wide.
 pub const NODES_MAX: usize = 4096;
@@ -18,6 +20,18 @@ pub struct Settings {
     pub nodes: Vec<NodeSettings>,
     /// How a node is picked.
     pub balance: file::Balance,
+    /// What requests are told apart by, with `consistent_hash`.
+    pub hash_keys: Vec<file::HashKey>,
+    /// The most requests of a node in percent of the mean.
+    pub hash_balance_factor: Option<u16>,
+    /// When fewer nodes are usable, all are used.
+    pub panic_threshold: Percent,
+    /// How long a node that comes back takes to get its full share again.
+    pub slow_start: Duration,
+    /// Which nodes are left alone because they fail.
+    pub outlier: file::Outlier,
+    /// How much goes to the nodes at once.
+    pub circuit_breaker: BreakerLimits,
     /// What is spoken to the nodes.
     pub protocol: file::UpstreamProtocol,
     /// How a node is known to be alive.
@@ -41,6 +55,32 @@ pub struct NodeSettings {
     pub tls: bool,
     /// Share of the requests, 1 to 100.
     pub weight: u16,
+    /// Nodes of a higher number get requests when those of lower ones fail.
+    pub priority: u8,
+}
+
+/// How much an upstream takes at once: `upstreams[].circuit_breaker`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BreakerLimits {
+    /// None on HTTP/2, where a connection carries many requests.
+    pub connections: Option<ConnectionLimits>,
+    /// Requests at the nodes.
+    pub max_requests: u32,
+    /// Later tries at once, as a share of the requests.
+    pub retry_budget: Percent,
+    /// So many of them in any case.
+    pub min_retry_concurrency: u32,
+}
+
+/// The limit that requests wait at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// Connections that carry a request.
+    pub max: u32,
+    /// Requests that wait for one.
+    pub max_pending: u32,
+    /// Longest wait.
+    pub pending_timeout: Duration,
 }
 
 /// Why an upstream can't be built. Each of these is found by `check` before; this is the last line.

@@ -149,6 +149,20 @@ fn secrets_come_from_their_files_and_are_never_shown() {
 }
 
 #[test]
+fn a_secret_that_everybody_can_read_is_a_warning() {
+    use std::os::unix::fs::PermissionsExt;
+    let (_directory, base) = furnished();
+    let secret = base.join("secrets/gateway");
+    let warned = |mode| {
+        fs::set_permissions(&secret, fs::Permissions::from_mode(mode)).unwrap();
+        shown(&load_furnished(&root().join("conf/reference.yaml"), &base, |text| text).unwrap().warnings)
+    };
+    let said = warned(0o644);
+    assert!(said.contains("hive.gateway_auth_secret_file: ") && said.contains("(mode 0644); use 0600"), "{said}");
+    assert_eq!((warned(0o600), warned(0o640)), (String::new(), String::new()));
+}
+
+#[test]
 fn wrong_files_are_found_where_they_are_named() {
     let (_directory, base) = furnished();
     let file = root().join("conf/gateway.yaml");

@@ -318,5 +318,6 @@ fn answers_that_are_too_long_take_memory_one_at_a_time() {
     assert!(gateway.stderr().contains("longer than 134217728 bytes"), "{}", gateway.stderr());
     let peak = gateway.peak_memory_bytes();
     println!("at most {} MiB", peak / MIB);
-    assert!(peak < 320 * MIB, "{} MiB", peak / MIB);
+    // The allocator may keep the block of the one before for a moment; three at once would be more than 440 MiB.
+    assert!(peak < 400 * MIB, "{} MiB", peak / MIB);
 }

@@ -69,7 +69,8 @@ impl Operator {
         self.write_material(other, setup.dir.path());
         let (name, host) = (other.name, other.host());
         // Reloads happen when a test asks for them.
-        setup.server = "watch: 0s".into();
+        // One thread, so that the connection that rests is the one that is taken.
+        setup.server = "watch: 0s, threads: 1".into();
         setup.plain = Some(String::new());
         setup.top = format!(
             "hive: {{ gateway_auth_secret: {}, federation: {{ jwt: verify, audience: \"{}\", bind_issuer: true }} }}",

@@ -178,6 +178,47 @@ fn half_a_pair_is_waited_for_in_silence_and_then_told() {
 }
 
 #[test]
+fn a_failure_is_over_when_the_old_file_comes_back() {
+    let (gateway, _node) = watching();
+    let file = gateway.dir().join("server.pem");
+    let good = fs::read(&file).unwrap();
+    replace_file(&file, b"nonsense");
+    gateway.wait_metric(TLS_RELOADS, FAILED, 1.0);
+    assert_eq!(gateway.status()["last_reload"]["result"], "failed");
+    replace_file(&file, &good);
+    wait_until("the status is good again", || gateway.status()["last_reload"]["result"] == "ok");
+    let status = gateway.status();
+    assert_eq!(
+        (&status["last_reload"]["errors"], &status["config"]["generation"]),
+        (&serde_json::json!([]), &1.into()),
+        "{status}"
+    );
+    assert_eq!(
+        (gateway.metric(TLS_RELOADS, OK), gateway.metric(TLS_RELOADS, FAILED)),
+        (0.0, 1.0),
+        "nothing was loaded"
+    );
+    // A failure that somebody asked for ends in the same way, but not while the configuration itself is wrong.
+    let ask_in_vain = || {
+        replace_file(&file, b"nonsense");
+        assert_eq!((gateway.reload().status, &gateway.status()["last_reload"]["result"]), (422, &"failed".into()));
+        replace_file(&file, &good);
+    };
+    ask_in_vain();
+    wait_until("the status is good again", || gateway.status()["last_reload"]["result"] == "ok");
+    gateway.edit("routes:", "routes_of_tomorrow:");
+    ask_in_vain();
+    let new = new_server(&gateway);
+    let told = gateway.status()["last_reload"].clone();
+    wait_until("the old file has been looked at", || {
+        assert_eq!(gateway.status()["last_reload"], told);
+        told["time"].as_i64().unwrap() + 2 < from_now(0, 0).not_before
+    });
+    replace(gateway.dir(), "server", &new);
+    wait_shown(&gateway, &new);
+}
+
+#[test]
 fn a_rotation_takes_no_half_edited_configuration_into_use() {
     let (gateway, node) = watching();
     gateway.edit("routes:", "routes_of_tomorrow:");

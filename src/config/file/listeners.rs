@@ -146,11 +146,11 @@ pub enum TlsVersion {
 #[derive(Debug, Default, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClientAuth {
-    /// Only `required` exists.
+    /// `required` (default) or `none`.
     #[serde(default)]
     pub mode: ClientAuthMode,
     /// PEM bundle of the internal CA: roots, and intermediates that clients don't send or whose CRLs are given. Needed
-    /// without `spiffe`.
+    /// with `required`, unless `spiffe` is there; this and all the rest is refused with `none`.
     pub ca: Option<String>,
     /// Files of certificate revocation lists, PEM or DER, up to 128 MiB each. Default: none; then, unless
     /// [`Self::crl_url`] or [`Self::crl_distribution_points`] has some, nothing is checked.
@@ -193,6 +193,11 @@ impl ClientAuth {
     /// Clients of this CA, and no lists.
     pub fn of(ca: &str) -> Self {
         Self { ca: Some(ca.into()), ..Self::default() }
+    }
+
+    /// Whether clients are asked for a certificate.
+    pub fn asks(&self) -> bool {
+        self.mode == ClientAuthMode::Required
     }
 
     /// Default of [`Self::ocsp_timeout`].
@@ -273,6 +278,9 @@ pub enum ClientAuthMode {
     /// No certificate, no connection.
     #[default]
     Required,
+    /// Nobody is asked, and no client is anybody. Only on addresses of private networks: for the calls that our own Hive
+    /// makes to its peers.
+    None,
 }
 
 /// `listeners[].limits`

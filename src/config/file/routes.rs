@@ -261,14 +261,17 @@ impl<'de> Deserialize<'de> for Batch {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RouteTimeouts {
-    /// From the request's end to the first byte of the answer. Default 300s, as long as Hive's JSON-RPC runs.
+    /// From the request's end to the first byte of the answer: waiting for a connection, connecting, every try. Default
+    /// 300s, as long as Hive's JSON-RPC runs.
     pub response: Span,
     /// Longest silence inside an answer. Default 5m: an event stream may be silent for minutes.
     pub stream_idle: Span,
+    /// From the request's end to the answer's end, up to 7d. Default: no limit.
+    pub max_stream_duration: Option<Span>,
 }
 
 impl Default for RouteTimeouts {
     fn default() -> Self {
-        Self { response: seconds(300), stream_idle: seconds(300) }
+        Self { response: seconds(300), stream_idle: seconds(300), max_stream_duration: None }
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
-use super::{UpstreamSpiffe, seconds};
+use super::{Balance, CircuitBreaker, HashKeys, Outlier, TlsVersion, UpstreamSpiffe, seconds};
 use crate::names::UpstreamName;
 use crate::units::{Percent, Span};
 
@@ -20,6 +20,24 @@ pub struct Upstream {
     /// How a node is picked.
     #[serde(default)]
     pub balance: Balance,
+    /// Needed with `consistent_hash`: what requests are told apart by; of a list, the first that the request has. A request
+    /// that has none goes where `least_requests` would send it.
+    pub hash_key: Option<HashKeys>,
+    /// With `consistent_hash`: the most requests of a node in percent of the mean, 101 to 10000 (Envoy's and HAProxy's
+    /// meaning); what goes beyond meets another node. Default: no such limit.
+    pub hash_balance_factor: Option<u16>,
+    /// When fewer of the nodes are usable, all are used, down or not (Envoy's panic mode). Default 0%: never.
+    #[serde(default)]
+    pub panic_threshold: Percent,
+    /// How long a node that comes back takes to get its full share again, up to 1h; 0s: at once. Default 10s.
+    #[serde(default = "ten_seconds")]
+    pub slow_start: Span,
+    /// Which nodes are left alone because they fail.
+    #[serde(default)]
+    pub outlier: Outlier,
+    /// How much goes to the nodes at once.
+    #[serde(default)]
+    pub circuit_breaker: CircuitBreaker,
     /// What is spoken to the nodes. Default `http1`.
     #[serde(default)]
     pub protocol: UpstreamProtocol,
@@ -39,13 +57,19 @@ pub struct Upstream {
     pub trusted: bool,
 }
 
-/// `upstreams[].endpoints[]`: a URL, or `{ url, weight }`.
+fn ten_seconds() -> Span {
+    seconds(10)
+}
+
+/// `upstreams[].endpoints[]`: a URL, or `{ url, weight, priority }`.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     /// `http://host:port` or `https://host:port`.
     pub url: String,
     /// Share of the requests, 1 to 100. Default 1.
     pub weight: u16,
+    /// 0 to 9; nodes of a higher number get requests when those of lower ones fail (Envoy's meaning). Default 0.
+    pub priority: u8,
 }
 
 impl<'de> Deserialize<'de> for Endpoint {
@@ -56,6 +80,8 @@ impl<'de> Deserialize<'de> for Endpoint {
             url: String,
             #[serde(default = "one")]
             weight: u16,
+            #[serde(default)]
+            priority: u8,
         }
         fn one() -> u16 {
             1
@@ -64,29 +90,19 @@ impl<'de> Deserialize<'de> for Endpoint {
         impl<'de> Visitor<'de> for V {
             type Value = Endpoint;
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a URL, or { url, weight }")
+                f.write_str("a URL, or { url, weight, priority }")
             }
             fn visit_str<E: de::Error>(self, v: &str) -> Result<Endpoint, E> {
-                Ok(Endpoint { url: v.into(), weight: 1 })
+                Ok(Endpoint { url: v.into(), weight: 1, priority: 0 })
             }
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Endpoint, A::Error> {
-                let Fields { url, weight } = Fields::deserialize(de::value::MapAccessDeserializer::new(map))?;
-                Ok(Endpoint { url, weight })
+                let fields = Fields::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                let Fields { url, weight, priority } = fields;
+                Ok(Endpoint { url, weight, priority })
             }
         }
         d.deserialize_any(V)
     }
-}
-
-/// `upstreams[].balance`
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Balance {
-    /// In turn, by weight.
-    RoundRobin,
-    /// The less busy of two nodes taken at random, by weight. The default: a slow node gets less.
-    #[default]
-    LeastRequests,
 }
 
 /// `upstreams[].protocol`
@@ -96,7 +112,7 @@ pub enum UpstreamProtocol {
     /// HTTP/1.1, what Hive's Node.js speaks.
     #[default]
     Http1,
-    /// HTTP/2: by ALPN on `https://`, by prior knowledge on `http://`.
+    /// HTTP/2: by ALPN on `https://`, by prior knowledge on `http://`. A node that offers none is not used.
     Http2,
 }
 
@@ -192,6 +208,9 @@ pub struct UpstreamTls {
     pub server_name: Option<String>,
     /// The SPIFFE ID that every node's certificate must carry, as in `peers[].uri`, in place of the name.
     pub spiffe_id: Option<String>,
+    /// `"1.2"` (default) or `"1.3"`. A node that speaks less is refused.
+    #[serde(default)]
+    pub min_version: TlsVersion,
     /// The gateway's client certificate (chain, leaf first), with `key`.
     pub cert: Option<String>,
     /// Its key.

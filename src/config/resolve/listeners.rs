@@ -1,11 +1,15 @@
 //! `listeners`: addresses, trust, limits.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 
 use super::ranges::{DAY, HOUR, MILLISECOND, MINUTE, SECOND};
 use super::{Resolver, defense};
-use crate::config::file::{self, ClientAuth, ListenerLimits, ListenerTimeouts, ListenerTls, OcspCheck, Protocol};
-use crate::config::{Listener, Route, RoutePeers};
+use crate::config::file::{
+    self, ClientAuth, ExpiredCrl, ListenerLimits, ListenerTimeouts, ListenerTls, OcspCheck, OcspFailure, Protocol,
+};
+use crate::config::{Listener, Route, RouteListeners, RoutePeers};
 use crate::policy::deny::parse_network;
 use crate::tls::{CrlUrl, UrlPrefix};
 
@@ -31,6 +35,14 @@ fn listener(r: &mut Resolver<'_>, at: &str, raw: file::Listener) -> Listener {
             r.warn(&format!("{at}.protocol"), format!("{reach}: no client shows a certificate there"));
         }
         _ => {}
+    }
+    if let Some(tls) = &raw.tls
+        && !tls.client_auth.asks()
+        && !is_private(raw.address.ip())
+    {
+        let reach = format!("none on {}, which strangers can reach: they would call in our name", raw.address);
+        let remedy = "write mode: required, or an address of this machine or a private network, such as 127.0.0.1";
+        r.error(&format!("{tls_path}.client_auth.mode"), format!("{reach}; {remedy}"));
     }
     let trusted = raw.trusted_proxies.iter().enumerate();
     let trusted_proxies = trusted.filter_map(|(i, text)| network(r, &format!("{at}.trusted_proxies[{i}]"), text));
@@ -62,7 +74,6 @@ fn listener_tls(r: &mut Resolver<'_>, at: &str, mut tls: ListenerTls) -> Listene
         files.cert = r.material(&files.cert);
         files.key = r.material(&files.key);
     }
-    tls.client_auth.ca = tls.client_auth.ca.map(|ca| r.material(&ca));
     client_auth(r, &format!("{at}.client_auth"), &mut tls.client_auth);
     super::certificates::listener(r, at, &tls);
     tls
@@ -81,7 +92,11 @@ fn needs_files(r: &mut Resolver<'_>, at: &str, tls: &ListenerTls) {
             }
         }
     }
-    if tls.client_auth.ca.is_none() && !r.has_guess(&auth) && !r.has_guess(&format!("{at}.spiffe")) {
+    if tls.client_auth.asks()
+        && tls.client_auth.ca.is_none()
+        && !r.has_guess(&auth)
+        && !r.has_guess(&format!("{at}.spiffe"))
+    {
         match r.located.has(&auth) {
             true => r.error(&auth, missing("ca", "ca: mesh-ca.pem")),
             false => r.error(at, missing("client_auth", "client_auth: { mode: required, ca: mesh-ca.pem }")),
@@ -89,8 +104,42 @@ fn needs_files(r: &mut Resolver<'_>, at: &str, tls: &ListenerTls) {
     }
 }
 
-/// Revocation lists: their files become absolute, their URLs are checked with the files.
+/// Whether only this machine or a private network has the address: RFC 1918, RFC 4193, link-local and loopback.
+pub(super) fn is_private(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_loopback() || ip.is_private() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
+    }
+}
+
+/// Nobody is asked, so there is nothing to be said about who comes in.
+fn no_client_auth(r: &mut Resolver<'_>, at: &str, auth: &ClientAuth) {
+    let given = [
+        ("ca", auth.ca.is_some()),
+        ("crl", !auth.crl.is_empty()),
+        ("crl_url", !auth.crl_url.is_empty()),
+        ("crl_distribution_points", !auth.crl_distribution_points.is_empty()),
+        ("crl_refresh", auth.crl_refresh.is_some()),
+        ("crl_check", auth.crl_check.is_some()),
+        ("expired_crl", auth.expired_crl.is_some()),
+        ("ocsp", auth.ocsp != OcspCheck::Off),
+        ("ocsp_url", auth.ocsp_url.is_some()),
+        ("ocsp_timeout", auth.ocsp_timeout.is_some()),
+        ("ocsp_failure", auth.ocsp_failure.is_some()),
+    ];
+    for (key, _) in given.into_iter().filter(|(_, given)| *given) {
+        r.error(&format!("{at}.{key}"), "nobody is asked for a certificate; leave it out, or write mode: required");
+    }
+}
+
+/// The CA and revocation lists: their files become absolute, their URLs are checked with the files.
 fn client_auth(r: &mut Resolver<'_>, at: &str, auth: &mut ClientAuth) {
+    if !auth.asks() {
+        return no_client_auth(r, at, auth);
+    }
+    if let Some(ca) = &mut auth.ca {
+        *ca = r.material(ca);
+    }
     for file in &mut auth.crl {
         *file = r.material(file);
     }
@@ -130,7 +179,25 @@ fn client_auth(r: &mut Resolver<'_>, at: &str, auth: &mut ClientAuth) {
             r.error(&format!("{at}.{key}"), "nobody is asked; write ocsp: leaf, or leave it out");
         }
     }
+    if auth.expired_crl == Some(ExpiredCrl::Accept) {
+        let why = "who keeps a list from being renewed keeps revoked clients in";
+        r.warn(&format!("{at}.expired_crl"), format!("a late list still counts: {why}"));
+    }
+    if auth.ocsp_failure == Some(OcspFailure::Accept) {
+        let why = "who silences the responder keeps revoked clients in";
+        r.warn(&format!("{at}.ocsp_failure"), format!("without an answer clients come in: {why}"));
+    }
     if !auth.checks_crls() {
+        // An empty list says that it is meant so.
+        if auth.ocsp == OcspCheck::Off && !r.located.has(&format!("{at}.crl")) {
+            let why = "no revocation: a client thrown out of the mesh comes in until its certificate expires";
+            r.warn(
+                at,
+                format!(
+                    "{why}; write crl, crl_url or crl_distribution_points, or crl: [] where certificates live for hours"
+                ),
+            );
+        }
         for (key, given) in [("crl_check", auth.crl_check.is_some()), ("expired_crl", auth.expired_crl.is_some())] {
             if given {
                 r.error(
@@ -198,11 +265,22 @@ pub(super) fn serving<'l>(route: &Route, listeners: &'l [Listener]) -> impl Iter
 
 /// Routes for named peers are dead where no listener asks for a certificate.
 pub(super) fn check_peers_can_be_known(r: &mut Resolver<'_>, listeners: &[Listener], routes: &[Route]) {
-    for (i, route) in routes.iter().enumerate() {
-        let https = serving(route, listeners).any(|l| l.protocol == Protocol::Https);
-        if matches!(route.peers, RoutePeers::Of(_)) && !https {
-            let why = "no listener of this route is https, so no client ever is one of these peers";
-            r.warn(&format!("routes[{i}].peers"), why);
+    for (i, route) in routes.iter().enumerate().filter(|(_, route)| matches!(route.peers, RoutePeers::Of(_))) {
+        let path = format!("routes[{i}].peers");
+        let asks = |l: &Listener| l.tls.as_ref().is_some_and(|tls| tls.client_auth.asks());
+        let nobody = serving(route, listeners).find(|l| l.protocol == Protocol::Https && !asks(l));
+        match nobody.filter(|_| matches!(route.listeners, RouteListeners::Of(_))) {
+            Some(listener) => {
+                let why = format!("the listener {} asks for no certificate", listener.name);
+                r.error(&path, format!("{why}, so no client there is one of these peers; write peers: any"));
+            }
+            None if !serving(route, listeners).any(|l| l.protocol == Protocol::Https && asks(l)) => {
+                r.warn(
+                    &path,
+                    "no listener of this route asks for a certificate, so no client ever is one of these peers",
+                );
+            }
+            None => {}
         }
     }
 }

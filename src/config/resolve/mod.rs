@@ -13,6 +13,7 @@ mod process;
 mod ranges;
 mod rate_limits;
 mod redis;
+mod resilience;
 mod routes;
 mod secrets;
 mod spiffe;
@@ -55,7 +56,8 @@ pub(super) fn resolve(
     let upstreams = upstreams::resolve(&mut r, file.upstreams);
     let listeners = listeners::resolve(&mut r, file.listeners);
     let spiffe = spiffe::resolve(&mut r, file.spiffe, &listeners, &upstreams);
-    let routes = routes::resolve(&mut r, file.routes, &listeners, &peers, &upstreams);
+    let routes = routes::resolve(&mut r, file.routes, &listeners, &peers, &upstreams, &hive.federation);
+    resilience::check_hash_keys(&mut r, &upstreams, &routes);
     rate_limits::check(&mut r, &listeners, &routes, &hive.federation);
     let redis = redis::resolve(&mut r, file.redis);
     redis::check_shared(&mut r, redis.is_some(), &listeners, &routes);

@@ -4,10 +4,12 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::ranges::{DAY, HOUR, MILLISECOND};
 use super::{Resolver, defense, json_rpc, patterns};
-use crate::config::file::{self, Body};
+use crate::config::file::{self, Body, RateLimit};
 use crate::config::nearest::known_ones;
 use crate::config::{Listener, Peer, Route, RouteListeners, RoutePeers, Upstream};
 use crate::names::ListenerName;
+use crate::policy::federation;
+use crate::policy::rate_limit::KeyPart;
 use crate::route::MethodSet;
 
 /// Longest body that Hive takes.
@@ -19,6 +21,7 @@ pub(super) fn resolve(
     listeners: &[Listener],
     peers: &[Peer],
     upstreams: &[Upstream],
+    federation: &federation::Settings,
 ) -> Vec<Route> {
     if raw.is_empty() {
         r.error("routes", "the list is empty, so every request would be a 404; write at least one");
@@ -43,7 +46,8 @@ pub(super) fn resolve(
     let routes: Vec<_> =
         raw.into_iter().enumerate().map(|(i, x)| route(r, &format!("routes[{i}]"), x, &names)).collect();
     overlaps(r, &routes);
-    unused(r, &routes, peers, upstreams);
+    unused_peers(r, &routes, listeners, peers, federation);
+    unused_upstreams(r, &routes, upstreams);
     routes
 }
 
@@ -71,6 +75,9 @@ fn route(r: &mut Resolver<'_>, at: &str, raw: file::Route, names: &Names<'_>) ->
     let json_rpc = raw.json_rpc.map(|rpc| json_rpc::resolve(r, &format!("{at}.json_rpc"), rpc, raw.body.limit));
     r.span(&format!("{at}.timeouts.response"), raw.timeouts.response, MILLISECOND, HOUR);
     r.span(&format!("{at}.timeouts.stream_idle"), raw.timeouts.stream_idle, MILLISECOND, DAY);
+    if let Some(longest) = raw.timeouts.max_stream_duration {
+        r.span(&format!("{at}.timeouts.max_stream_duration"), longest, MILLISECOND, 7 * DAY);
+    }
     Route {
         listeners: route_listeners(r, &format!("{at}.listeners"), &raw.listeners, names),
         hosts,
@@ -212,21 +219,44 @@ fn overlap(r: &mut Resolver<'_>, path: &str, i: usize, other: &Route, common: Me
     r.error(path, format!("{why}; give it to one of the two"));
 }
 
-fn unused(r: &mut Resolver<'_>, routes: &[Route], peers: &[Peer], upstreams: &[Upstream]) {
-    let mut used_peers = vec![false; peers.len()];
-    let mut used_upstreams = vec![false; upstreams.len()];
+/// Peers that make no difference to any request: in no route's list, nobody's issuer, counted by no limit.
+fn unused_peers(
+    r: &mut Resolver<'_>,
+    routes: &[Route],
+    listeners: &[Listener],
+    peers: &[Peer],
+    federation: &federation::Settings,
+) {
+    let by_peer = |limits: &[RateLimit]| limits.iter().any(|limit| limit.per.0.contains(&KeyPart::Peer));
+    // A route for named peers counts those only.
+    if listeners.iter().any(|l| by_peer(&l.rate_limits))
+        || routes.iter().any(|route| route.peers == RoutePeers::Any && by_peer(&route.rate_limits))
+    {
+        return;
+    }
+    let mut named = vec![false; peers.len()];
     for route in routes {
-        if let Some(used) = used_upstreams.get_mut(route.upstream) {
-            *used = true;
-        }
         if let RoutePeers::Of(indexes) = &route.peers {
-            indexes.iter().for_each(|i| used_peers[*i] = true);
+            indexes.iter().for_each(|i| named[*i] = true);
         }
     }
-    for (i, peer) in peers.iter().enumerate().filter(|(i, _)| !used_peers[*i]) {
+    let speaks = |peer: &Peer| {
+        let key = peer.issuer.as_ref().map(|issuer| issuer.ed25519.is_some());
+        key.is_some_and(|key| federation.bind_issuer || key && federation.verify.is_some())
+    };
+    for (i, peer) in peers.iter().enumerate().filter(|(i, peer)| !named[*i] && !speaks(peer)) {
         r.warn(&format!("peers[{i}]"), format!("no route names the peer {}", peer.name));
     }
-    for (i, upstream) in upstreams.iter().enumerate().filter(|(i, _)| !used_upstreams[*i]) {
+}
+
+fn unused_upstreams(r: &mut Resolver<'_>, routes: &[Route], upstreams: &[Upstream]) {
+    let mut used = vec![false; upstreams.len()];
+    for route in routes {
+        if let Some(used) = used.get_mut(route.upstream) {
+            *used = true;
+        }
+    }
+    for (i, upstream) in upstreams.iter().enumerate().filter(|(i, _)| !used[*i]) {
         r.warn(&format!("upstreams[{i}]"), format!("no route goes to the upstream {}", upstream.name));
     }
 }

@@ -1,6 +1,7 @@
 //! Secrets, written in the file or read from one of their own.
 
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::Resolver;
@@ -32,7 +33,13 @@ pub(super) fn secret(
         (None, Some(name)) => {
             let name = r.material(&name);
             match read(&name) {
-                Ok(text) => (file_path, text),
+                Ok((text, mode)) => {
+                    if mode & 0o007 != 0 {
+                        let why = format!("{name} can be read by every user (mode {:04o}); use 0600", mode & 0o7777);
+                        r.warn(&file_path, why);
+                    }
+                    (file_path, text)
+                }
                 Err(why) => {
                     r.error(&file_path, format!("the file {name:?} {why}"));
                     return None;
@@ -46,9 +53,11 @@ pub(super) fn secret(
     Some(Secret::new(text))
 }
 
-fn read(name: &str) -> Result<String, String> {
+/// The secret, and the file's mode.
+fn read(name: &str) -> Result<(String, u32), String> {
     let mut bytes = Vec::new();
     let opened = open_regular(Path::new(name)).map_err(|e| format!("can't be read: {e}"))?;
+    let mode = opened.metadata().map_or(0, |meta| meta.mode());
     opened.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|e| format!("can't be read: {e}"))?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err("is too long for a secret".into());
@@ -56,7 +65,7 @@ fn read(name: &str) -> Result<String, String> {
     // An editor and `echo` end the line; that end is no part of the secret.
     let text = String::from_utf8(bytes).map_err(|_| "is not text".to_owned())?;
     let text = text.strip_suffix('\n').map(|t| t.strip_suffix('\r').unwrap_or(t)).unwrap_or(&text);
-    Ok(text.to_owned())
+    Ok((text.to_owned(), mode))
 }
 
 /// What is wrong with a secret; never the secret itself.

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::Resolver;
 use super::endpoint::{self, Url};
+use super::listeners::is_private;
 use super::overload;
 use super::ranges::{HOUR, MILLISECOND, MINUTE};
+use super::{Resolver, resilience};
 use crate::config::file::{self, HealthCheck, UpstreamTimeouts, UpstreamTls};
 use crate::config::{Endpoint, Upstream};
 use crate::policy::peers::UriPattern;
@@ -16,6 +17,8 @@ use crate::policy::peers::UriPattern;
 const HEALTH_INTERVAL_LEAST: Duration = Duration::from_secs(2);
 /// Node.js closes an idle connection after this; a request on it would be lost.
 const NODE_KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Sites that stand in for one another are few.
+const PRIORITY_MAX: u8 = 9;
 
 pub(super) fn resolve(r: &mut Resolver<'_>, raw: Vec<file::Upstream>) -> Vec<Upstream> {
     if raw.is_empty() {
@@ -38,7 +41,13 @@ fn upstream(r: &mut Resolver<'_>, at: &str, raw: file::Upstream) -> Upstream {
         }
         _ => {}
     }
+    plain_text(r, at, &endpoints, raw.trusted);
     health_check(r, &format!("{at}.health_check"), &raw.health_check);
+    let hash_keys = resilience::balance(r, at, &raw);
+    resilience::outlier(r, &format!("{at}.outlier"), &raw.outlier);
+    r.span(&format!("{at}.slow_start"), raw.slow_start, Duration::ZERO, HOUR);
+    let circuit_breaker =
+        resilience::circuit_breaker(r, &format!("{at}.circuit_breaker"), &raw.circuit_breaker, raw.protocol);
     if let Some(adaptive) = &raw.adaptive_concurrency {
         overload::adaptive_concurrency(r, &format!("{at}.adaptive_concurrency"), adaptive);
     }
@@ -48,6 +57,12 @@ fn upstream(r: &mut Resolver<'_>, at: &str, raw: file::Upstream) -> Upstream {
         name: raw.name,
         endpoints,
         balance: raw.balance,
+        hash_keys,
+        hash_balance_factor: raw.hash_balance_factor,
+        panic_threshold: raw.panic_threshold,
+        slow_start: raw.slow_start.0,
+        outlier: raw.outlier,
+        circuit_breaker,
         protocol: raw.protocol,
         health_check: raw.health_check,
         adaptive_concurrency: raw.adaptive_concurrency,
@@ -64,12 +79,13 @@ fn endpoints(r: &mut Resolver<'_>, at: &str, raw: &[file::Endpoint]) -> Vec<Endp
         let example = "write at least one, such as \"http://10.0.1.10:3000\"";
         r.error(&format!("{at}.endpoints"), format!("the list is empty; {example}"));
     }
-    for (i, file::Endpoint { url, weight }) in raw.iter().enumerate() {
+    for (i, file::Endpoint { url, weight, priority }) in raw.iter().enumerate() {
         let path = format!("{at}.endpoints[{i}]");
         if r.has_guess(&path) {
             continue;
         }
         r.range(&format!("{path}.weight"), weight, &(1..=100));
+        r.range(&format!("{path}.priority"), priority, &(0..=PRIORITY_MAX));
         let parsed = match endpoint::parse(url) {
             Ok(parsed) => parsed,
             Err(why) => {
@@ -86,9 +102,20 @@ fn endpoints(r: &mut Resolver<'_>, at: &str, raw: &[file::Endpoint]) -> Vec<Endp
             r.error(&url_path(r, &path), why);
         }
         let host = parsed.authority.to_owned();
-        all.push(Endpoint { url: url.clone(), tls: parsed.tls, host, address, weight: *weight });
+        all.push(Endpoint { url: url.clone(), tls: parsed.tls, host, address, weight: *weight, priority: *priority });
     }
     all
+}
+
+/// Nodes that are called in plain text over networks where others may listen: for our own Hive the operator's own
+/// network is good enough, for a partner's gateway none but this machine's.
+fn plain_text(r: &mut Resolver<'_>, at: &str, endpoints: &[Endpoint], trusted: bool) {
+    let safe = |ip: IpAddr| if trusted { is_private(ip) } else { ip.to_canonical().is_loopback() };
+    if let Some(node) = endpoints.iter().find(|e| !e.tls && !safe(e.address.ip())) {
+        let what = if trusted { "the gateway's secret, who calls" } else { "federation tokens" };
+        let why = format!("{} is called in plain text: {what} and all else can be read on the way", node.url);
+        r.warn(&format!("{at}.endpoints"), format!("{why}; write https:// and tls"));
+    }
 }
 
 /// The URL itself, where it stands in a block with a weight.

@@ -3,7 +3,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::super::Settings;
-use super::super::fakes::{Does, FakeNode, OK, build, node, rebuild, settings, until};
+use super::super::fakes::{Does, FakeNode, OK, build, node, plain, rebuild, settings, until};
 use super::*;
 use crate::units::Span;
 
@@ -37,7 +37,7 @@ async fn one_good_probe_makes_an_upstream_ready() {
         ..settings(vec![node(fake.address, 1)])
     });
     assert!(!upstream.is_ready(), "unknown is not ready");
-    assert!(upstream.pick(&[]).is_some(), "but gets requests");
+    assert!(upstream.pick(&plain()).is_some(), "but gets requests");
     let _probing = probing(&upstream);
     becomes(&upstream, Health::Up).await;
     assert!(upstream.is_ready());
@@ -84,7 +84,7 @@ async fn every_bad_answer_takes_a_node_out_and_says_why() {
         let _probing = probing(&upstream);
         becomes(&upstream, Health::Down).await;
         until(why, || last_error(&upstream).contains(why)).await;
-        assert!(upstream.pick(&[]).is_none());
+        assert!(upstream.pick(&plain()).is_none());
         assert!(!upstream.has_usable());
     }
 }
@@ -108,11 +108,11 @@ async fn a_node_that_goes_comes_back_by_itself() {
     let address = fake.die().await;
     becomes(&upstream, Health::Down).await;
     for _ in 0..10 {
-        assert_eq!(upstream.pick(&[]).unwrap().node().address(), other.address);
+        assert_eq!(upstream.pick(&plain()).unwrap().node().address(), other.address);
     }
     let _again = FakeNode::start_at(address, OK).await;
     becomes(&upstream, Health::Up).await;
-    until("in rotation", || upstream.pick(&[]).unwrap().node().address() == address).await;
+    until("in rotation", || upstream.pick(&plain()).unwrap().node().address() == address).await;
     assert_eq!(last_error(&upstream), "");
 }
 
@@ -152,7 +152,7 @@ async fn without_health_checks_every_node_is_up() {
     // Turned off by a reload while the node is down.
     let upstream = rebuild(off(vec![node(sick.address, 1)]), Some(&checked));
     assert!(upstream.is_ready());
-    assert!(upstream.pick(&[]).is_some());
+    assert!(upstream.pick(&plain()).is_some());
 }
 
 #[tokio::test]
@@ -165,7 +165,7 @@ async fn a_reload_keeps_health_and_counts() {
     becomes(&old, Health::Down).await;
     until("the other is up", || old.nodes()[1].health() == Health::Up).await;
     drop(stop);
-    let picked = old.pick(&[]).unwrap();
+    let picked = old.pick(&plain()).unwrap();
     let new = rebuild(settings(nodes.into_iter().rev().collect()), Some(&old));
     assert_eq!(new.nodes()[1].health(), Health::Down);
     assert_eq!(new.nodes()[0].in_flight(), 1, "a request of the old configuration is still under way");

@@ -13,7 +13,7 @@ use pingora::ErrorType;
 use pingora::upstreams::peer::Peer;
 use pingora::utils::tls::CertKey;
 
-use super::super::fakes::{Does, FakeNode, OK, build, node, rebuild, settings, until};
+use super::super::fakes::{Does, FakeNode, OK, build, node, plain, rebuild, settings, until};
 use super::super::{Request, SettingsError, Upstream};
 use super::*;
 use crate::config::file::{HealthCheck, UpstreamTimeouts};
@@ -29,7 +29,7 @@ fn idle(settings: Settings, idle: Duration) -> Settings {
 
 /// One request as the proxy makes it, at `now`; whether its connection was an old one.
 async fn request_at(upstream: &Upstream, now: Instant) -> bool {
-    let picked = upstream.pick(&[]).unwrap();
+    let picked = upstream.pick(&plain()).unwrap();
     let mut exchange = picked.connect(now).await.unwrap();
     let reused = exchange.reused();
     let http1 = Bytes::from_static(b"GET / HTTP/1.1\r\nHost: hive\r\n\r\n");
@@ -65,6 +65,7 @@ fn material(generation: u64) -> UpstreamTlsMaterial {
         spiffe_id: None,
         client: Some(Arc::new(client)),
         generation,
+        min_version: crate::config::file::TlsVersion::Tls12,
         client_facts: None,
         authorities: Vec::new(),
         warnings: Vec::new(),
@@ -83,7 +84,7 @@ const ANYWHERE: std::net::SocketAddr =
 #[test]
 fn a_peer_carries_the_limits_and_nothing_that_weakens_it() {
     let upstream = build(https(ANYWHERE, Some(material(1))));
-    let peer = upstream.pick(&[]).unwrap().node().peer_for_exchange();
+    let peer = upstream.pick(&plain()).unwrap().node().peer_for_exchange();
     assert_eq!(peer.options.total_connection_timeout, Some(Duration::from_secs(2)));
     assert_eq!(peer.options.connection_timeout, None);
     assert_eq!(peer.options.http_upstream_request_policy, HttpUpstreamRequestPolicy::deny_upgrades());
@@ -106,7 +107,7 @@ fn tls_without_the_means_to_verify_is_refused() {
 
 #[test]
 fn connections_are_shared_only_under_the_same_upstream_and_material() {
-    let hash = |upstream: &Upstream| upstream.pick(&[]).unwrap().node().peer_for_exchange().reuse_hash();
+    let hash = |upstream: &Upstream| upstream.pick(&plain()).unwrap().node().peer_for_exchange().reuse_hash();
     let tls = material(1);
     let old = build(https(ANYWHERE, Some(tls.clone())));
     let same = rebuild(https(ANYWHERE, Some(tls.clone())), Some(&old));
@@ -218,7 +219,7 @@ async fn tcp_and_tls_share_one_limit() {
     let timeouts = UpstreamTimeouts { connect: Span(Duration::from_millis(100)), ..UpstreamTimeouts::default() };
     let upstream = build(Settings { timeouts, ..https(fake.address, Some(material(1))) });
     let before = Instant::now();
-    let error = upstream.pick(&[]).unwrap().connect(before).await.err().unwrap();
+    let error = upstream.pick(&plain()).unwrap().connect(before).await.err().unwrap();
     assert_eq!(error.etype(), &ErrorType::ConnectTimedout);
     assert!(before.elapsed() < Duration::from_secs(5), "{:?}", before.elapsed());
 }

@@ -104,10 +104,16 @@ listeners:
             top = self.top,
             more_admin = self.admin,
             material = match &self.spiffe {
-                Some(spiffe) => format!("      spiffe: {{ {spiffe} }}\n      client_auth: {{ {} }}", self.client_auth),
+                Some(spiffe) => format!(
+                    "      spiffe: {{ {spiffe} }}\n      client_auth: {{ {} }}",
+                    with(&self.client_auth, &[("crl", "[]")])
+                ),
                 None => format!(
                     "      certificates: [ {{ cert: server.pem, key: server.key }} ]\n      client_auth: {{ {} }}",
-                    with(&self.client_auth, &[("ca", "ca.pem")])
+                    match self.client_auth.contains("mode: none") {
+                        true => self.client_auth.clone(),
+                        false => with(&self.client_auth, &[("ca", "ca.pem"), ("crl", "[]")]),
+                    }
                 ),
             },
             tls = self.tls,

@@ -1,0 +1,112 @@
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use super::super::fakes::{build, node, plain, settings};
+use super::super::node::Thresholds;
+use super::super::{NodeSettings, Settings, Upstream};
+use super::*;
+use crate::config::file::Balance;
+
+const AT_ONCE: Thresholds = Thresholds { healthy_after: 1, unhealthy_after: 1 };
+
+/// Nodes of these priorities.
+fn upstream(priorities: &[u8], balance: Balance, panic: u16) -> Arc<Upstream> {
+    let nodes = (1..)
+        .zip(priorities)
+        .map(|(port, &priority)| NodeSettings { priority, ..node(SocketAddr::from(([127, 0, 0, 1], port)), 1) });
+    build(Settings { balance, panic_threshold: Percent(panic), ..settings(nodes.collect()) })
+}
+
+fn set(upstream: &Upstream, nodes: std::ops::Range<usize>, up: bool) {
+    for node in &upstream.nodes()[nodes] {
+        let result = if up { Ok(()) } else { Err("told so".to_owned()) };
+        node.probed(result, &AT_ONCE, Instant::now(), SystemTime::UNIX_EPOCH);
+    }
+    upstream.refresh();
+}
+
+/// Requests of each priority, of a thousand.
+fn by_priority(upstream: &Upstream) -> [usize; 3] {
+    let mut counts = [0; 3];
+    for n in 0..1000u64 {
+        let key = Some(super::super::hash_key(&n.to_le_bytes()));
+        let picked = upstream.pick(&super::super::Ask { key, ..plain() }).unwrap();
+        counts[usize::from(picked.node().priority)] += 1;
+    }
+    counts
+}
+
+fn near(got: [usize; 3], fair: [usize; 3]) -> bool {
+    got.iter().zip(fair).all(|(got, fair)| got.abs_diff(fair) <= if fair == 0 { 0 } else { 45 })
+}
+
+#[test]
+fn a_lower_priority_gets_what_the_higher_one_can_t_carry() {
+    for balance in [Balance::RoundRobin, Balance::LeastRequests, Balance::ConsistentHash] {
+        let upstream = upstream(&[[0; 10], [1; 10], [2; 10]].concat(), balance, 0);
+        for (down, fair) in [
+            (0, [1000, 0, 0]),
+            // Seven tenths carry all, with Envoy's factor of 1.4 on top: 3 of 10 may be out.
+            (2, [1000, 0, 0]),
+            (5, [700, 300, 0]),
+            (9, [140, 860, 0]),
+            (10, [0, 1000, 0]),
+            (15, [0, 700, 300]),
+            (20, [0, 0, 1000]),
+        ] {
+            set(&upstream, 0..30, true);
+            set(&upstream, 0..down, false);
+            let got = by_priority(&upstream);
+            assert!(near(got, fair), "{balance:?}, {down} down: {got:?} for {fair:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_left_is_shared_when_all_can_carry_less_than_the_whole() {
+    let upstream = upstream(&[[0; 10], [1; 10]].concat(), Balance::RoundRobin, 0);
+    set(&upstream, 0..8, false);
+    set(&upstream, 10..19, false);
+    // 28 % and 14 % of the load could be carried.
+    let got = by_priority(&upstream);
+    assert!(near(got, [666, 333, 0]), "{got:?}");
+    set(&upstream, 0..20, false);
+    assert!(upstream.pick(&plain()).is_none(), "nobody is left, and there is no panic");
+    assert!(!upstream.has_usable() && !upstream.is_in_panic());
+}
+
+#[test]
+fn all_nodes_tried_in_one_priority_leads_to_the_next() {
+    let upstream = upstream(&[0, 1], Balance::LeastRequests, 0);
+    let first = upstream.pick(&plain()).unwrap();
+    assert_eq!(first.node().priority, 0);
+    let tried = [first.node().id()];
+    assert_eq!(upstream.pick(&super::super::Ask { tried: &tried, ..plain() }).unwrap().node().priority, 1);
+}
+
+#[test]
+fn panic_begins_below_the_threshold_and_ends_at_it() {
+    for balance in [Balance::RoundRobin, Balance::ConsistentHash] {
+        let upstream = upstream(&[0; 10], balance, 500);
+        set(&upstream, 0..5, false);
+        assert!(!upstream.is_in_panic(), "half is enough");
+        set(&upstream, 5..6, false);
+        assert!(upstream.is_in_panic());
+        let mut met = std::collections::HashSet::new();
+        (0..1000u64).for_each(|n| {
+            let key = Some(super::super::hash_key(&n.to_le_bytes()));
+            met.insert(upstream.pick(&super::super::Ask { key, ..plain() }).unwrap().node().index);
+        });
+        assert_eq!(met.len(), 10, "dead ones, too");
+        set(&upstream, 0..1, true);
+        assert!(!upstream.is_in_panic());
+    }
+}
+
+#[test]
+fn another_priority_that_carries_all_keeps_panic_away() {
+    let upstream = upstream(&[0, 0, 0, 1, 1, 1], Balance::RoundRobin, 800);
+    set(&upstream, 0..3, false);
+    assert!(!upstream.is_in_panic());
+    assert_eq!(by_priority(&upstream), [0, 1000, 0]);
+}
