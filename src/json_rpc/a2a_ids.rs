@@ -1,4 +1,4 @@
-//! Which conversation and which task a call is about, as A2A has it: read from the params of a call that [`super::scan`]
+//! Which conversation and which task a call is about, as A2A has it: read from the params of a call that [`super::scan()`]
 //! has found well-formed. Builds nothing, and is only asked where somebody balances by it.
 
 use super::lexer::{DEPTH_MAX, Lexer, Stopped};

@@ -26,7 +26,7 @@ const INFORMATIONAL_MAX: u32 = 100;
 pub enum Broken {
     /// The answer is not one.
     Malformed(Malformed),
-    /// The connection ended before the answer began. `written` of the request's bytes had been handed to the system.
+    /// The connection ended before the answer began.
     Closed {
         /// What the system said, if more than "end".
         error: Option<io::Error>,
