@@ -50,8 +50,11 @@ pub struct ExplainArgs {
     /// The listener. Default: the one with the URL's port, else the first that speaks its scheme.
     #[arg(long, value_name = "NAME")]
     pub listener: Option<String>,
-    /// Method and URL, such as "POST https://federation.example.com/api/a2a/jsonrpc".
-    #[arg(value_name = "REQUEST")]
+    /// Method and URL.
+    #[arg(
+        value_name = "REQUEST",
+        help = "Method and URL, such as \"POST https://federation.example.com/api/a2a/jsonrpc\""
+    )]
     pub request: String,
 }
 

@@ -236,6 +236,10 @@ mod tests {
         ] {
             assert_eq!(ParamsSchema::compile(schema).unwrap().check(Some("{}")), Ok(()), "{schema}");
         }
+        // One that follows the client's nesting goes no deeper than that may be.
+        let tree = r##"{"type":["array","object"],"items":{"$ref":"#"},"additionalProperties":{"$ref":"#"}}"##;
+        let deep = format!("{}1{}", "[{\"a\":".repeat(63), "}]".repeat(63));
+        assert!(ParamsSchema::compile(tree).unwrap().check(Some(&deep)).unwrap_err().ends_with("/type"));
     }
 
     #[test]
