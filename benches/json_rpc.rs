@@ -42,9 +42,11 @@ fn bench(c: &mut Criterion) {
         ("ascii_16KiB", call(&repeat(ascii, 16 << 10))),
         ("utf8_16KiB", call(&repeat(japanese, 16 << 10))),
         ("french_16KiB", call(&repeat(mixed, 16 << 10))),
+        ("ascii_1MiB", call(&repeat(ascii, 1 << 20))),
+        ("utf8_1MiB", call(&repeat(japanese, 1 << 20))),
         ("escapes_16KiB", call(&repeat("a line of a program;\n\t\"and\" the next\n", 16 << 10))),
     ];
-    let limits = Limits { max_depth: 64, batch: None };
+    let limits = Limits { max_depth: 64, batch: None, any_version: false };
     let policy = MethodPolicy::new(Some(&["message/send".into(), "message/stream".into(), "tasks/*".into()])).unwrap();
     let mut group = c.benchmark_group("json_rpc");
     for (name, body) in &bodies {

@@ -3,7 +3,7 @@
 //! `cargo bench --bench load` starts two of the demo's nodes in this process and the gateway in one of its own, then runs
 //! closed loops against it over mutual TLS. Processor time is the gateway's alone, from `/proc`. `-- --requests N`,
 //! `--handshakes N`, `--idle N` and `--streams N` change the amounts; 0 leaves a phase out. `--gateway FILE` measures another
-//! binary.
+//! binary. `--route 'peers: any'` puts other policies on the route, `--listener 'rate_limits: […]'` some on the listener.
 // A load test that can't go on ends by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -151,6 +151,8 @@ fn started() -> usize {
 
 /// As the demo's, with limits that let one machine be many clients, and the access log written as in production.
 fn config(front: SocketAddr, admin: SocketAddr, [a, b]: [SocketAddr; 2]) -> String {
+    let policies = argument("--route").unwrap_or_else(|| "peers: [load], json_rpc: {}".to_owned());
+    let limits = argument("--listener").unwrap_or_default();
     format!(
         "
 listeners:
@@ -161,10 +163,11 @@ listeners:
       client_auth: {{ ca: ca.pem }}
     limits: {{ connections: 20000, connections_per_address: 20000, new_connections_per_address: 100000/s, requests_per_connection: 1000000 }}
     timeouts: {{ idle: 10m }}
+    {limits}
 peers:
   - {{ name: load, uri: \"spiffe://mesh.example/load\" }}
 routes:
-  - {{ name: a2a, paths: [{PATH}], methods: [POST], peers: [load], upstream: hive, json_rpc: {{}} }}
+  - {{ name: a2a, paths: [{PATH}], methods: [POST], upstream: hive, {policies} }}
 upstreams:
   - {{ name: hive, endpoints: [\"http://{a}\", \"http://{b}\"] }}
 admin: {{ address: {admin} }}

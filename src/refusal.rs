@@ -3,6 +3,8 @@
 
 use std::borrow::Cow;
 
+use crate::json_rpc::EnvelopeError;
+
 /// A request that the gateway answers itself. The client is told little; the log has [`Refusal::code`] and the details.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
@@ -99,14 +101,22 @@ pub enum Refusal {
     UpstreamBusy,
     /// An `Expect` other than `100-continue` (RFC 9110, section 10.1.1).
     ExpectationFailed,
-    /// A JSON-RPC route takes JSON only.
-    UnsupportedMediaType,
-    /// Not well-formed JSON.
-    JsonInvalid(Cow<'static, str>),
-    /// JSON, but not a JSON-RPC 2.0 request.
-    JsonRpcInvalid(Cow<'static, str>),
+    /// A JSON-RPC route takes JSON only; says what was sent, for the log.
+    UnsupportedMediaType(&'static str),
+    /// A JSON-RPC route takes no compressed bodies.
+    UnsupportedContentCoding,
+    /// Not well-formed JSON, or not a JSON-RPC request; each way has its own code.
+    Envelope(EnvelopeError),
     /// A JSON-RPC method that the route does not let through.
     JsonRpcMethodNotAllowed,
+    /// A call without an id, where the route takes none.
+    NotificationRefused,
+    /// `params` beyond the route's `params_limit`.
+    ParamsTooLong,
+    /// `params` that the route's JSON Schema does not allow; says where, for the log.
+    ParamsInvalid(String),
+    /// A batch of more calls than a rate limit ever lets pass at once.
+    BatchBeyondRateLimit,
     /// No node of the upstream is healthy.
     NoHealthyUpstream,
     /// `circuit_breaker.max_requests` requests run.
@@ -128,6 +138,9 @@ pub enum Refusal {
     /// A defect of the gateway's own.
     Internal,
 }
+
+/// What a client is told whose batch a limit never lets pass.
+const BATCH_BEYOND: &str = "The batch holds more calls than the rate limit lets pass at once. Send fewer.";
 
 /// What a client is told when the circuit breaker is open; the code says which limit.
 const BUSY: &str = "The Hive nodes are busy. Try again.";
@@ -166,7 +179,7 @@ impl Refusal {
     /// What the client is told.
     pub fn message(&self) -> Cow<'_, str> {
         match self {
-            Refusal::JsonInvalid(why) | Refusal::JsonRpcInvalid(why) => Cow::Borrowed(why),
+            Refusal::Envelope(error) => Cow::Borrowed(error.message()),
             _ => Cow::Borrowed(self.row().3),
         }
     }
@@ -190,8 +203,10 @@ impl Refusal {
         match self {
             Refusal::AmbiguousRequest(why)
             | Refusal::FederationTokenInvalid(why)
-            | Refusal::FederationTokenNotNow(why) => Some(why),
-            Refusal::JsonInvalid(why) | Refusal::JsonRpcInvalid(why) => Some(why),
+            | Refusal::FederationTokenNotNow(why)
+            | Refusal::UnsupportedMediaType(why) => Some(why),
+            Refusal::ParamsInvalid(why) => Some(why),
+            Refusal::Envelope(error) => Some(error.message()),
             _ => None,
         }
     }
@@ -239,8 +254,8 @@ impl Refusal {
     }
 
     /// Status, code, JSON-RPC code and message of each variant. JSON-RPC codes: -32700 parse error and -32600 invalid
-    /// request, -32601 method not found (JSON-RPC 2.0, section 5.1); -32005 is Hive's for "too many"; the rest are
-    /// -32603, internal error, or from the range that the specification leaves to servers.
+    /// request, -32601 method not found, -32602 invalid params (JSON-RPC 2.0, section 5.1); -32005 is Hive's for
+    /// "too many"; the rest are -32603, internal error, or from the range that the specification leaves to servers.
     #[rustfmt::skip] // A table: one line each.
     fn row(&self) -> (u16, &'static str, i32, &'static str) {
         match self {
@@ -277,10 +292,14 @@ impl Refusal {
             Refusal::PeerRequestsExhausted { .. } => (429, "peer_requests_exhausted", -32005, "Too many requests at once of this certificate's peer."),
             Refusal::UpstreamBusy => (503, "upstream_busy", -32603, "Hive serves as many requests as it can. Try again."),
             Refusal::ExpectationFailed => (417, "expectation_failed", -32600, "Only Expect: 100-continue is supported."),
-            Refusal::UnsupportedMediaType => (415, "unsupported_media_type", -32700, "Send application/json without a content coding."),
-            Refusal::JsonInvalid(_) => (400, "invalid_json", -32700, "The body is not valid JSON."),
-            Refusal::JsonRpcInvalid(_) => (400, "invalid_json_rpc", -32600, "The body is not a JSON-RPC request."),
+            Refusal::UnsupportedMediaType(_) => (415, "unsupported_media_type", -32700, "Send application/json in UTF-8."),
+            Refusal::UnsupportedContentCoding => (415, "unsupported_content_coding", -32700, "Send the JSON without a content coding."),
+            Refusal::Envelope(error) => (400, error.code(), error.json_rpc_code(), error.message()),
             Refusal::JsonRpcMethodNotAllowed => (403, "json_rpc_method_not_allowed", -32601, "Method not allowed."),
+            Refusal::NotificationRefused => (400, "rpc_notification_refused", -32600, "Notifications are not accepted here: send an id."),
+            Refusal::ParamsTooLong => (413, "rpc_params_too_long", -32602, "The parameters are too long."),
+            Refusal::ParamsInvalid(_) => (400, "rpc_params_invalid", -32602, "Invalid params."),
+            Refusal::BatchBeyondRateLimit => (400, "rpc_batch_beyond_rate_limit", -32600, BATCH_BEYOND),
             Refusal::NoHealthyUpstream => (503, "no_healthy_upstream", -32603, "No Hive node is available."),
             Refusal::UpstreamMaxRequests => (503, "upstream_max_requests", -32603, BUSY),
             Refusal::UpstreamMaxPending => (503, "upstream_max_pending", -32603, BUSY),

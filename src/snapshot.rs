@@ -6,6 +6,7 @@ mod material;
 mod nodes;
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use http::HeaderValue;
 
 use crate::config::{self, Config};
 use crate::headers::{ProductHeaders, Spoofable};
-use crate::json_rpc::{self, MethodPolicy};
+use crate::json_rpc::{self, MethodPolicy, ParamsSchema};
 use crate::names::{ListenerName, RouteName};
 use crate::observe::trace::Sampler;
 use crate::observe::{CrlShown, Expiring, Expiry, Metrics, PeerHandles, RouteMetrics, UpstreamMetrics};
@@ -21,6 +22,7 @@ use crate::policy::adaptive_concurrency::AdaptiveConcurrency;
 use crate::policy::admission;
 use crate::policy::deny::AddressList;
 use crate::policy::federation::Federation;
+use crate::policy::json_rpc::JsonRpcPolicy;
 use crate::policy::peers::{Peer, PeerMatcher, Peers};
 use crate::policy::rate_limit::{Limit, Limits, Quota};
 use crate::policy::rules::Rules;
@@ -164,7 +166,7 @@ pub struct Route {
     /// Longest body, in bytes.
     pub body_limit: u64,
     /// Present on JSON-RPC routes.
-    pub json_rpc: Option<JsonRpc>,
+    pub json_rpc: Option<JsonRpcPolicy>,
     /// Longest wait for the first byte of the answer, from admission on.
     pub response: Duration,
     /// Longest silence inside the answer.
@@ -197,14 +199,6 @@ impl AllowedPeers {
             AllowedPeers::Of(indexes) => peer.is_some_and(|p| indexes.contains(&p.index)),
         }
     }
-}
-
-/// The JSON-RPC firewall of a route.
-pub struct JsonRpc {
-    /// Depth and batch size.
-    pub limits: json_rpc::Limits,
-    /// Methods let through.
-    pub methods: MethodPolicy,
 }
 
 /// What a snapshot is built from, besides the configuration.
@@ -423,14 +417,22 @@ fn routes(
     Ok(tables.into_iter().map(TableBuilder::build).collect())
 }
 
-fn json_rpc(config: &config::file::JsonRpc) -> Result<JsonRpc, String> {
+fn json_rpc(config: &config::file::JsonRpc) -> Result<JsonRpcPolicy, String> {
     let batch = match config.batch {
         config::file::Batch::Reject => None,
         config::file::Batch::UpTo(calls) => Some(calls),
     };
-    Ok(JsonRpc {
-        limits: json_rpc::Limits { max_depth: config.max_depth, batch },
+    let any_version = config.version == config::file::JsonRpcVersion::Any;
+    let schemas = config.schemas.iter().map(|schema| {
+        let compiled = ParamsSchema::load(Path::new(&schema.file)).map_err(|why| format!("{}: {why}", schema.file))?;
+        Ok((schema.method.as_str().into(), compiled))
+    });
+    Ok(JsonRpcPolicy {
+        limits: json_rpc::Limits { max_depth: config.max_depth, batch, any_version },
         methods: MethodPolicy::new(config.methods.as_deref())?,
+        notifications: config.notifications == config::file::Notifications::Allow,
+        params_max: config.params_limit.map_or(usize::MAX, |l| usize::try_from(l.0).unwrap_or(usize::MAX)),
+        schemas: schemas.collect::<Result<_, String>>()?,
     })
 }
 

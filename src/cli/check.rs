@@ -45,10 +45,10 @@ pub fn run(args: &CheckArgs) -> ExitCode {
 /// How long the SPIFFE agent may take over its answer.
 const AGENT_WAIT: Duration = Duration::from_secs(2);
 
-type Asked = (Endpoint, Result<Issued, String>);
+pub(super) type Asked = (Endpoint, Result<Issued, String>);
 
 /// What the agent issues to this process, which may be another than the gateway will be.
-fn ask_agent(endpoint: Endpoint) -> Asked {
+pub(super) fn ask_agent(endpoint: Endpoint) -> Asked {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let issued = match runtime {
         Ok(runtime) => runtime.block_on(spiffe::fetch(&endpoint, AGENT_WAIT)),

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 pub mod check;
 pub mod demo;
 mod demo_files;
+pub mod explain;
 pub mod node;
 pub mod pki;
 
@@ -27,6 +28,8 @@ enum Command {
     Pki(pki::PkiArgs),
     /// Checks a configuration and all that it names, and shows what would run.
     Check(check::CheckArgs),
+    /// Shows the way of one request through a configuration, and the line that decides each step.
+    Explain(Box<explain::ExplainArgs>),
     /// Starts two small Hive nodes and a gateway in front, and prints what to try.
     Demo(demo::DemoArgs),
     /// Prints the version of the gateway and of its TLS library.
@@ -50,6 +53,7 @@ pub fn run(cli: Cli) -> ExitCode {
             ended(crate::server::run(&args.config))
         }
         Command::Check(args) => check::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Pki(args) => ended(pki::run(&args)),
         Command::Demo(args) => ended(demo::run(&args)),
         Command::Version => {

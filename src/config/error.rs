@@ -83,7 +83,7 @@ impl Located {
     }
 
     /// Whether a value is written at `path`.
-    pub(super) fn has(&self, path: &str) -> bool {
+    pub fn has(&self, path: &str) -> bool {
         self.tree.has(path)
     }
 

@@ -55,6 +55,8 @@ const REQUIRED: &[Required] = &[
     list("routes[]", "methods", "methods: [POST]"),
     text("routes[]", "peers", "peers: [hive-paris], or peers: any for every valid certificate", "any"),
     text("routes[]", "upstream", "upstream: hive, the name of one of upstreams", STAND_IN),
+    text("routes[].json_rpc.schemas[]", "method", "method: message/send", STAND_IN),
+    text("routes[].json_rpc.schemas[]", "file", "file: schemas/message-send.json", STAND_IN),
     text("upstreams[]", "name", "name: hive", STAND_IN),
     list("upstreams[]", "endpoints", "endpoints: [\"http://10.0.1.10:3000\"]"),
     text("upstreams[].endpoints[]", "url", "url: \"http://10.0.1.10:3000\"", "http://127.0.0.1:1"),
@@ -95,7 +97,8 @@ pub(super) fn stand_in(pattern: &str) -> Option<Value> {
         | "upstreams[]"
         | "listeners[].tls.certificates[]"
         | "listeners[].rate_limits[]"
-        | "routes[].rate_limits[]" => Some(Value::Mapping(Mapping::new())),
+        | "routes[].rate_limits[]"
+        | "routes[].json_rpc.schemas[]" => Some(Value::Mapping(Mapping::new())),
         _ if pattern.ends_with(".rate_limits[].per[]") => Some("address".into()),
         "upstreams[].endpoints[]" => Some("http://127.0.0.1:1".into()),
         _ if pattern.ends_with("[]") => Some(STAND_IN.into()),

@@ -98,7 +98,7 @@ mod tests {
     fn ids(method: &str, params: &str) -> (Option<String>, Option<String>) {
         let body = format!(r#"{{"jsonrpc":"2.0","id":"7","method":"{method}","params":{params}}}"#);
         let mut ids = (None, None);
-        scan(body.as_bytes(), &Limits { max_depth: 512, batch: None }, |call| {
+        scan(body.as_bytes(), &Limits { max_depth: 512, batch: None, any_version: false }, |call| {
             let found = a2a_ids(&call);
             ids = (found.context.map(|t| t.decode().into_owned()), found.task.map(|t| t.decode().into_owned()));
             ControlFlow::<()>::Continue(())

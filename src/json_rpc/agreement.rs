@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-use super::{Call, EnvelopeError, Limits, scan, scan::METHOD_TOO_LONG};
+use super::{Call, EnvelopeError, Limits, RequestFault, scan};
 
 /// Scans any bytes and asserts that the scanner and `serde_json` agree: on what is JSON, on what is a request, on its
 /// method, id and parameters.
@@ -13,7 +13,7 @@ use super::{Call, EnvelopeError, Limits, scan, scan::METHOD_TOO_LONG};
 /// # Panics
 /// When they don't.
 pub fn agrees_with_serde_json(body: &[u8]) {
-    let limits = Limits { max_depth: super::DEPTH_MAX, batch: Some(u32::MAX) };
+    let limits = Limits { max_depth: super::DEPTH_MAX, batch: Some(u32::MAX), any_version: false };
     let mut calls: Vec<Call<'_>> = Vec::new();
     let scanned = scan(body, &limits, |call| {
         calls.push(call);
@@ -58,7 +58,7 @@ pub fn agrees_with_serde_json(body: &[u8]) {
         }
         // serde_json takes the last of two members, so it can't see this.
         Err(fault) if matches!(fault.error, EnvelopeError::DuplicateKey(_)) => {}
-        Err(fault) if fault.error == EnvelopeError::InvalidRequest(METHOD_TOO_LONG) => {}
+        Err(fault) if fault.error == EnvelopeError::InvalidRequest(RequestFault::MethodTooLong) => {}
         Err(_) => assert!(!is_request(&value) && !is_batch(&value), "the scanner refuses a request"),
     }
 }

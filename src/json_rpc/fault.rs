@@ -49,14 +49,38 @@ pub enum EnvelopeError {
     Parse(ParseFault),
     /// Objects and arrays nested deeper than the limit.
     TooDeep,
-    /// JSON, not a request (JSON-RPC 2.0, section 4); says why.
-    InvalidRequest(&'static str),
+    /// JSON, not a request (JSON-RPC 2.0, section 4).
+    InvalidRequest(RequestFault),
     /// `jsonrpc`, `method`, `id` or `params` twice, in whatever spelling: parsers disagree on which one counts.
     DuplicateKey(&'static str),
     /// A batch, where none is taken.
     BatchRefused,
     /// More calls than the limit.
     BatchTooLong,
+}
+
+/// Why JSON is no request (JSON-RPC 2.0, sections 4 and 6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RequestFault {
+    /// A single value that is neither an object nor an array.
+    NotAnObject,
+    /// An array without calls.
+    EmptyBatch,
+    /// A batch with something in it that is no object.
+    CallNotAnObject,
+    /// `jsonrpc` is missing, or is not the string `2.0`.
+    Version,
+    /// `method` is missing.
+    MethodMissing,
+    /// `method` is not a string.
+    MethodNotAString,
+    /// `method` is longer than [`super::METHOD_LENGTH_MAX`].
+    MethodTooLong,
+    /// `id` is neither a string nor a number nor null.
+    IdType,
+    /// `params` is neither an object nor an array.
+    ParamsType,
 }
 
 impl EnvelopeError {
@@ -77,8 +101,11 @@ impl EnvelopeError {
         match self {
             Self::Parse(fault) => fault.kind.row().0,
             Self::TooDeep => "json_too_deep",
-            Self::InvalidRequest(_) => "rpc_invalid_request",
-            Self::DuplicateKey(_) => "rpc_duplicate_key",
+            Self::InvalidRequest(fault) => fault.row().0,
+            Self::DuplicateKey("jsonrpc") => "rpc_duplicate_jsonrpc",
+            Self::DuplicateKey("method") => "rpc_duplicate_method",
+            Self::DuplicateKey("id") => "rpc_duplicate_id",
+            Self::DuplicateKey(_) => "rpc_duplicate_params",
             Self::BatchRefused => "rpc_batch_refused",
             Self::BatchTooLong => "rpc_batch_too_long",
         }
@@ -89,14 +116,29 @@ impl EnvelopeError {
         match self {
             Self::Parse(fault) => fault.kind.row().1,
             Self::TooDeep => "The JSON is nested too deeply.",
-            Self::InvalidRequest(why) => why,
+            Self::InvalidRequest(fault) => fault.row().1,
             Self::DuplicateKey("jsonrpc") => "The member \"jsonrpc\" came twice.",
             Self::DuplicateKey("method") => "The member \"method\" came twice.",
             Self::DuplicateKey("id") => "The member \"id\" came twice.",
-            Self::DuplicateKey("params") => "The member \"params\" came twice.",
-            Self::DuplicateKey(_) => "A member came twice.",
+            Self::DuplicateKey(_) => "The member \"params\" came twice.",
             Self::BatchRefused => "Batches are not accepted here.",
             Self::BatchTooLong => "The batch holds too many calls.",
+        }
+    }
+}
+
+impl RequestFault {
+    fn row(self) -> (&'static str, &'static str) {
+        match self {
+            Self::NotAnObject => ("rpc_not_an_object", "The body is not a JSON-RPC request object."),
+            Self::EmptyBatch => ("rpc_empty_batch", "The batch is empty."),
+            Self::CallNotAnObject => ("rpc_call_not_an_object", "A call of the batch is not an object."),
+            Self::Version => ("rpc_version", "\"jsonrpc\" is not \"2.0\"."),
+            Self::MethodMissing => ("rpc_method_missing", "\"method\" is missing."),
+            Self::MethodNotAString => ("rpc_method_not_a_string", "\"method\" is not a string."),
+            Self::MethodTooLong => ("rpc_method_too_long", "\"method\" is too long."),
+            Self::IdType => ("rpc_id_type", "\"id\" is neither a string nor a number nor null."),
+            Self::ParamsType => ("rpc_params_type", "\"params\" is neither an object nor an array."),
         }
     }
 }

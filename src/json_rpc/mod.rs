@@ -12,12 +12,14 @@ mod lexer;
 mod method_policy;
 mod plain;
 pub mod scan;
+mod schema;
 mod text;
 
 pub use a2a_ids::{A2aIds, a2a_ids};
 pub use answer::{ID_ECHO_LENGTH_MAX, error_body};
-pub use fault::{EnvelopeError, Fault, ParseFault, ParseFaultKind};
+pub use fault::{EnvelopeError, Fault, ParseFault, ParseFaultKind, RequestFault};
 pub use lexer::DEPTH_MAX;
 pub use method_policy::MethodPolicy;
 pub use scan::{Call, Envelope, Limits, METHOD_LENGTH_MAX, Params, ParamsKind, scan};
+pub use schema::{ParamsSchema, SCHEMA_DEPTH_MAX, VALUES_MAX};
 pub use text::{RawId, Text};

@@ -2,14 +2,12 @@
 
 use std::ops::ControlFlow;
 
-use super::fault::{EnvelopeError, Fault, ParseFault, ParseFaultKind};
+use super::fault::{EnvelopeError, Fault, ParseFault, ParseFaultKind, RequestFault};
 use super::lexer::{Lexer, Stop, Stopped};
 use super::text::{RawId, Text};
 
 /// Longest `method`, in bytes as written. A2A's longest has 35.
 pub const METHOD_LENGTH_MAX: usize = 256;
-
-pub(super) const METHOD_TOO_LONG: &str = "\"method\" is too long.";
 
 /// What a body may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +16,8 @@ pub struct Limits {
     pub max_depth: u16,
     /// Most calls of a batch; `None` refuses batches.
     pub batch: Option<u32>,
+    /// Whether `jsonrpc` may be missing or hold anything; else it must be `"2.0"`.
+    pub any_version: bool,
 }
 
 /// One call.
@@ -124,14 +124,14 @@ fn scan_text<'a, B>(
         Ok(b'[') => return scan_batch(lexer, limits, each),
         Ok(b'{') => object(&mut lexer, 1, &mut members),
         Ok(_) => {
-            members.note(EnvelopeError::InvalidRequest("The body is not a JSON-RPC request object."));
+            members.note(EnvelopeError::InvalidRequest(RequestFault::NotAnObject));
             lexer.value(0).map(|_| ())
         }
         Err(stop) => Err(stop),
     }
     .and_then(|()| end(&mut lexer))
     .map_err(|stopped| members.fault(stopped.into()))?;
-    let call = members.call().map_err(|error| members.fault(error))?;
+    let call = members.call(limits).map_err(|error| members.fault(error))?;
     Ok(Envelope { calls: 1, is_batch: false, stopped: each(call).break_value() })
 }
 
@@ -146,7 +146,7 @@ fn scan_batch<'a, B>(
     let mut calls = 0;
     let mut first_fault = None;
     if lexer.next().map_err(|stopped| plain(stopped.into()))? == b']' {
-        first_fault = Some(plain(EnvelopeError::InvalidRequest("The batch is empty.")));
+        first_fault = Some(plain(EnvelopeError::InvalidRequest(RequestFault::EmptyBatch)));
     } else {
         loop {
             if calls == calls_max {
@@ -155,7 +155,7 @@ fn scan_batch<'a, B>(
             calls += 1;
             let mut members = Members::default();
             let more = batch_element(&mut lexer, &mut members).map_err(|stopped| members.fault(stopped.into()))?;
-            match members.call() {
+            match members.call(limits) {
                 Ok(call) if first_fault.is_none() => {
                     if let ControlFlow::Break(value) = each(call) {
                         return Ok(Envelope { calls, is_batch: true, stopped: Some(value) });
@@ -180,7 +180,7 @@ fn batch_element<'a>(lexer: &mut Lexer<'a>, members: &mut Members<'a>) -> Result
     if lexer.next()? == b'{' {
         object(lexer, 2, members)?;
     } else {
-        members.note(EnvelopeError::InvalidRequest("A call of the batch is not an object."));
+        members.note(EnvelopeError::InvalidRequest(RequestFault::CallNotAnObject));
         lexer.value(1)?;
     }
     match lexer.next()? {
@@ -278,12 +278,12 @@ impl<'a> Members<'a> {
             METHOD => self.take_method(text()),
             ID => match first {
                 b'"' | b'-' | b'0'..=b'9' | b'n' => self.id = Some(RawId(raw)),
-                _ => self.note(EnvelopeError::InvalidRequest("\"id\" is neither a string nor a number nor null.")),
+                _ => self.note(EnvelopeError::InvalidRequest(RequestFault::IdType)),
             },
             PARAMS => match first {
                 b'{' => self.params = Some(Params { kind: ParamsKind::Object, raw }),
                 b'[' => self.params = Some(Params { kind: ParamsKind::Array, raw }),
-                _ => self.note(EnvelopeError::InvalidRequest("\"params\" is neither an object nor an array.")),
+                _ => self.note(EnvelopeError::InvalidRequest(RequestFault::ParamsType)),
             },
             _ => {}
         }
@@ -292,10 +292,10 @@ impl<'a> Members<'a> {
     fn take_method(&mut self, method: Option<Text<'a>>) {
         match method {
             Some(method) if method.raw().len() > METHOD_LENGTH_MAX => {
-                self.note(EnvelopeError::InvalidRequest(METHOD_TOO_LONG));
+                self.note(EnvelopeError::InvalidRequest(RequestFault::MethodTooLong));
             }
             Some(method) => self.method = Some(method),
-            None => self.note(EnvelopeError::InvalidRequest("\"method\" is not a string.")),
+            None => self.note(EnvelopeError::InvalidRequest(RequestFault::MethodNotAString)),
         }
     }
 
@@ -304,15 +304,15 @@ impl<'a> Members<'a> {
         self.fault.get_or_insert(error);
     }
 
-    fn call(&self) -> Result<Call<'a>, EnvelopeError> {
+    fn call(&self, limits: &Limits) -> Result<Call<'a>, EnvelopeError> {
         if let Some(error) = self.fault {
             return Err(error);
         }
-        if !self.version {
-            return Err(EnvelopeError::InvalidRequest("\"jsonrpc\" is not \"2.0\"."));
+        if !self.version && !limits.any_version {
+            return Err(EnvelopeError::InvalidRequest(RequestFault::Version));
         }
         let Some(method) = self.method else {
-            return Err(EnvelopeError::InvalidRequest("\"method\" is missing."));
+            return Err(EnvelopeError::InvalidRequest(RequestFault::MethodMissing));
         };
         Ok(Call { method, id: self.id, is_notification: self.id.is_none(), params: self.params })
     }

@@ -6,6 +6,7 @@ pub mod admission;
 pub mod body_memory;
 pub mod deny;
 pub mod federation;
+pub mod json_rpc;
 pub mod load;
 pub mod overload;
 pub mod peers;

@@ -1,15 +1,15 @@
 //! Decides about a request: one straight line of checks, cheapest and most basic first, until it is admitted or refused.
 
 use std::borrow::Cow;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Version};
+use http::{HeaderMap, HeaderValue, Version};
 use pingora::Error;
 use pingora::proxy::Session;
 
 use super::body::{self, NoBody};
+use super::check;
 use super::connection::Connection;
 use super::context::{Begun, Context, Rpc};
 use super::filter;
@@ -19,13 +19,13 @@ use super::trace;
 use super::watch::refusal_of;
 use super::{Shared, affinity};
 use crate::headers;
-use crate::json_rpc::{self, EnvelopeError, RawId};
+use crate::json_rpc::{RawId, Text};
 use crate::observe::CloseReason;
-use crate::policy::federation::Fault;
+use crate::policy::json_rpc::{JsonRpcPolicy, check_media_type};
 use crate::refusal::Refusal;
-use crate::request::{self, Form, FormFault, Head};
+use crate::request::{self, Head};
 use crate::route::{Lookup, Table};
-use crate::snapshot::{JsonRpc, ListenerSnapshot, Published, Route, Snapshot};
+use crate::snapshot::{ListenerSnapshot, Published, Route, Snapshot};
 use crate::tls::Gone;
 
 /// Longest JSON-RPC method name and id that are kept for the log, in bytes.
@@ -109,24 +109,26 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     routed?;
 
     let Some(route) = ctx.route.clone() else { return Err(Refusal::NotFound.into()) };
-    let bodiless = matches!(session.req_header().method, Method::GET | Method::HEAD);
-    if bodiless && !session.as_downstream_mut().is_body_empty() {
-        return Err(Refusal::AmbiguousRequest("a GET or HEAD request with a body").into());
-    }
+    let has_body = !session.as_downstream_mut().is_body_empty();
+    check::no_body(&session.req_header().method, has_body)?;
     // Before the token is checked: a flood of bad tokens is a flood too, and each takes a signature's time.
     limits.route(session, ctx).await?;
     filter::check_rules(&route.rules, session, ctx)?;
-    if route.upstream.trusted {
-        check_federation(shared, session, ctx, &snapshot)?;
-    }
+    let peer = ctx.peer.as_deref();
+    let (issuer, verdict) = check::federation(&snapshot, &route, &session.req_header().headers, peer, &shared.clock);
+    ctx.federation_issuer = issuer;
+    verdict?;
     limits.issuer(session, ctx).await?;
     if let Some(trace) = &mut ctx.trace {
         trace.admitted(shared.clock.now());
     }
-    let within = listener.deadlines.request_body;
-    let body = body::read(shared, session, ctx, filter::body_limit(listener, &route), within, started).await?;
-    if let Some(json_rpc) = &route.json_rpc {
+    if route.json_rpc.is_some() {
+        // Before the body: there is no use in reading what is not taken.
         check_media_type(&session.req_header().headers)?;
+    }
+    let within = listener.deadlines.request_body;
+    let body = body::read(shared, session, ctx, check::body_limit(listener, &route), within, started).await?;
+    if let Some(json_rpc) = &route.json_rpc {
         let mut calls = Calls::default();
         check_json_rpc(json_rpc, &body, ctx, &mut calls)?;
         limits.calls(session, ctx, calls).await?;
@@ -191,9 +193,6 @@ fn check_header(
     let header = session.req_header();
     let raw = session.as_downstream().as_http1().map(|h1| h1.get_headers_raw_bytes());
     let size = raw.as_ref().map_or_else(|| h2_header_size(&header.headers), |raw| raw.len());
-    if size > listener.deadlines.header_bytes {
-        return Err(Refusal::HeaderTooLarge);
-    }
     if connection.take_odd_request_line() {
         return Err(Refusal::AmbiguousRequest(
             "the request line is not method, target and version of ASCII characters",
@@ -212,19 +211,16 @@ fn check_header(
         version: header.version,
         raw: raw.as_deref(),
     };
-    let form = request::check_form(&head).map_err(|fault| match fault {
-        FormFault::TwoFederationCredentials => Refusal::TwoFederationCredentials,
-        FormFault::FederationTokenTooLong => Refusal::FederationTokenTooLong,
-        FormFault::TooManyFields => Refusal::HeaderTooLarge,
-        fault => Refusal::AmbiguousRequest(fault.message()),
-    })?;
+    let form = check::form(&head, size, listener.deadlines.header_bytes)?;
     ctx.client = Some(request::client_address(connection.remote_ip(), &header.headers, &listener.trusted));
     if let Some(begun) = &mut ctx.begun {
         let mut said = header.headers.get_all(headers::X_FORWARDED_PROTO).iter();
         let https = said.next().is_some_and(|p| p.as_bytes().eq_ignore_ascii_case(b"https")) && said.next().is_none();
         begun.proxied_https = https && listener.trusted.contains(connection.remote_ip());
     }
-    check_host(&form, connection, listener)?;
+    if let (Some(tls), Some(context)) = (&connection.tls, &listener.tls) {
+        check::host(&form.host, tls.sni.as_deref(), context)?;
+    }
     ctx.host = Some(form.host.into_owned());
     Ok(())
 }
@@ -232,17 +228,6 @@ fn check_header(
 /// Uncompressed size as RFC 9113, section 6.5.2, counts it.
 fn h2_header_size(headers: &HeaderMap) -> usize {
     headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
-}
-
-/// A client that got in under one name may not ask for another (design, decision 2).
-fn check_host(form: &Form<'_>, connection: &Connection, listener: &ListenerSnapshot) -> Result<(), Refusal> {
-    let (Some(tls), Some(context)) = (&connection.tls, &listener.tls) else { return Ok(()) };
-    // Without SNI the default certificate was shown.
-    let agrees = match &tls.sni {
-        Some(sni) => sni.eq_ignore_ascii_case(&form.host) && context.covers(&form.host),
-        None => context.default_covers(&form.host),
-    };
-    if agrees { Ok(()) } else { Err(Refusal::MisdirectedRequest) }
 }
 
 /// A connection may outlive its certificate, its CA and what the lists say of it; its requests may not.
@@ -284,58 +269,13 @@ fn check_route(
     ctx.peer = connection.peer(snapshot);
     let header = session.req_header();
     let host = ctx.host.as_deref().unwrap_or_default();
-    let path = path_of(header.raw_path());
-    match routes.find(host, path, &header.method) {
-        Lookup::Found { value, .. } => {
-            ctx.route = Some(value.route.clone());
-            ctx.route_metrics = Some(value.metrics.clone());
-            if value.route.peers.allow(ctx.peer.as_deref()) { Ok(()) } else { Err(Refusal::PeerNotAllowed) }
-        }
-        Lookup::MethodNotAllowed { allow, .. } => {
-            // The refusal is shaped and counted as the route's own.
-            let other = allow.split(", ").next().and_then(|m| Method::from_bytes(m.as_bytes()).ok());
-            if let Some(Lookup::Found { value, .. }) = other.map(|m| routes.find(host, path, &m)) {
-                ctx.route = Some(value.route.clone());
-                ctx.route_metrics = Some(value.metrics.clone());
-            }
-            Err(Refusal::MethodNotAllowed { allow: allow.to_owned() })
-        }
-        Lookup::HostUnknown => Err(Refusal::MisdirectedRequest),
-        Lookup::NotFound => Err(Refusal::NotFound),
+    let path = check::path_of(header.raw_path());
+    let (found, verdict) = check::route(routes, host, path, &header.method, ctx.peer.as_deref());
+    if let Some(found) = found {
+        ctx.route = Some(found.route.clone());
+        ctx.route_metrics = Some(found.metrics.clone());
     }
-}
-
-/// Federation JWTs for our own Hive. Without one the request passes: Hive knows whether the route needs it.
-fn check_federation(shared: &Shared, session: &Session, ctx: &mut Context, snapshot: &Snapshot) -> Result<(), Refusal> {
-    if !snapshot.federation.is_active() {
-        return Ok(());
-    }
-    let Some(token) = headers::federation_jwt(&session.req_header().headers) else { return Ok(()) };
-    let peer = ctx.peer.as_ref().map(|p| p.index);
-    let checked = snapshot.federation.check(token.as_bytes(), peer, shared.clock.unix_seconds());
-    ctx.federation_issuer = checked.issuer;
-    checked.verdict.map_err(|fault| match fault {
-        Fault::Invalid(why) => Refusal::FederationTokenInvalid(why),
-        Fault::NotNow(why) => Refusal::FederationTokenNotNow(why),
-        Fault::IssuerMismatch => Refusal::FederationIssuerMismatch,
-    })
-}
-
-/// The path of a request target of strict form.
-pub fn path_of(target: &[u8]) -> &[u8] {
-    let path = origin_form(target);
-    memchr::memchr(b'?', path).map_or(path, |query| &path[..query])
-}
-
-/// A request target without scheme and host, which have been compared with `Host` (RFC 9112, section 3.2.2).
-pub fn origin_form(target: &[u8]) -> &[u8] {
-    if target.first() == Some(&b'/') {
-        return target;
-    }
-    let query = memchr::memchr(b'?', target).unwrap_or(target.len());
-    memchr::memmem::find(&target[..query], b"://")
-        .and_then(|scheme| memchr::memchr(b'/', &target[scheme + 3..query]).map(|slash| &target[scheme + 3 + slash..]))
-        .unwrap_or(b"/")
+    verdict
 }
 
 /// Whether a request seems to mean a critical route.
@@ -352,66 +292,44 @@ fn published_named<'r>(session: &Session, routes: &'r Table<Published>) -> Optio
     let header = session.req_header();
     let host = header.headers.get(headers::HOST).and_then(|h| h.to_str().ok()).and_then(request::host_of);
     let host = host.or_else(|| header.uri.host().map(Cow::Borrowed)).unwrap_or_default();
-    match routes.find(&host, path_of(header.raw_path()), &header.method) {
+    match routes.find(&host, check::path_of(header.raw_path()), &header.method) {
         Lookup::Found { value, .. } => Some(value),
         _ => None,
     }
 }
 
-fn check_media_type(headers: &HeaderMap) -> Result<(), Refusal> {
-    let json = headers.get(headers::CONTENT_TYPE).is_some_and(|value| {
-        let media_type = value.as_bytes().split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
-        media_type.eq_ignore_ascii_case(b"application/json")
-    });
-    if json && !headers.contains_key(headers::CONTENT_ENCODING) { Ok(()) } else { Err(Refusal::UnsupportedMediaType) }
-}
-
 fn check_json_rpc<'a>(
-    policy: &JsonRpc,
+    policy: &JsonRpcPolicy,
     body: &'a [u8],
     ctx: &mut Context,
     calls: &mut Calls<'a>,
 ) -> Result<(), Refusal> {
     let reads_params = ctx.route.as_ref().is_some_and(|r| affinity::reads_params(r.upstream.upstream.hash_keys()));
-    let (rpc, ids) = (&mut ctx.rpc, &mut ctx.upstream.ids);
-    let scanned = json_rpc::scan(body, &policy.limits, |call| {
+    let ids = &mut ctx.upstream.ids;
+    let mut first = None;
+    let checked = policy.check(body, |call| {
         if reads_params {
-            ids.learn(&call);
+            ids.learn(call);
         }
-        let first = rpc.get_or_insert_with(|| Rpc {
-            method: shortened(&call.method.decode()).into_owned(),
-            id: call.id.map(logged_id),
-            calls: 0,
-            batch: false,
-        });
-        first.calls += 1;
-        if policy.methods.allows_text(&call.method) {
-            calls.push(call.method);
-            ControlFlow::Continue(())
-        } else {
-            // The answer names the call that was refused, wherever in a batch it stood.
-            first.id = call.id.map(logged_id);
-            first.method = shortened(&call.method.decode()).into_owned();
-            ControlFlow::Break(())
-        }
+        first.get_or_insert((call.method, call.id));
+        calls.push(call.method);
     });
-    match scanned {
-        Ok(envelope) => {
-            if let Some(rpc) = rpc {
-                rpc.batch = envelope.is_batch;
-            }
-            match envelope.stopped {
-                Some(()) => Err(Refusal::JsonRpcMethodNotAllowed),
-                None => Ok(()),
-            }
+    let rpc = |method: Option<Text<'_>>, id: Option<RawId<'_>>, calls, batch| Rpc {
+        method: method.map(|m| shortened(&m.decode()).into_owned()).unwrap_or_default(),
+        id: id.map(logged_id),
+        calls,
+        batch,
+    };
+    match checked {
+        Ok(good) => {
+            let (method, id) = first.unzip();
+            ctx.rpc = Some(rpc(method, id.flatten(), good.calls, good.is_batch));
+            Ok(())
         }
-        Err(fault) => {
-            *rpc = Some(Rpc { method: String::new(), id: fault.id.map(logged_id), calls: 0, batch: false });
-            let why = Cow::Borrowed(fault.error.message());
-            Err(match fault.error {
-                EnvelopeError::Parse(_) | EnvelopeError::TooDeep => Refusal::JsonInvalid(why),
-                _ => Refusal::JsonRpcInvalid(why),
-            })
+        // The answer names the call that was refused, wherever in a batch it stood.
+        Err(denied) => {
+            ctx.rpc = Some(rpc(denied.method, denied.id, denied.calls, denied.is_batch));
+            Err(denied.refusal)
         }
     }
 }
@@ -432,20 +350,6 @@ fn shortened(text: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_path_is_what_stands_before_the_query() {
-        for (target, path) in [
-            ("/a/b?c=/d", "/a/b"),
-            ("/a", "/a"),
-            ("/?x", "/"),
-            ("http://host:1/a/b?c", "/a/b"),
-            ("https://host", "/"),
-            ("http://host?x=/y", "/"),
-        ] {
-            assert_eq!(path_of(target.as_bytes()), path.as_bytes(), "{target}");
-        }
-    }
 
     #[test]
     fn a_long_method_is_shortened_between_characters() {

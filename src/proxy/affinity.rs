@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use pingora::proxy::Session;
 
 use super::context::Context;
-use super::rate_limit::caller;
 use crate::config::file::HashKey;
 use crate::json_rpc::{Call, Text, a2a_ids};
 use crate::policy::rate_limit::Caller;
@@ -42,14 +41,17 @@ pub fn key(keys: &[HashKey], session: &Session, ctx: &Context) -> Option<u64> {
         HashKey::Header(name) => session.req_header().headers.get(name).map(|value| hash_key(value.as_bytes())),
         HashKey::Peer => {
             let begun = ctx.begun.as_ref()?;
-            Some(match caller(ctx.peer.as_deref(), &begun.connection) {
-                Caller::Peer(name) => hash_key(name.as_bytes()),
-                Caller::Stranger(id) => hash_key(id),
-                Caller::Nobody => match ctx.client.as_ref().map_or_else(|| begun.remote_ip(), |c| c.address) {
-                    IpAddr::V4(v4) => hash_key(&v4.octets()),
-                    IpAddr::V6(v6) => hash_key(&v6.octets()),
+            Some(
+                match Caller::of(ctx.peer.as_ref().map(|peer| peer.name.as_str()), begun.connection.identity.as_deref())
+                {
+                    Caller::Peer(name) => hash_key(name.as_bytes()),
+                    Caller::Stranger(id) => hash_key(id),
+                    Caller::Nobody => match ctx.client.as_ref().map_or_else(|| begun.remote_ip(), |c| c.address) {
+                        IpAddr::V4(v4) => hash_key(&v4.octets()),
+                        IpAddr::V6(v6) => hash_key(&v6.octets()),
+                    },
                 },
-            })
+            )
         }
     })
 }

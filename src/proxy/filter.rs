@@ -1,34 +1,29 @@
 //! Asks who is kept out by address, the request rules, and the web application firewall.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use bytes::Bytes;
 use pingora::proxy::Session;
 
 use super::Shared;
-use super::admit::origin_form;
+use super::check::{self, origin_form};
 use super::connection::Connection;
 use super::context::Context;
 use crate::observe::{WafMatch, WafVerdict};
 use crate::policy::rules::{Facts, Rules};
-use crate::policy::waf::{Judgement, Mode, Request};
+use crate::policy::waf::{Judgement, Request};
 use crate::refusal::Refusal;
 use crate::snapshot::{ListenerSnapshot, Route};
 
 /// The client's address, and that of the proxy that speaks for it: lists may have grown since it was accepted.
 pub fn check_address(ctx: &Context, connection: &Connection, listener: &ListenerSnapshot) -> Result<(), Refusal> {
-    let Some(list) = &listener.addresses else { return Ok(()) };
-    let denied = |address: IpAddr| list.denies(address);
-    if denied(connection.remote_ip()) {
+    let client = ctx.client.as_ref().map(|client| client.address);
+    let checked = check::address(listener.addresses.as_deref(), connection.remote_ip(), client);
+    if checked == Err(Refusal::AddressDenied { of_connection: true }) {
         // HTTP/2 is told by GOAWAY, HTTP/1.1 by closing.
         connection.retire();
-        return Err(Refusal::AddressDenied { of_connection: true });
     }
-    let other = ctx.client.as_ref().map(|c| c.address).filter(|a| *a != connection.remote_ip());
-    match other {
-        Some(address) if denied(address) => Err(Refusal::AddressDenied { of_connection: false }),
-        _ => Ok(()),
-    }
+    checked
 }
 
 /// A list of request rules.
@@ -46,14 +41,6 @@ pub fn check_rules(rules: &Rules, session: &Session, ctx: &mut Context) -> Resul
         }
         None => *met = Some(name.to_owned()),
     })
-}
-
-/// Longest body of a request on this route: a firewall that blocks lets none pass that it can't look at.
-pub fn body_limit(listener: &ListenerSnapshot, route: &Route) -> u64 {
-    match route.waf.or(listener.waf.as_ref()).filter(|waf| waf.mode() == Mode::Blocking) {
-        Some(waf) => route.body_limit.min(waf.body_limit()),
-        None => route.body_limit,
-    }
 }
 
 /// The web application firewall, last of all: it costs the most.
@@ -90,11 +77,7 @@ pub async fn check_waf(
         ctx.waf_score = Some(judgement.score);
     }
     write_down(shared, ctx, connection, &route, &judgement);
-    match judgement.verdict {
-        WafVerdict::Blocked => Err(Refusal::WafBlocked),
-        WafVerdict::Unavailable if waf.mode() == Mode::Blocking => Err(Refusal::WafUnavailable),
-        WafVerdict::Passed | WafVerdict::Detected | WafVerdict::Skipped | WafVerdict::Unavailable => Ok(()),
-    }
+    check::waf(judgement.verdict, waf.mode())
 }
 
 fn write_down(shared: &Shared, ctx: &Context, connection: &Connection, route: &Route, judgement: &Judgement) {

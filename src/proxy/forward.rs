@@ -1,6 +1,5 @@
 //! From an admitted request to a node and back: which node, what it is told, when another is tried.
 
-use std::net::IpAddr;
 use std::time::Instant;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -12,7 +11,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use super::context::{Begun, Context, Over, TRIES_MAX};
 use super::exchange::{DEADLINE, Ended, GONE};
 use super::watch::refusal_of;
-use super::{Shared, admit, affinity, trace};
+use super::{Shared, affinity, check, told, trace};
 use crate::headers;
 use crate::observe::UpstreamResult;
 use crate::refusal::Refusal;
@@ -286,7 +285,7 @@ pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result
         request.insert_header(headers::HOST, host)?;
     }
     if request.raw_path().first() != Some(&b'/') {
-        let target = admit::origin_form(request.raw_path()).to_vec();
+        let target = check::origin_form(request.raw_path()).to_vec();
         request.set_raw_path(&target)?;
     }
     frame_body(request, ctx.body.length)?;
@@ -300,27 +299,20 @@ pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result
     trace::tell_node(request, ctx)
 }
 
-/// What is between the gateway and our own Hive: who the client is, and the proof that the gateway says so. Nobody else
-/// is told.
+/// What our own Hive is told, and nobody else.
 fn tell_hive(request: &mut RequestHeader, begun: &Begun, client: &ClientAddress) -> Result<()> {
-    let snapshot = &begun.snapshot;
-    request.insert_header(headers::X_REAL_IP, address_value(client.address)?)?;
-    request.insert_header(headers::X_FORWARDED_FOR, client.forwarded_for())?;
-    let tls = begun.connection.tls.is_some() || begun.proxied_https;
-    request.insert_header(headers::X_FORWARDED_PROTO, HeaderValue::from_static(if tls { "https" } else { "http" }))?;
-    if let Some(host) = request.headers.get(headers::HOST).cloned() {
-        request.insert_header(headers::X_FORWARDED_HOST, host)?;
-    }
-    if let Some(proof) = &snapshot.gateway_auth {
-        request.insert_header(snapshot.product.gateway_auth.clone(), proof.clone())?;
-    }
-    if let Some(identity) = &begun.connection.identity {
-        if snapshot.config.identity_headers.xfcc {
-            request.insert_header(headers::X_FORWARDED_CLIENT_CERT, identity.xfcc.as_str())?;
-        }
-        if snapshot.config.identity_headers.client_cert {
-            request.insert_header(headers::CLIENT_CERT, identity.client_cert.as_str())?;
-        }
+    let host = request.headers.get(headers::HOST).cloned();
+    let client = told::Client {
+        address: client,
+        identity: begun.connection.identity.as_deref(),
+        https: begun.connection.tls.is_some() || begun.proxied_https,
+        host: host.as_ref(),
+    };
+    let fields = client
+        .told(&begun.snapshot)
+        .map_err(|e| Error::because(ErrorType::InternalError, "what no header can carry", e))?;
+    for (name, value) in fields.into_iter().flatten() {
+        request.insert_header(name, value)?;
     }
     Ok(())
 }
@@ -334,11 +326,6 @@ fn frame_body(request: &mut RequestHeader, length: u64) -> Result<()> {
         request.insert_header(headers::CONTENT_LENGTH, HeaderValue::from(length))?;
     }
     Ok(())
-}
-
-fn address_value(address: IpAddr) -> Result<HeaderValue> {
-    HeaderValue::try_from(address.to_string())
-        .map_err(|_| Error::explain(ErrorType::InternalError, "an address that no header can carry"))
 }
 
 /// Takes note of the node's answer and of what is between node and gateway only.

@@ -5,7 +5,9 @@
 
 mod admit;
 mod affinity;
+pub mod answer;
 mod body;
+pub mod check;
 pub mod connection;
 mod context;
 mod downstream;
@@ -23,6 +25,7 @@ mod shared;
 pub mod sketch;
 pub mod socket;
 mod trace;
+pub mod told;
 mod transport;
 mod watch;
 mod wire;

@@ -10,7 +10,6 @@ use super::connection::Connection;
 use super::context::Context;
 use crate::json_rpc::Text;
 use crate::observe::RateLimitDecision;
-use crate::policy::peers::Peer;
 use crate::policy::rate_limit::{Caller, Exceeded, Facts, Limit, SharedRates};
 use crate::refusal::Refusal;
 use crate::snapshot::ListenerSnapshot;
@@ -47,6 +46,20 @@ impl<'a> Calls<'a> {
     }
 }
 
+/// What a limit is asked for.
+struct Wanted<'a> {
+    /// The JSON-RPC method, where that counts.
+    method: Option<&'a str>,
+    /// Calls to take now.
+    calls: u32,
+    /// Calls of the whole body that the limit counts under this key.
+    whole: u32,
+}
+
+impl Wanted<'_> {
+    const ONE: Self = Self { method: None, calls: 1, whole: 1 };
+}
+
 /// A request's limits.
 pub struct Asking<'a> {
     /// Where the counts are.
@@ -62,19 +75,19 @@ pub struct Asking<'a> {
 impl Asking<'_> {
     /// The listener's limits, whether or not a route was found: a flood of unknown paths is a flood too.
     pub async fn listener(&self, session: &mut Session, ctx: &mut Context) -> Result<(), Refusal> {
-        self.ask(&self.listener.rate_limits.by_request, session, ctx, None, 1, self.started).await
+        self.ask(&self.listener.rate_limits.by_request, session, ctx, &Wanted::ONE, self.started).await
     }
 
     /// The route's limits by issuer, once the token is checked.
     pub async fn issuer(&self, session: &mut Session, ctx: &mut Context) -> Result<(), Refusal> {
         let Some(route) = ctx.route.clone() else { return Ok(()) };
-        self.ask(&route.rate_limits.by_issuer, session, ctx, None, 1, self.started).await
+        self.ask(&route.rate_limits.by_issuer, session, ctx, &Wanted::ONE, self.started).await
     }
 
     /// The route's limits that need neither token nor body.
     pub async fn route(&self, session: &mut Session, ctx: &mut Context) -> Result<(), Refusal> {
         let Some(route) = ctx.route.clone() else { return Ok(()) };
-        self.ask(&route.rate_limits.by_request, session, ctx, None, 1, self.started).await
+        self.ask(&route.rate_limits.by_request, session, ctx, &Wanted::ONE, self.started).await
     }
 
     /// The limits by method, and for a batch the rest of the others: a batch counts as its calls.
@@ -86,7 +99,8 @@ impl Asking<'_> {
         let now = self.shared.clock.now();
         if more > 0 {
             for limits in [&listener.by_request, &route.rate_limits.by_request, &route.rate_limits.by_issuer] {
-                self.ask(limits, session, ctx, None, more, now).await?;
+                let wanted = Wanted { method: None, calls: more, whole: more.saturating_add(1) };
+                self.ask(limits, session, ctx, &wanted, now).await?;
             }
         }
         let by_call = [&listener.by_call, &route.rate_limits.by_call];
@@ -96,13 +110,14 @@ impl Asking<'_> {
         if let (Some(method), 0) = (calls.first, more) {
             let method = method.decode();
             for limits in by_call {
-                self.ask(limits, session, ctx, Some(&method), 1, now).await?;
+                self.ask(limits, session, ctx, &Wanted { method: Some(&method), ..Wanted::ONE }, now).await?;
             }
             return Ok(());
         }
         for (method, count) in calls.by_method() {
             for limits in by_call {
-                self.ask(limits, session, ctx, Some(&method), count, now).await?;
+                let wanted = Wanted { method: Some(&method), calls: count, whole: count };
+                self.ask(limits, session, ctx, &wanted, now).await?;
             }
         }
         Ok(())
@@ -113,12 +128,18 @@ impl Asking<'_> {
         limits: &[Arc<Limit>],
         session: &mut Session,
         ctx: &mut Context,
-        method: Option<&str>,
-        calls: u32,
+        wanted: &Wanted<'_>,
         now: Instant,
     ) -> Result<(), Refusal> {
+        let calls = wanted.calls;
         for limit in limits {
-            let facts = self.facts(session, ctx, method);
+            if limit.never_admits(wanted.whole) {
+                // However long the client waits: so nothing is taken, and nobody is told to come back.
+                limit.metrics.decided(RateLimitDecision::Refused);
+                ctx.rate_limit = Some(limit.clone());
+                return Err(Refusal::BatchBeyondRateLimit);
+            }
+            let facts = self.facts(session, ctx, wanted.method);
             let key = self.shared.rates.key(limit, &facts);
             let fleet = if limit.shared { self.shared.fleet_rates.load_full() } else { None };
             let decided = match fleet {
@@ -168,27 +189,16 @@ impl Asking<'_> {
     }
 
     fn facts<'f>(&'f self, session: &'f Session, ctx: &'f Context, method: Option<&'f str>) -> Facts<'f> {
+        let peer = ctx.peer.as_ref().map(|peer| peer.name.as_str());
         Facts {
             address: ctx.client.as_ref().map_or_else(|| self.connection.remote_ip(), |c| c.address),
-            caller: caller(ctx.peer.as_deref(), self.connection),
+            caller: Caller::of(peer, self.connection.identity.as_deref()),
             sni: self.connection.tls.as_ref().and_then(|tls| tls.sni.as_deref()),
             route: ctx.route.as_ref().map(|r| r.name.as_str()),
             method,
             issuer: ctx.federation_issuer.as_deref(),
             headers: &session.req_header().headers,
         }
-    }
-}
-
-/// Whose request it is.
-pub fn caller<'a>(peer: Option<&'a Peer>, connection: &'a Connection) -> Caller<'a> {
-    match (peer, connection.identity.as_deref()) {
-        (Some(peer), _) => Caller::Peer(peer.name.as_str()),
-        (None, Some(identity)) => Caller::Stranger(match &identity.spiffe_id {
-            Some(id) => id.as_str().as_bytes(),
-            None => &identity.fingerprint,
-        }),
-        (None, None) => Caller::Nobody,
     }
 }
 

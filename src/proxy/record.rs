@@ -5,7 +5,7 @@ use pingora::proxy::Session;
 
 use super::context::{Begun, Context};
 use super::overload::Places;
-use super::{Shared, admit, body, trace};
+use super::{Shared, body, check, trace};
 use crate::headers;
 use crate::observe::{AccessRecord, MethodLabel};
 
@@ -81,7 +81,7 @@ fn log(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, status:
             .as_deref()
             .map(str::as_bytes)
             .or_else(|| header.headers.get(headers::HOST).map(|h| h.as_bytes())),
-        path: admit::path_of(header.raw_path()),
+        path: check::path_of(header.raw_path()),
         route: ctx.route.as_ref().map(|r| r.name.as_str()),
         rpc_method: ctx.rpc.as_ref().map(|r| r.method.as_bytes()).filter(|m| !m.is_empty()),
         rpc_id: ctx.rpc.as_ref().and_then(|r| r.id.as_deref()).map(str::as_bytes),

@@ -1,9 +1,7 @@
 //! Turns a [`Refusal`] into an answer: the only place that does.
 
-use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::HeaderValue;
 use pingora::http::ResponseHeader;
 use pingora::proxy::{FailToProxy, Session};
@@ -11,9 +9,9 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::context::{Context, Over};
 use super::watch::refusal_of;
-use super::{body, forward};
+use super::{answer, body, forward};
 use crate::headers;
-use crate::json_rpc::{self, RawId};
+use crate::json_rpc::RawId;
 use crate::observe::CloseReason;
 use crate::refusal::Refusal;
 
@@ -33,7 +31,7 @@ pub async fn refuse(session: &mut Session, ctx: &mut Context, refusal: Refusal) 
         session.set_keepalive(None);
     }
     // The client may be gone; then there is nobody to answer, and the log says so by the bytes sent.
-    let answered = answer(session, ctx, &refusal).await;
+    let answered = write_answer(session, ctx, &refusal).await;
     ctx.refusal = Some(refusal);
     ctx.answered = Some(Instant::now());
     if answered.is_ok() && body_left && session.as_downstream().get_keepalive().is_none() {
@@ -41,13 +39,10 @@ pub async fn refuse(session: &mut Session, ctx: &mut Context, refusal: Refusal) 
     }
 }
 
-async fn answer(session: &mut Session, ctx: &Context, refusal: &Refusal) -> Result<()> {
+async fn write_answer(session: &mut Session, ctx: &Context, refusal: &Refusal) -> Result<()> {
     let on_json_rpc = ctx.route.as_ref().or(ctx.shape.as_ref()).is_some_and(|r| r.json_rpc.is_some());
-    let body = match refusal.own_body() {
-        Some(own) => Bytes::from_static(own.as_bytes()),
-        None if on_json_rpc => json_rpc_body(ctx, refusal).into(),
-        None => small_body(refusal).into(),
-    };
+    let id = ctx.rpc.as_ref().and_then(|rpc| rpc.id.as_deref()).map(RawId::of_scanned);
+    let body = answer::body(refusal, on_json_rpc, id);
     let mut header = ResponseHeader::build(refusal.status(), Some(8))?;
     header.insert_header(headers::CONTENT_TYPE, HeaderValue::from_static("application/json"))?;
     header.insert_header(headers::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
@@ -55,15 +50,8 @@ async fn answer(session: &mut Session, ctx: &Context, refusal: &Refusal) -> Resu
     if let Some(id) = &ctx.request_id {
         header.insert_header(headers::X_REQUEST_ID, id.clone())?;
     }
-    if let Some(seconds) = refusal.retry_after_seconds() {
-        header.insert_header(headers::RETRY_AFTER, HeaderValue::from(seconds))?;
-    }
-    if let Refusal::RateLimited { limit, remaining, .. } = refusal {
-        header.insert_header(headers::X_RATELIMIT_LIMIT, HeaderValue::from(*limit))?;
-        header.insert_header(headers::X_RATELIMIT_REMAINING, HeaderValue::from(*remaining))?;
-    }
-    if let Refusal::MethodNotAllowed { allow } = refusal {
-        header.insert_header(headers::ALLOW, allow.as_str())?;
+    for (name, value) in answer::fields(refusal) {
+        header.insert_header(name, value)?;
     }
     let head_only = session.req_header().method == http::Method::HEAD;
     session.as_downstream_mut().write_response_header(Box::new(header)).await?;
@@ -71,20 +59,6 @@ async fn answer(session: &mut Session, ctx: &Context, refusal: &Refusal) -> Resu
         session.as_downstream_mut().write_response_body(body, true).await?;
     }
     session.as_downstream_mut().finish_body().await
-}
-
-/// `{"error":"<stable_snake_case>","message":"…"}` (`hive-contract`, "Answers in Hive's own shape").
-fn small_body(refusal: &Refusal) -> Vec<u8> {
-    let mut body = String::with_capacity(96);
-    // Writing to a String can't fail; the message is escaped by serde_json.
-    let message = serde_json::Value::from(refusal.message().into_owned());
-    let _ = write!(body, r#"{{"error":"{}","message":{message}}}"#, refusal.code());
-    body.into_bytes()
-}
-
-fn json_rpc_body(ctx: &Context, refusal: &Refusal) -> Vec<u8> {
-    let id = ctx.rpc.as_ref().and_then(|rpc| rpc.id.as_deref()).map(RawId::of_scanned);
-    json_rpc::error_body(id, refusal.json_rpc_code(), &refusal.message(), refusal.json_rpc_data().as_deref())
 }
 
 /// Reads on for a moment: closing a socket with unread bytes resets it, and the client would lose the answer.

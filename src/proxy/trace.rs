@@ -7,7 +7,7 @@ use pingora::Result;
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
-use super::admit;
+use super::check;
 use super::context::{Begun, Context};
 use crate::headers::{self, TraceContext};
 use crate::observe::MethodLabel;
@@ -78,7 +78,7 @@ fn attributes(
     let client = ctx.client.as_ref().map_or_else(|| begun.remote_ip(), |client| client.address);
     let mut all = vec![
         ("http.request.method", method.into()),
-        ("url.path", client_text(admit::path_of(header.raw_path()))),
+        ("url.path", client_text(check::path_of(header.raw_path()))),
         ("url.scheme", if connection.tls.is_some() { "https" } else { "http" }.into()),
         ("http.response.status_code", number(status.into())),
         ("http.request.body.size", number(ctx.body.length)),

@@ -27,7 +27,7 @@ fn version_names_the_gateway_and_its_tls_library() {
 fn help_lists_the_commands() {
     let output = run(&["--help"]);
     let said = text(&output.stdout);
-    for command in ["run", "check", "demo", "pki", "version"] {
+    for command in ["run", "check", "explain", "demo", "pki", "version"] {
         assert!(said.lines().any(|l| l.trim_start().starts_with(command)), "{command} in {said}");
     }
 }

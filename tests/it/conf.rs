@@ -87,9 +87,10 @@ impl Drop for Temporary {
 fn furnished() -> (Temporary, PathBuf) {
     let directory = Temporary::new();
     let at = directory.0.as_path();
-    for name in ["tls", "secrets", "log", "state"] {
+    for name in ["tls", "secrets", "log", "schemas", "state"] {
         fs::create_dir(at.join(name)).unwrap();
     }
+    fs::write(at.join("schemas/tasks-get.json"), r#"{ "required": ["id"] }"#).unwrap();
     let validity = Validity::hours_from(NOW, 24);
     let pki = Development::new("Test", validity).unwrap();
     fs::write(at.join("tls/mesh-ca.pem"), pki.bundle_pem().unwrap()).unwrap();

@@ -166,14 +166,64 @@ pub struct JsonRpc {
     pub methods: Option<Vec<String>>,
     /// `reject` (default), or the most calls that a batch may hold.
     pub batch: Batch,
-    /// Deepest nesting. Default 64, at most 512.
+    /// Deepest nesting. Default 64, at most 512; 128 with `schemas`.
     pub max_depth: u16,
+    /// Calls without an id: `allow` (default, as A2A's clients send them and Hive takes them) or `reject`.
+    pub notifications: Notifications,
+    /// Longest `params` of a call, in bytes as written, up to 16 MiB. Default: as long as the body may be.
+    pub params_limit: Option<Size>,
+    /// What the member `jsonrpc` must be: `"2.0"` (default), or `any`: it may be missing or hold anything.
+    pub version: JsonRpcVersion,
+    /// What `params` of some methods must look like. Default: nobody looks at them.
+    pub schemas: Vec<MethodSchema>,
 }
 
 impl Default for JsonRpc {
     fn default() -> Self {
-        Self { methods: None, batch: Batch::Reject, max_depth: 64 }
+        Self {
+            methods: None,
+            batch: Batch::Reject,
+            max_depth: 64,
+            notifications: Notifications::Allow,
+            params_limit: None,
+            version: JsonRpcVersion::V2,
+            schemas: Vec::new(),
+        }
     }
+}
+
+/// `routes[].json_rpc.notifications`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Notifications {
+    /// They pass.
+    #[default]
+    Allow,
+    /// They are refused.
+    Reject,
+}
+
+/// `routes[].json_rpc.version`
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum JsonRpcVersion {
+    /// JSON-RPC 2.0 and nothing else.
+    #[default]
+    #[serde(rename = "2.0")]
+    V2,
+    /// Left to the node.
+    #[serde(rename = "any")]
+    Any,
+}
+
+/// `routes[].json_rpc.schemas[]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MethodSchema {
+    /// The method, exactly.
+    pub method: String,
+    /// A JSON Schema for its `params`, up to 1 MiB; missing `params` count as `{}`. What is referred to stands in the same
+    /// file.
+    pub file: String,
 }
 
 /// `routes[].json_rpc.batch`

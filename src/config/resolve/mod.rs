@@ -4,6 +4,7 @@ mod certificates;
 mod defense;
 mod endpoint;
 mod federation;
+mod json_rpc;
 mod listeners;
 mod observe;
 mod overload;

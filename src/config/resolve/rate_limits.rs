@@ -1,7 +1,7 @@
 //! `rate_limits` of routes and listeners.
 
 use super::Resolver;
-use crate::config::file::RateLimit;
+use crate::config::file::{Batch, RateLimit};
 use crate::config::{Listener, Route};
 use crate::policy::federation;
 use crate::policy::rate_limit::KeyPart;
@@ -26,6 +26,25 @@ pub(super) fn check(r: &mut Resolver<'_>, listeners: &[Listener], routes: &[Rout
             KeyPart::Issuer if !tokens => Some("no token's issuer is believed; write hive.federation.jwt: verify"),
             _ => None,
         });
+        batches(r, &at, route, listeners);
+    }
+}
+
+/// A batch that a limit never lets pass at once.
+fn batches(r: &mut Resolver<'_>, at: &str, route: &Route, listeners: &[Listener]) {
+    let Some(Batch::UpTo(calls)) = route.json_rpc.as_ref().map(|rpc| rpc.batch) else { return };
+    let of_listeners = listeners.iter().enumerate().filter(|(i, _)| route.listeners.include(*i));
+    let of_listeners = of_listeners.map(|(i, l)| (format!("listeners[{i}]"), &l.rate_limits));
+    for (owner, limits) in of_listeners.chain([(at.to_owned(), &route.rate_limits)]) {
+        for (i, limit) in limits.iter().enumerate().filter(|(_, l)| l.enforce) {
+            let burst = limit.burst.unwrap_or(limit.rate.count);
+            if burst < calls {
+                let path = format!("{at}.json_rpc.batch");
+                let why =
+                    format!("{owner}.rate_limits[{i}] lets {burst} calls pass at once, so larger batches never pass");
+                r.warn(&path, format!("{why}; write at most {burst}, or a larger burst"));
+            }
+        }
     }
 }
 

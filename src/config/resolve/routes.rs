@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::ranges::{DAY, HOUR, MILLISECOND};
-use super::{Resolver, defense, patterns};
+use super::{Resolver, defense, json_rpc, patterns};
 use crate::config::file::{self, Body, RateLimit};
 use crate::config::nearest::known_ones;
 use crate::config::{Listener, Peer, Route, RouteListeners, RoutePeers, Upstream};
@@ -72,9 +72,7 @@ fn route(r: &mut Resolver<'_>, at: &str, raw: file::Route, names: &Names<'_>) ->
         r.error(&format!("{at}.upstream"), format!("no upstream named {name:?}{}", known(name, &names.upstreams)));
     }
     body(r, &format!("{at}.body"), &raw.body);
-    if let Some(rpc) = &raw.json_rpc {
-        json_rpc(r, &format!("{at}.json_rpc"), rpc);
-    }
+    let json_rpc = raw.json_rpc.map(|rpc| json_rpc::resolve(r, &format!("{at}.json_rpc"), rpc, raw.body.limit));
     r.span(&format!("{at}.timeouts.response"), raw.timeouts.response, MILLISECOND, HOUR);
     r.span(&format!("{at}.timeouts.stream_idle"), raw.timeouts.stream_idle, MILLISECOND, DAY);
     if let Some(longest) = raw.timeouts.max_stream_duration {
@@ -89,7 +87,7 @@ fn route(r: &mut Resolver<'_>, at: &str, raw: file::Route, names: &Names<'_>) ->
         name: raw.name,
         upstream: upstream.unwrap_or(0),
         body_limit: raw.body.limit.0,
-        json_rpc: raw.json_rpc,
+        json_rpc,
         timeouts: raw.timeouts,
         priority: raw.priority,
         rate_limits: raw.rate_limits,
@@ -105,7 +103,7 @@ fn known(name: &str, names: &HashMap<&str, usize>) -> String {
 }
 
 /// The list's values in their normal form; the wrong ones as they are.
-fn list(
+pub(super) fn list(
     r: &mut Resolver<'_>,
     at: &str,
     raw: &[String],
@@ -178,14 +176,6 @@ fn route_peers(r: &mut Resolver<'_>, at: &str, raw: &file::RoutePeers, names: &N
 
 fn body(r: &mut Resolver<'_>, at: &str, body: &Body) {
     r.size(&format!("{at}.limit"), body.limit, &(1..=BODY_MAX));
-}
-
-fn json_rpc(r: &mut Resolver<'_>, at: &str, rpc: &file::JsonRpc) {
-    r.range(&format!("{at}.max_depth"), &rpc.max_depth, &(1..=512));
-    let Some(methods) = &rpc.methods else { return };
-    let path = format!("{at}.methods");
-    let empty = "the list is empty, so no call would pass; write methods such as message/send, or leave the key out";
-    list(r, &path, methods, patterns::rpc_method, Some(empty));
 }
 
 /// Host and path, and the routes that have both.

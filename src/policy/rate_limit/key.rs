@@ -5,6 +5,9 @@ use std::hash::Hasher;
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName};
+use ipnet::Ipv6Net;
+
+use crate::identity::PeerIdentity;
 
 /// One thing that a limit tells requests apart by: an item of `rate_limits[].per`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +80,20 @@ pub enum Caller<'a> {
     Nobody,
 }
 
+impl<'a> Caller<'a> {
+    /// By the peer's name if the certificate has one, else by the certificate.
+    pub fn of(peer: Option<&'a str>, identity: Option<&'a PeerIdentity>) -> Self {
+        match (peer, identity) {
+            (Some(name), _) => Caller::Peer(name),
+            (None, Some(identity)) => Caller::Stranger(match &identity.spiffe_id {
+                Some(id) => id.as_str().as_bytes(),
+                None => &identity.fingerprint,
+            }),
+            (None, None) => Caller::Nobody,
+        }
+    }
+}
+
 /// What a request is counted by.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
@@ -97,6 +114,32 @@ pub struct Facts<'a> {
 }
 
 impl Facts<'_> {
+    /// What one part is for this request, for a reader.
+    pub fn shown(&self, part: &KeyPart, ipv6_prefix: u8) -> String {
+        let or = |text: Option<&str>, none: &str| text.map_or_else(|| none.to_owned(), str::to_owned);
+        let value = match part {
+            KeyPart::Address => shown_address(self.address, ipv6_prefix),
+            KeyPart::Peer => match self.caller {
+                Caller::Peer(name) => name.to_owned(),
+                Caller::Stranger(id) => match std::str::from_utf8(id) {
+                    Ok(id) => id.to_owned(),
+                    Err(_) => "the certificate".to_owned(),
+                },
+                Caller::Nobody => shown_address(self.address, ipv6_prefix),
+            },
+            KeyPart::Sni => or(self.sni, "no name"),
+            KeyPart::Route => or(self.route, "no route"),
+            KeyPart::Method => or(self.method, "no method"),
+            KeyPart::Issuer => or(self.issuer, "no issuer"),
+            KeyPart::Header(name) => match self.headers.get_all(name).iter().count() {
+                0 => "without it".to_owned(),
+                // May be a key or a token.
+                _ => "by its value".to_owned(),
+            },
+        };
+        format!("{part}={value}")
+    }
+
     /// Feeds one part into a hash. Each is followed by its length, so that no two different keys are fed alike.
     pub(super) fn feed(&self, part: &KeyPart, ipv6_prefix: u8, hash: &mut impl Hasher) {
         match part {
@@ -119,6 +162,16 @@ impl Facts<'_> {
                 hash.write(&values.to_le_bytes());
             }
         }
+    }
+}
+
+fn shown_address(address: IpAddr, ipv6_prefix: u8) -> String {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => match Ipv6Net::new(v6, ipv6_prefix.min(128)) {
+            Ok(network) => network.trunc().to_string(),
+            Err(_) => v6.to_string(),
+        },
     }
 }
 

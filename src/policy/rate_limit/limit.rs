@@ -31,6 +31,16 @@ impl Limit {
         Self { name: name.into(), parts: parts.into(), quota, enforce, shared, metrics }
     }
 
+    /// What it counts by.
+    pub fn parts(&self) -> &[KeyPart] {
+        &self.parts
+    }
+
+    /// Whether so many calls at once are refused however long the client waits.
+    pub fn never_admits(&self, calls: u32) -> bool {
+        self.enforce && calls > self.quota.burst()
+    }
+
     /// Whether it counts JSON-RPC calls by their method, so that it can be asked only when the body is known.
     fn is_by_method(&self) -> bool {
         self.parts.contains(&KeyPart::Method)

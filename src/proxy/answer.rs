@@ -1,0 +1,51 @@
+//! What a refused client reads, but for status and length.
+
+use std::fmt::Write;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
+
+use crate::headers;
+use crate::json_rpc::{self, RawId};
+use crate::refusal::Refusal;
+
+/// The body: what Hive itself would say, or the form of JSON-RPC routes with the call's `id`, or the small JSON one.
+pub fn body(refusal: &Refusal, on_json_rpc: bool, id: Option<RawId<'_>>) -> Bytes {
+    match refusal.own_body() {
+        Some(own) => Bytes::from_static(own.as_bytes()),
+        None if on_json_rpc => {
+            let data = refusal.json_rpc_data();
+            json_rpc::error_body(id, refusal.json_rpc_code(), &refusal.message(), data.as_deref()).into()
+        }
+        None => small_body(refusal).into(),
+    }
+}
+
+/// The fields that only some refusals have.
+pub fn fields(refusal: &Refusal) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+    let mut fields = [const { None }; 4];
+    if let Some(seconds) = refusal.retry_after_seconds() {
+        fields[0] = Some((headers::RETRY_AFTER, HeaderValue::from(seconds)));
+    }
+    if let Refusal::RateLimited { limit, remaining, .. } = refusal {
+        fields[1] = Some((headers::X_RATELIMIT_LIMIT, HeaderValue::from(*limit)));
+        fields[2] = Some((headers::X_RATELIMIT_REMAINING, HeaderValue::from(*remaining)));
+    }
+    fields[3] = match refusal {
+        // RFC 9110, section 12.5.3: which codings would do.
+        Refusal::UnsupportedContentCoding => Some((headers::ACCEPT_ENCODING, HeaderValue::from_static("identity"))),
+        // A list of methods of the configuration; a header can always carry it.
+        Refusal::MethodNotAllowed { allow } => allow.parse().ok().map(|value| (headers::ALLOW, value)),
+        _ => None,
+    };
+    fields.into_iter().flatten()
+}
+
+/// `{"error":"<stable_snake_case>","message":"…"}` (`hive-contract`, "Answers in Hive's own shape").
+fn small_body(refusal: &Refusal) -> Vec<u8> {
+    let mut body = String::with_capacity(96);
+    // Writing to a String can't fail; the message is escaped by serde_json.
+    let message = serde_json::Value::from(refusal.message().into_owned());
+    let _ = write!(body, r#"{{"error":"{}","message":{message}}}"#, refusal.code());
+    body.into_bytes()
+}
