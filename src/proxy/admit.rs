@@ -122,19 +122,32 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     if let Some(trace) = &mut ctx.trace {
         trace.admitted(shared.clock.now());
     }
+    let body = take_body(shared, session, ctx, &route, &limits).await?;
+    filter::check_waf(shared, session, ctx, &connection, listener, &body).await?;
+    overload.upstream(ctx, &route)?;
+    Ok(body)
+}
+
+/// Reads the body, and checks what the route's JSON-RPC policy says of it.
+async fn take_body(
+    shared: &Shared,
+    session: &mut Session,
+    ctx: &mut Context,
+    route: &Route,
+    limits: &Asking<'_>,
+) -> Result<Bytes, Stop> {
     if route.json_rpc.is_some() {
         // Before the body: there is no use in reading what is not taken.
         check_media_type(&session.req_header().headers)?;
     }
-    let within = listener.deadlines.request_body;
-    let body = body::read(shared, session, ctx, check::body_limit(listener, &route), within, started).await?;
+    let within = limits.listener.deadlines.request_body;
+    let body_limit = check::body_limit(limits.listener, route);
+    let body = body::read(shared, session, ctx, body_limit, within, limits.started).await?;
     if let Some(json_rpc) = &route.json_rpc {
         let mut calls = Calls::default();
         check_json_rpc(json_rpc, &body, ctx, &mut calls)?;
         limits.calls(session, ctx, calls).await?;
     }
-    filter::check_waf(shared, session, ctx, &connection, listener, &body).await?;
-    overload.upstream(ctx, &route)?;
     Ok(body)
 }
 
