@@ -154,7 +154,8 @@ pub(super) fn push_cut(out: &mut Vec<u8>, value: &[u8], bytes_max: usize) {
     }
 }
 
-pub(super) fn push_address(out: &mut Vec<u8>, address: IpAddr) {
+/// Appends an address, as it is written everywhere.
+pub fn push_address(out: &mut Vec<u8>, address: IpAddr) {
     match address {
         IpAddr::V4(v4) => {
             let [a, b, c, d] = v4.octets();

@@ -32,6 +32,7 @@ pub mod trace;
 #[cfg(feature = "otlp")]
 pub mod otlp;
 
+pub use json_line::push_address;
 pub use access_log::{AccessLog, AccessLogTarget, LogSettings};
 pub use breaker::{AtScrape, BreakerMetrics};
 pub use crl::CrlShown;

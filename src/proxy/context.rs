@@ -101,8 +101,6 @@ impl Begun {
 pub struct Body {
     /// Bytes read.
     pub length: u64,
-    /// Whether its length was not announced (HTTP/1.1).
-    pub chunked: bool,
     /// How long that took.
     pub took: Option<Duration>,
     /// The memory it takes, given back at the end.

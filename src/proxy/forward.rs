@@ -2,86 +2,53 @@
 
 use std::time::Instant;
 
-use bytes::{BufMut, Bytes, BytesMut};
-use http::{HeaderName, HeaderValue};
-use pingora::http::{RequestHeader, ResponseHeader};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName};
+use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
-use super::context::{Begun, Context, Over, TRIES_MAX};
+use super::context::{Context, Over, TRIES_MAX};
 use super::exchange::{DEADLINE, Ended, GONE};
+use super::node_request::NodeRequest;
 use super::watch::refusal_of;
-use super::{Shared, affinity, check, told, trace};
+use super::{Shared, affinity, trace};
 use crate::headers;
 use crate::observe::UpstreamResult;
 use crate::refusal::Refusal;
-use crate::request::ClientAddress;
 use crate::upstream::{Ask, Exchange, Outcome, Overflow, Picked, Request, WRONG_NODE};
 
-/// The request as nodes get it: what a client may not say is taken out, what the gateway says is put in.
-pub fn prepare(session: &mut Session, ctx: &mut Context, body: Bytes) -> Result<Request> {
-    let (Some(begun), Some(route)) = (&ctx.begun, &ctx.route) else { return Err(Error::new(ErrorType::InternalError)) };
+/// The request as nodes get it: what a client may not say is left out, what the gateway says is put in.
+pub fn prepare(session: &Session, ctx: &mut Context, body: Bytes) -> Result<Request> {
+    let Some(route) = &ctx.route else { return Err(Error::new(ErrorType::InternalError)) };
     let upstream = &route.upstream.upstream;
-    let http2 = upstream.speaks_http2();
     if !upstream.hash_keys().is_empty() {
-        // As the client wrote them: a key may be a header that is not passed on.
         ctx.upstream.key = affinity::key(upstream.hash_keys(), session, ctx);
     }
-    for name in begun.snapshot.spoofable.to_remove(&session.req_header().headers) {
-        session.req_header_mut().remove_header(&name);
-    }
-    let header = session.req_header_mut();
-    ctx.body.chunked = header.headers.contains_key(headers::TRANSFER_ENCODING);
-    rewrite_request(header, ctx)?;
-    let no_body = header.method == http::Method::HEAD;
-    let http1 = if http2 { Bytes::new() } else { encode(header) };
-    Ok(Request { http2: http2.then(|| header.clone()), http1, body, no_body })
+    let no_body = session.req_header().method == http::Method::HEAD;
+    let mut request = Request { http2: None, http1: Bytes::new(), body, no_body };
+    encode(session, ctx, &mut request)?;
+    Ok(request)
 }
 
 /// The same for the next node: of a traced request each try has its own span, and each node is told that of its own.
-pub fn prepare_again(session: &mut Session, ctx: &Context, request: &mut Request) -> Result<()> {
-    let Some(trace) = &ctx.trace else { return Ok(()) };
-    let header = session.req_header_mut();
-    header.insert_header(headers::TRACEPARENT, trace.traceparent())?;
-    match &mut request.http2 {
-        Some(http2) => *http2 = header.clone(),
-        None => request.http1 = encode(header),
+pub fn prepare_again(session: &Session, ctx: &mut Context, request: &mut Request) -> Result<()> {
+    if ctx.trace.is_some() { encode(session, ctx, request) } else { Ok(()) }
+}
+
+fn encode(session: &Session, ctx: &mut Context, request: &mut Request) -> Result<()> {
+    let header = session.req_header();
+    let traceparent = trace::for_node(&header.headers, ctx);
+    let http2 = ctx.route.as_ref().is_some_and(|route| route.upstream.upstream.speaks_http2());
+    let Some(node_request) = NodeRequest::new(header, ctx, traceparent) else {
+        return Err(Error::explain(ErrorType::InternalError, "a request without a beginning"));
+    };
+    if http2 {
+        request.http2 = Some(node_request.http2()?);
+    } else {
+        request.http1 = node_request.http1();
     }
     Ok(())
-}
-
-/// The header for an HTTP/1.1 node. What concerns only the client's connection stays here (RFC 9110, section 7.6.1).
-fn encode(header: &RequestHeader) -> Bytes {
-    let mut out = BytesMut::with_capacity(1024);
-    out.put_slice(header.method.as_str().as_bytes());
-    out.put_slice(b" ");
-    out.put_slice(header.raw_path());
-    out.put_slice(b" HTTP/1.1\r\n");
-    for (name, value) in &header.headers {
-        if headers::HOP_BY_HOP.contains(name) || *name == headers::COOKIE {
-            continue;
-        }
-        put_field(&mut out, name, value.as_bytes());
-    }
-    // HTTP/2 splits a cookie into fields, HTTP/1.1 has one (RFC 9113, section 8.2.3).
-    let mut cookies = header.headers.get_all(headers::COOKIE).iter();
-    if let Some(first) = cookies.next() {
-        let mut whole = first.as_bytes().to_vec();
-        for crumb in cookies {
-            whole.extend_from_slice(b"; ");
-            whole.extend_from_slice(crumb.as_bytes());
-        }
-        put_field(&mut out, &headers::COOKIE, &whole);
-    }
-    out.put_slice(b"\r\n");
-    out.freeze()
-}
-
-fn put_field(out: &mut BytesMut, name: &HeaderName, value: &[u8]) {
-    out.put_slice(name.as_str().as_bytes());
-    out.put_slice(b": ");
-    out.put_slice(value);
-    out.put_slice(b"\r\n");
 }
 
 /// The circuit breaker does not let the request on.
@@ -270,64 +237,6 @@ pub fn describe(error: &Error) -> String {
     text
 }
 
-/// Sets what the gateway says; what a client may not say has been stripped (design, decision 10).
-pub fn rewrite_request(request: &mut RequestHeader, ctx: &mut Context) -> Result<()> {
-    let (Some(begun), Some(client)) = (&ctx.begun, &ctx.client) else {
-        return Err(Error::explain(ErrorType::InternalError, "a request without a beginning"));
-    };
-    request.remove_header(&headers::EXPECT);
-    // HTTP/2 names the host in a field of its own.
-    if !request.headers.contains_key(headers::HOST)
-        && let Some(authority) = request.uri.authority()
-    {
-        let host = HeaderValue::from_str(authority.as_str());
-        let host = host.map_err(|_| Error::explain(ErrorType::InvalidHTTPHeader, "an authority that is no host"))?;
-        request.insert_header(headers::HOST, host)?;
-    }
-    if request.raw_path().first() != Some(&b'/') {
-        let target = check::origin_form(request.raw_path()).to_vec();
-        request.set_raw_path(&target)?;
-    }
-    frame_body(request, ctx.body.length)?;
-
-    if ctx.route.as_ref().is_some_and(|r| r.upstream.trusted) {
-        tell_hive(request, begun, client)?;
-    }
-    if let Some(id) = &ctx.request_id {
-        request.insert_header(headers::X_REQUEST_ID, id.clone())?;
-    }
-    trace::tell_node(request, ctx)
-}
-
-/// What our own Hive is told, and nobody else.
-fn tell_hive(request: &mut RequestHeader, begun: &Begun, client: &ClientAddress) -> Result<()> {
-    let host = request.headers.get(headers::HOST).cloned();
-    let client = told::Client {
-        address: client,
-        identity: begun.connection.identity.as_deref(),
-        https: begun.connection.tls.is_some() || begun.proxied_https,
-        host: host.as_ref(),
-    };
-    let fields = client
-        .told(&begun.snapshot)
-        .map_err(|e| Error::because(ErrorType::InternalError, "what no header can carry", e))?;
-    for (name, value) in fields.into_iter().flatten() {
-        request.insert_header(name, value)?;
-    }
-    Ok(())
-}
-
-/// The body is here whole, so its length is known, however the client framed it.
-fn frame_body(request: &mut RequestHeader, length: u64) -> Result<()> {
-    let framed = request.headers.contains_key(headers::TRANSFER_ENCODING);
-    request.remove_header(&headers::TRANSFER_ENCODING);
-    request.remove_header(&headers::TRAILER);
-    if length > 0 || framed || matches!(request.method, http::Method::POST | http::Method::PUT | http::Method::PATCH) {
-        request.insert_header(headers::CONTENT_LENGTH, HeaderValue::from(length))?;
-    }
-    Ok(())
-}
-
 /// Takes note of the node's answer and of what is between node and gateway only.
 pub fn rewrite_response(shared: &Shared, response: &mut ResponseHeader, ctx: &mut Context) -> Result<()> {
     if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
@@ -351,26 +260,9 @@ pub fn rewrite_response(shared: &Shared, response: &mut ResponseHeader, ctx: &mu
     if let Some(picked) = &ctx.upstream.picked {
         picked.node().learn_keep_alive(&response.headers);
     }
-    let nominated: Vec<_> = headers::connection_tokens(&response.headers)
-        .filter_map(|token| http::HeaderName::from_bytes(token).ok())
-        .filter(|name| *name != headers::CONTENT_LENGTH && *name != headers::TRANSFER_ENCODING)
-        .collect();
-    for name in nominated {
+    let proof = ctx.begun.as_ref().map(|begun| &begun.snapshot.product.gateway_auth);
+    for name in between_gateway_and_node(&response.headers, proof) {
         response.remove_header(&name);
-    }
-    for name in [
-        headers::CONNECTION,
-        headers::KEEP_ALIVE,
-        headers::PROXY_AUTHENTICATE,
-        headers::PROXY_CONNECTION,
-        headers::TE,
-        headers::TRAILER,
-        headers::UPGRADE,
-    ] {
-        response.remove_header(&name);
-    }
-    if let Some(begun) = &ctx.begun {
-        response.remove_header(&begun.snapshot.product.gateway_auth);
     }
     if let Some(id) = &ctx.request_id
         && !response.headers.contains_key(headers::X_REQUEST_ID)
@@ -378,6 +270,25 @@ pub fn rewrite_response(shared: &Shared, response: &mut ResponseHeader, ctx: &mu
         response.insert_header(headers::X_REQUEST_ID, id.clone())?;
     }
     Ok(())
+}
+
+/// Fields of an answer that concern only the connection to the node (RFC 9110, section 7.6.1), and the gateway's own proof.
+/// No allocation for an empty list.
+fn between_gateway_and_node(headers: &HeaderMap, proof: Option<&HeaderName>) -> Vec<HeaderName> {
+    const HOP_BY_HOP: [HeaderName; 7] = [
+        headers::CONNECTION,
+        headers::KEEP_ALIVE,
+        headers::PROXY_AUTHENTICATE,
+        headers::PROXY_CONNECTION,
+        headers::TE,
+        headers::TRAILER,
+        headers::UPGRADE,
+    ];
+    let hop_by_hop = headers.keys().filter(|name| HOP_BY_HOP.contains(name) || Some(*name) == proof).cloned();
+    let nominated = headers::connection_tokens(headers)
+        .filter_map(|token| HeaderName::from_bytes(token).ok())
+        .filter(|name| *name != headers::CONTENT_LENGTH && *name != headers::TRANSFER_ENCODING);
+    hop_by_hop.chain(nominated).collect()
 }
 
 fn answered(ctx: &mut Context, status: u16, now: Instant) {

@@ -37,7 +37,7 @@ pub fn record(shared: &Shared, session: &mut Session, ctx: &mut Context) {
         shared.traces.push(trace::finish(*trace, session, ctx, &begun, status, begun.started + duration));
     }
     if let Some(h1) = session.as_downstream().as_http1() {
-        let chunked = ctx.body.chunked || session.req_header().headers.contains_key(headers::TRANSFER_ENCODING);
+        let chunked = session.req_header().headers.contains_key(headers::TRANSFER_ENCODING);
         let body = (!chunked).then(|| body::announced(session).unwrap_or(0));
         begun.connection.request_was(h1.get_headers_raw_bytes().len() as u64, body);
     }

@@ -1,11 +1,11 @@
 //! What is between the gateway and our own Hive: who the client is, and the proof that the gateway says so. Nobody else is
 //! told.
 
-use http::header::InvalidHeaderValue;
-use http::{HeaderName, HeaderValue};
+use http::HeaderName;
 
 use crate::headers;
 use crate::identity::PeerIdentity;
+use crate::observe::push_address;
 use crate::request::ClientAddress;
 use crate::snapshot::Snapshot;
 
@@ -18,37 +18,33 @@ pub struct Client<'a> {
     /// Whether it spoke HTTPS, with the gateway or with a trusted proxy before it.
     pub https: bool,
     /// `Host` as it asked.
-    pub host: Option<&'a HeaderValue>,
+    pub host: Option<&'a [u8]>,
 }
 
-/// A header that is set.
-pub type Field = (HeaderName, HeaderValue);
-
 impl Client<'_> {
-    /// The headers that tell Hive.
-    ///
-    /// # Errors
-    /// None that can happen: addresses and certificates are written in ASCII.
-    pub fn told(&self, snapshot: &Snapshot) -> Result<[Option<Field>; 7], InvalidHeaderValue> {
-        let shown = &snapshot.config.identity_headers;
-        let identity = |wanted: bool| self.identity.filter(|_| wanted);
-        let xfcc = identity(shown.xfcc).map(|i| HeaderValue::from_str(&i.xfcc)).transpose()?;
-        let client_cert = identity(shown.client_cert).map(|i| HeaderValue::from_str(&i.client_cert)).transpose()?;
-        let address = HeaderValue::try_from(self.address.address.to_string())?;
+    /// Says each header that tells Hive.
+    pub fn tell(&self, snapshot: &Snapshot, put: &mut impl FnMut(&HeaderName, &[u8])) {
+        let mut address = Vec::with_capacity(48);
+        push_address(&mut address, self.address.address);
+        put(&headers::X_REAL_IP, &address);
         // The usual client connects by itself, and then both say the same.
-        let chain = match self.address.proxies.is_empty() {
-            true => address.clone(),
-            false => HeaderValue::try_from(self.address.forwarded_for())?,
-        };
-        let proto = HeaderValue::from_static(if self.https { "https" } else { "http" });
-        Ok([
-            Some((headers::X_REAL_IP, address)),
-            Some((headers::X_FORWARDED_FOR, chain)),
-            Some((headers::X_FORWARDED_PROTO, proto)),
-            self.host.map(|host| (headers::X_FORWARDED_HOST, host.clone())),
-            snapshot.gateway_auth.clone().map(|proof| (snapshot.product.gateway_auth.clone(), proof)),
-            xfcc.map(|value| (headers::X_FORWARDED_CLIENT_CERT, value)),
-            client_cert.map(|value| (headers::CLIENT_CERT, value)),
-        ])
+        match self.address.proxies.is_empty() {
+            true => put(&headers::X_FORWARDED_FOR, &address),
+            false => put(&headers::X_FORWARDED_FOR, self.address.forwarded_for().as_bytes()),
+        }
+        put(&headers::X_FORWARDED_PROTO, if self.https { b"https" } else { b"http" });
+        if let Some(host) = self.host {
+            put(&headers::X_FORWARDED_HOST, host);
+        }
+        if let Some(proof) = &snapshot.gateway_auth {
+            put(&snapshot.product.gateway_auth, proof.as_bytes());
+        }
+        let shown = &snapshot.config.identity_headers;
+        if let Some(identity) = self.identity.filter(|_| shown.xfcc) {
+            put(&headers::X_FORWARDED_CLIENT_CERT, identity.xfcc.as_bytes());
+        }
+        if let Some(identity) = self.identity.filter(|_| shown.client_cert) {
+            put(&headers::CLIENT_CERT, identity.client_cert.as_bytes());
+        }
     }
 }

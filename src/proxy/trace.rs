@@ -2,9 +2,7 @@
 
 use std::time::Instant;
 
-use http::{HeaderMap, Version};
-use pingora::Result;
-use pingora::http::RequestHeader;
+use http::{HeaderMap, HeaderValue, Version};
 use pingora::proxy::Session;
 
 use super::check;
@@ -22,21 +20,13 @@ pub fn begin(session: &Session, ctx: &mut Context, snapshot: &Snapshot) {
     }
 }
 
-/// Sets `traceparent` for a node: its parent is the gateway's span if there is one, else the client's.
-pub fn tell_node(request: &mut RequestHeader, ctx: &mut Context) -> Result<()> {
-    let theirs = headers::traceparent(&request.headers).cloned();
-    let is_theirs = theirs.is_some();
-    let called =
-        ctx.traceparent.get_or_insert_with(|| theirs.unwrap_or_else(|| TraceContext::new(random()).to_header()));
-    if !is_theirs {
-        // `tracestate` belongs to the context that was not valid.
-        request.remove_header(&headers::TRACESTATE);
-    }
-    match &ctx.trace {
-        Some(trace) => request.insert_header(headers::TRACEPARENT, trace.traceparent()),
-        None if is_theirs => Ok(()),
-        None => request.insert_header(headers::TRACEPARENT, called.clone()),
-    }
+/// `traceparent` for a node: its parent is the gateway's span if there is one, else the client's.
+pub fn for_node(headers: &HeaderMap, ctx: &mut Context) -> HeaderValue {
+    let called = ctx.traceparent.get_or_insert_with(|| {
+        let theirs = headers::traceparent(headers).cloned();
+        theirs.unwrap_or_else(|| TraceContext::new(random()).to_header())
+    });
+    ctx.trace.as_ref().map_or_else(|| called.clone(), |trace| trace.traceparent())
 }
 
 /// The spans of a request that is done.

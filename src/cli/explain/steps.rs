@@ -384,20 +384,16 @@ fn set(way: &mut Way<'_>) -> Result<(), Stop> {
         address: &client,
         identity: way.asked.identity.as_ref(),
         https: way.asked.tls,
-        host: way.asked.headers.get(HOST),
+        host: way.asked.headers.get(HOST).map(|host| host.as_bytes()),
     };
-    let Ok(fields) = client.told(way.snapshot) else { return Err(Refusal::Internal.into()) };
-    for (name, value) in fields.into_iter().flatten() {
-        let shown = if value.is_sensitive() {
-            "Bearer ...".into()
-        } else {
-            String::from_utf8_lossy(value.as_bytes()).into_owned()
-        };
-        let identity = [headers::X_FORWARDED_CLIENT_CERT, headers::CLIENT_CERT].contains(&name);
-        let proof = (name == way.snapshot.product.gateway_auth).then_some("hive");
-        let at = proof.or(identity.then_some("identity_headers"));
-        let at = at.filter(|key| way.located.has(key)).map(str::to_owned);
-        way.said.push((format!("{name}: {shown}"), at));
-    }
+    let mut said = Vec::new();
+    client.tell(way.snapshot, &mut |name, value| {
+        let proof = *name == way.snapshot.product.gateway_auth;
+        let shown = if proof { "Bearer ...".into() } else { String::from_utf8_lossy(value) };
+        let identity = [headers::X_FORWARDED_CLIENT_CERT, headers::CLIENT_CERT].contains(name);
+        let at = proof.then_some("hive").or(identity.then_some("identity_headers"));
+        said.push((format!("{name}: {shown}"), at.filter(|key| way.located.has(key)).map(str::to_owned)));
+    });
+    way.said.extend(said);
     Ok(())
 }
