@@ -32,7 +32,6 @@ pub mod trace;
 #[cfg(feature = "otlp")]
 pub mod otlp;
 
-pub use json_line::push_address;
 pub use access_log::{AccessLog, AccessLogTarget, LogSettings};
 pub use breaker::{AtScrape, BreakerMetrics};
 pub use crl::CrlShown;
@@ -43,6 +42,7 @@ pub use handles::{
     RouteMetrics, SpanMetrics, UpstreamMetrics, WafMetrics,
 };
 pub use handshake::HandshakeResult;
+pub use json_line::push_address;
 pub use labels::{
     BreakerLimit, CloseReason, ConnectionRefusal, CrlFetchResult, MethodLabel, OcspResult, OverloadAction,
     OverloadLimit, RateLimitDecision, RedisFallback, SpanResult, UpstreamResult, UpstreamTlsFailure, WafVerdict,

@@ -33,7 +33,8 @@ impl<'a> NodeRequest<'a> {
         let (begun, client, route) = (ctx.begun.as_ref()?, ctx.client.as_ref()?, ctx.route.as_ref()?);
         let headers = &header.headers;
         let framed = headers.contains_key(headers::TRANSFER_ENCODING) || headers.contains_key(headers::CONTENT_LENGTH);
-        let has_length = ctx.body.length > 0 || framed || [Method::POST, Method::PUT, Method::PATCH].contains(&header.method);
+        let has_length =
+            ctx.body.length > 0 || framed || [Method::POST, Method::PUT, Method::PATCH].contains(&header.method);
         Some(Self {
             header,
             removed: begun.snapshot.spoofable.to_remove(headers),

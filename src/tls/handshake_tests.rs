@@ -194,6 +194,44 @@ fn a_certificate_counts_only_between_its_dates() {
 }
 
 #[test]
+fn a_known_chain_is_verified_once_and_held_to_its_dates_every_time() {
+    let server = server();
+    let known = || super::client_chain::known_to(&server.ssl(now()).unwrap());
+    let ends = now() + 3;
+    let validity = Validity { not_before: now() - 60, not_after: ends };
+    let issued = CertificateSpec { validity, ..client_spec() }.issue(&PKI.intermediate).unwrap();
+    let mut met = 0;
+    let failure = loop {
+        match meet(&server, client(Some(&issued))) {
+            Ok(_) => met += 1,
+            Err(failure) => break failure,
+        }
+        assert_eq!(known(), 1);
+        assert!(now() <= ends + 2, "it came in after its end");
+    };
+    assert!(met > 1, "it came in {met} times");
+    assert_eq!(failure.result, HandshakeResult::Expired);
+}
+
+#[test]
+fn a_known_chain_helps_no_other() {
+    let server = server();
+    let known = || super::client_chain::known_to(&server.ssl(now()).unwrap());
+    let issued = issued();
+    meet(&server, client(Some(&issued))).unwrap();
+    // The last byte belongs to the CA's signature; all before it is as in the good one.
+    let mut der = issued.cert.to_der().unwrap();
+    *der.last_mut().unwrap() ^= 1;
+    let forged = Issued { cert: openssl::x509::X509::from_der(&der).unwrap(), ..issued.clone() };
+    refused(meet(&server, client(Some(&forged))), HandshakeResult::BadSignature);
+    assert_eq!(known(), 1);
+    // Another bundle is another context, which knows nobody.
+    let dir = Dir::new();
+    dir.write("ca.pem", Authority::root("elsewhere", day()).unwrap().cert_pem().unwrap());
+    refused(meet(&dir.build(&listener(&["gw"])).unwrap(), client(Some(&issued))), HandshakeResult::UnknownCa);
+}
+
+#[test]
 fn a_servers_certificate_is_not_a_clients() {
     let issued = CertificateSpec { usage: Usage::Server, ..client_spec() }.issue(&PKI.intermediate).unwrap();
     refused(meet(&server(), client(Some(&issued))), HandshakeResult::WrongPurpose);

@@ -18,11 +18,12 @@ use crate::identity::PeerIdentity;
 
 use super::TlsFault;
 use super::certificate::{CertificateFacts, SubjectAltNames};
+use super::client_chain::verify_clients;
 use super::files::{ChainAndKey, Files, Role, reason};
 use super::handshake::{self, Checks, VerifyNotes};
 use super::names::{Groups, Names};
 use super::revocation::{Ocsp, Revocation};
-use super::spiffe::{Issued, TrustDomains, verify_by_trust_domain};
+use super::spiffe::{Issued, TrustDomains};
 use super::standing::{Anchors, ClientChain, Judge, Standing, Trust};
 use super::staple::Staple;
 
@@ -398,11 +399,14 @@ fn builder(pairs: &[&ChainAndKey], common: &Common<'_>) -> Result<SslContextBuil
 
 fn ask_for_certificate(context: &mut SslContextBuilder, common: &Common<'_>) -> Result<(), ErrorStack> {
     let bundle = common.bundle;
-    match common.anchors {
-        Anchors::Bundle(bundle) => context.set_cert_store(store(bundle)?),
+    let domains = match common.anchors {
+        Anchors::Bundle(bundle) => {
+            context.set_cert_store(store(bundle)?);
+            None
+        }
         // The context's own store stays empty.
-        Anchors::TrustDomains(bundles) => verify_by_trust_domain(context, TrustDomains::new(bundles)?)?,
-    }
+        Anchors::TrustDomains(bundles) => Some(TrustDomains::new(bundles)?),
+    };
     if ca_names_bytes(bundle) <= CA_NAMES_BYTES_MAX {
         for cert in bundle {
             context.add_client_ca(cert)?;
@@ -412,7 +416,8 @@ fn ask_for_certificate(context: &mut SslContextBuilder, common: &Common<'_>) -> 
     limit_client_chain(context);
     let mode = SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT;
     let authorities = bundle.iter().filter_map(|cert| cert.subject_name().to_der().ok()).collect::<Vec<_>>();
-    let checks = Checks { authorities, revocation: common.revocation.cloned() };
+    let checks = Arc::new(Checks { authorities, revocation: common.revocation.cloned() });
+    verify_clients(context, domains, checks.clone())?;
     context.set_verify_callback(mode, move |good, store| handshake::verify(good, store, &checks));
     Ok(())
 }

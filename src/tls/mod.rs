@@ -23,6 +23,7 @@
 //! make once in an hour (`timeouts.connection_age`), and every ticket key would be one more secret to rotate.
 
 mod certificate;
+mod client_chain;
 mod files;
 mod handshake;
 mod listener;

@@ -26,7 +26,7 @@ use super::revocation::der;
 use crate::config::file::{ListenerSpiffe, UpstreamSpiffe};
 use crate::identity::{SPIFFE_SCHEME, SpiffeId, check_trust_domain};
 
-pub(super) use trust_domains::{TrustDomains, verify_by_trust_domain};
+pub(super) use trust_domains::TrustDomains;
 pub use workload_api::{Updates, connect};
 
 /// The environment's variable with the agent's address (SPIFFE Workload Endpoint, section 4).
