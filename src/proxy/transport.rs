@@ -1,9 +1,12 @@
 //! What a client's connection runs over: TLS, or plain TCP.
 
+use std::ffi::c_int;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
+use foreign_types::ForeignTypeRef;
+use pingora::tls::ssl::SslRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_openssl::SslStream;
@@ -28,8 +31,19 @@ impl Transport {
         }
     }
 
+    /// Ready if it is worth trying to read. OpenSSL is not asked before something has come: to find nothing costs it as much
+    /// as to read a record, and each request waits twice, for itself and for its answer.
+    fn poll_something(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            // An error is for the read to tell.
+            Transport::Tls(tls) if !has_pending(tls.ssl()) => tls.get_ref().tcp().poll_read_ready(cx).map(drop),
+            _ => Poll::Ready(()),
+        }
+    }
+
     /// As [`AsyncRead`].
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_something(cx));
         match self {
             Transport::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
             Transport::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
@@ -38,6 +52,7 @@ impl Transport {
 
     /// One byte, which stays unread.
     pub fn poll_peek(&mut self, cx: &mut Context<'_>, byte: &mut [u8; 1]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_something(cx));
         match self {
             Transport::Tls(tls) => Pin::new(tls).poll_peek(cx, byte).map_err(io::Error::other),
             Transport::Plain(tcp) => tcp.poll_peek(cx, &mut ReadBuf::new(byte)),
@@ -79,4 +94,15 @@ impl Transport {
             Transport::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
         }
     }
+}
+
+/// Whether bytes have been read from the socket that have not been read from `ssl`, decrypted or not.
+fn has_pending(ssl: &SslRef) -> bool {
+    // SAFETY: the pointer belongs to a live connection; OpenSSL only looks at it (ssl.h, 1.1.0 to 3.6).
+    unsafe { SSL_has_pending(ssl.as_ptr().cast()) == 1 }
+}
+
+// What the `openssl` crate lacks.
+unsafe extern "C" {
+    fn SSL_has_pending(ssl: *const std::ffi::c_void) -> c_int;
 }
