@@ -16,7 +16,7 @@ use crate::headers;
 use crate::observe::UpstreamResult;
 use crate::refusal::Refusal;
 use crate::request::ClientAddress;
-use crate::upstream::{Ask, Exchange, Outcome, Overflow, Picked, Request, WRONG_NODE};
+use crate::upstream::{Ask, Exchange, Outcome, Overflow, Picked, Request, Unread, WRONG_NODE};
 
 /// The request as nodes get it: what a client may not say is taken out, what the gateway says is put in.
 pub fn prepare(session: &mut Session, ctx: &mut Context, body: Bytes) -> Result<Request> {
@@ -164,9 +164,9 @@ pub fn connect_failed(shared: &Shared, ctx: &mut Context, mut error: Box<Error>)
     error
 }
 
-/// The exchange with a node broke. If nothing was sent, the next connection may have it. Else the node may have read
-/// it, so only what changes nothing is tried again: GET and HEAD on a connection that had rested and that the node had
-/// closed meanwhile (design, decision 3).
+/// The exchange with a node broke. If it is known that the node has read nothing of it, another connection may have it
+/// ([`Unread`]). Else only what changes nothing is tried again: GET and HEAD on a connection that had rested and that the
+/// node had closed meanwhile (design, decision 3).
 pub fn broke(
     shared: &Shared,
     session: &Session,
@@ -176,14 +176,22 @@ pub fn broke(
 ) -> Box<Error> {
     let client = *error.esource() == ErrorSource::Downstream;
     let harmless = matches!(session.req_header().method, http::Method::GET | http::Method::HEAD);
-    let stale = exchange.reused() && (harmless || !exchange.sent_any()) && ctx.upstream.status.is_none();
-    let result = if client { UpstreamResult::ClientGone } else { UpstreamResult::Broken };
+    let unanswered = !client && ctx.upstream.status.is_none();
+    let unread = exchange.unread().filter(|_| unanswered);
     // A node may close a connection that rests; that says nothing against it.
+    let stale = unread == Some(Unread::Closed) || (unanswered && harmless && exchange.reused());
+    let result = if client { UpstreamResult::ClientGone } else { UpstreamResult::Broken };
     record_failure(ctx, result, !stale, shared.clock.now());
     // With TLS 1.3 a node may refuse the gateway's certificate when the request is already on its way.
     let tls_failure = ctx.upstream.picked.as_ref().and_then(|picked| picked.node().tls_failure(&error));
     ctx.error = Some(tls_failure.unwrap_or_else(|| describe(&error)));
-    error.set_retry(!client && stale && (ctx.upstream.tries as usize) < TRIES_MAX);
+    if unread == Some(Unread::Refused)
+        && let Some(picked) = &ctx.upstream.picked
+    {
+        ctx.upstream.tried.push(picked.node().id());
+        ctx.upstream.unreachable = Some(Refusal::UpstreamFailed);
+    }
+    error.set_retry((stale || unread.is_some()) && (ctx.upstream.tries as usize) < TRIES_MAX);
     error
 }
 

@@ -27,6 +27,7 @@ mod outlier;
 mod peer;
 mod random;
 mod settings;
+mod unread;
 mod view;
 
 use std::sync::Arc;
@@ -43,6 +44,7 @@ pub use exchange::{Exchange, Request};
 pub use health::look_after;
 pub use node::{Health, Node, NodeId, NodeStatus, WRONG_NODE};
 pub use outlier::{Outcome, Standing};
+pub use unread::Unread;
 pub use settings::{BreakerLimits, ConnectionLimits, NodeSettings, Settings, SettingsError};
 
 use balance::Balancer;
