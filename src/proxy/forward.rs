@@ -104,14 +104,14 @@ pub fn pick<'a>(shared: &Shared, ctx: &'a mut Context) -> Result<&'a Picked> {
         way.retry = way.retry.take().or_else(|| upstream.retry());
         if way.retry.is_none() {
             // The failure that there was is the answer.
-            ctx.refusal = way.unreachable.take().or(Some(Refusal::UpstreamFailed));
+            ctx.refusal = Some(way.failed().unwrap_or(Refusal::UpstreamFailed));
             return Err(Error::explain(ErrorType::ConnectNoRoute, "no other try: retry_budget is used up"));
         }
     }
     let now = shared.clock.now();
     let Some(picked) = upstream.pick(&Ask { tried: &way.tried, key: way.key, now }) else {
         // After a try that failed, that try's reason is the better answer.
-        ctx.refusal = way.unreachable.take().or(Some(Refusal::NoHealthyUpstream));
+        ctx.refusal = Some(way.failed().unwrap_or(Refusal::NoHealthyUpstream));
         return Err(Error::explain(ErrorType::ConnectNoRoute, "no healthy node left"));
     };
     way.tries += 1;
@@ -185,6 +185,7 @@ pub fn broke(
     // With TLS 1.3 a node may refuse the gateway's certificate when the request is already on its way.
     let tls_failure = ctx.upstream.picked.as_ref().and_then(|picked| picked.node().tls_failure(&error));
     ctx.error = Some(tls_failure.unwrap_or_else(|| describe(&error)));
+    ctx.upstream.reached |= !client && unread.is_none();
     if unread == Some(Unread::Refused)
         && let Some(picked) = &ctx.upstream.picked
     {
@@ -247,6 +248,10 @@ pub fn refusal_for(error: &Error, ctx: &Context) -> Refusal {
     }
     if ctx.upstream.status.is_some() {
         // The node did answer; that its answer can't be passed on is not the client's doing.
+        return Refusal::UpstreamFailed;
+    }
+    if ctx.upstream.reached {
+        // That the last one could not be reached is not all there is to say.
         return Refusal::UpstreamFailed;
     }
     if *error.esource() == ErrorSource::Downstream {

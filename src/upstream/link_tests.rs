@@ -12,6 +12,9 @@ use super::*;
 const REQUEST: &[u8] = b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n";
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
+/// What a node does after its first answer.
+type Ending = fn(StdStream);
+
 /// A connection to a node that does as it is told.
 async fn connect(node: impl FnOnce(StdStream) + Send + 'static) -> (Link, JoinHandle<()>) {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
@@ -48,7 +51,7 @@ async fn one_exchange(link: &mut Link) {
 
 #[tokio::test]
 async fn a_closed_connection_is_seen_before_the_runtime_has_heard_of_it() {
-    let endings: [fn(StdStream); 3] = [
+    let endings: [Ending; 3] = [
         drop,
         |tcp| SockRef::from(&tcp).set_linger(Some(Duration::ZERO)).unwrap(),
         // Nobody asked, so it is no answer to what comes next.
@@ -104,7 +107,7 @@ async fn a_long_request_of_which_the_node_has_read_the_beginning_is_not_unread()
 
 #[tokio::test]
 async fn whatever_a_node_may_have_read_is_not_unread() {
-    let endings: [(&str, fn(StdStream)); 5] = [
+    let endings: [(&str, Ending); 5] = [
         ("it reads and closes", |mut tcp| read_request(&mut tcp)),
         ("it reads and resets at once, before anything is acknowledged", |mut tcp| {
             read_request(&mut tcp);

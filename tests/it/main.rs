@@ -20,6 +20,7 @@ mod documentation;
 mod egress;
 mod egress_tls;
 mod explain;
+mod faults;
 mod federation;
 mod firewall;
 mod headers;
