@@ -300,3 +300,103 @@ fn of_10000_requests_to_failing_nodes_none_is_delivered_twice_and_every_client_i
     assert_eq!(tried.len() as u64, REQUESTS, "seed {seed}");
     assert_nothing_wrong(seed, &tried, &nodes.ledger);
 }
+
+/// One HTTP/1.1 node of a gateway that finds fault with nothing.
+fn lenient(nodes: &FaultNodes, more: &str) -> Gateway {
+    let chances = Chances { at_accept: 0, unread: 0, at_rest: 0, refuse_after: None };
+    lenient_to(nodes.http1(1, chances), more)
+}
+
+fn lenient_to(node: SocketAddr, more: &str) -> Gateway {
+    let mut setup = Setup::new(&[]);
+    let more = format!("health_check: {{ enabled: false }}, outlier: {{ enabled: false }}{more}");
+    setup.upstreams = upstream("hive", "http", &[node], &more);
+    setup.plain = Some(String::new());
+    setup.start()
+}
+
+fn post(speaks: &mut Speaks, fault: Fault, id: u64) -> Got {
+    speaks.ask(&format!("/echo/{fault:?}/{id}"), Some("{}"))
+}
+
+fn good(id: u64) -> Got {
+    Got::Answer { status: 200, body: good_body(id) }
+}
+
+#[test]
+fn a_node_that_closes_with_each_answer_costs_no_post() {
+    let nodes = FaultNodes::new(1);
+    let gateway = lenient(&nodes, "");
+    let mut speaks = Speaks::new(&gateway, 0);
+    for id in 0..500 {
+        assert_eq!(post(&mut speaks, Fault::CloseWith, id), good(id));
+        assert_eq!(nodes.ledger.seen(id), 1, "{id}");
+    }
+}
+
+/// The node closes at the very moment in which the gateway sends the next request. Whether the gateway has seen the end
+/// before, or it crossed the request: neither may cost one. Only a node that had the request in its queue, and resets, may
+/// have read it, as far as the gateway can know.
+#[test]
+fn in_the_racy_instant_no_post_fails_but_those_that_the_node_may_have_read() {
+    const EACH: u64 = 500;
+    let nodes = FaultNodes::new(2);
+    let gateway = lenient(&nodes, "");
+    let failed = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for client in 0..4 {
+            let (gateway, nodes, failed) = (&gateway, &nodes, &failed);
+            scope.spawn(move || {
+                let mut speaks = Speaks::new(gateway, 0);
+                for id in client * EACH..(client + 1) * EACH {
+                    match post(&mut speaks, Fault::CloseAfter, id) {
+                        Got::Answer { status: 502, body } if body.contains("upstream_failed") => {
+                            failed.fetch_add(1, Ordering::Relaxed);
+                        }
+                        got => assert_eq!(got, good(id)),
+                    }
+                    assert!(nodes.ledger.seen(id) <= 1, "{id} was delivered twice");
+                }
+            });
+        }
+    });
+    let failed = failed.load(Ordering::Relaxed);
+    println!("{failed} of {} failed", 4 * EACH);
+    gateway.wait_metric("hive_gateway_http_requests_total", &[("code", "502")], failed as f64);
+    let log = gateway.access_log();
+    for line in log.iter().filter(|l| l["status"] == 502) {
+        let error = line["error"].as_str().unwrap();
+        assert!(error.contains("reset by peer"), "the node had closed before the request came: {line}");
+    }
+}
+
+#[test]
+fn a_stream_above_the_last_one_of_goaway_has_not_been_processed() {
+    for reason in [h2::Reason::NO_ERROR, h2::Reason::ENHANCE_YOUR_CALM] {
+        let nodes = FaultNodes::new(3);
+        let gateway = lenient_to(nodes.http2_that_goes_away(reason), ", protocol: http2");
+        let mut speaks = Speaks::new(&gateway, 0);
+        assert_eq!(post(&mut speaks, Fault::Good, 1), good(1), "{reason:?}");
+        assert_eq!(nodes.ledger.seen(1), 1);
+    }
+}
+
+#[test]
+fn a_refused_stream_goes_to_another_node_and_a_broken_one_does_not() {
+    let nodes = FaultNodes::new(4);
+    let two = [nodes.http2(1, 0), nodes.http2(2, 0)];
+    let mut setup = Setup::new(&[]);
+    setup.upstreams = upstream("hive", "http", &two, "protocol: http2, outlier: { enabled: false }");
+    setup.plain = Some(String::new());
+    let gateway = setup.start();
+    let mut speaks = Speaks::new(&gateway, 0);
+    for id in 0..20 {
+        assert_eq!(post(&mut speaks, Fault::Refuse, id), good(id));
+        assert_eq!(nodes.ledger.seen(id), 1);
+    }
+    for (id, fault) in (100..).zip([Fault::Reset, Fault::MidHeader]) {
+        let got = post(&mut speaks, fault, id);
+        assert!(matches!(&got, Got::Answer { status: 502, .. }), "{got:?}");
+        assert_eq!(nodes.ledger.seen(id), 1, "{fault:?}");
+    }
+}

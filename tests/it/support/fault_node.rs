@@ -57,6 +57,8 @@ faults! {
     Good,
     /// Answers and closes shortly afterwards without having announced it: the next request is on its way.
     CloseAfter,
+    /// Answers and closes without having announced it, both in one segment.
+    CloseWith,
     /// Closes instead of an answer.
     Crash,
     /// Resets the connection, or with HTTP/2 the stream, instead of an answer.
@@ -185,6 +187,43 @@ impl FaultNodes {
         });
         address
     }
+
+    /// An HTTP/2 node that answers the first request of every second connection with GOAWAY: it has not processed it.
+    pub fn http2_that_goes_away(&self, reason: h2::Reason) -> SocketAddr {
+        let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (ledger, seed) = (self.ledger.clone(), self.seed);
+        self.runtime.spawn(async move {
+            for accepted in 0u64.. {
+                let Ok((tcp, _)) = listener.accept().await else { continue };
+                if accepted % 2 == 0 {
+                    tokio::spawn(go_away(tcp, reason));
+                } else {
+                    tokio::spawn(serve_http2(tcp, Dice::new(seed, accepted), ledger.clone(), 0));
+                }
+            }
+        });
+        address
+    }
+}
+
+async fn go_away(mut tcp: TcpStream, reason: h2::Reason) -> std::io::Result<()> {
+    const HEADERS: u8 = 1;
+    // SETTINGS without any, then frame by frame what comes, after the preface.
+    tcp.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await?;
+    tcp.read_exact(&mut [0; 24]).await?;
+    loop {
+        let mut head = [0; 9];
+        tcp.read_exact(&mut head).await?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        tcp.read_exact(&mut vec![0; length as usize]).await?;
+        if head[3] == HEADERS {
+            let mut frame = vec![0, 0, 8, 7, 0, 0, 0, 0, 0];
+            frame.extend([0; 4]);
+            frame.extend(u32::from(reason).to_be_bytes());
+            tcp.write_all(&frame).await?;
+        }
+    }
 }
 
 /// `/echo/FAULT/ID`
@@ -267,6 +306,10 @@ impl Http1 {
             Fault::CloseAfter => {
                 self.tcp.write_all(&good).await?;
                 self.wait_a_moment();
+            }
+            Fault::CloseWith => {
+                SockRef::from(&self.tcp).set_tcp_cork(true)?;
+                self.tcp.write_all(&good).await?;
             }
             Fault::Crash | Fault::Refuse => {}
             Fault::Reset => self.reset(),
