@@ -44,8 +44,8 @@ pub use exchange::{Exchange, Request};
 pub use health::look_after;
 pub use node::{Health, Node, NodeId, NodeStatus, WRONG_NODE};
 pub use outlier::{Outcome, Standing};
-pub use unread::Unread;
 pub use settings::{BreakerLimits, ConnectionLimits, NodeSettings, Settings, SettingsError};
+pub use unread::Unread;
 
 use balance::Balancer;
 use breaker::Breaker;

@@ -85,7 +85,8 @@ impl Tried {
         let honest = match &self.got {
             Got::Nothing(_) => return complain("no answer"),
             Got::Torn { status } => {
-                let torn = matches!(self.fault, Fault::MidBody | Fault::SilentBody | Fault::ShortBody | Fault::BrokenChunk);
+                let torn =
+                    matches!(self.fault, Fault::MidBody | Fault::SilentBody | Fault::ShortBody | Fault::BrokenChunk);
                 // A connection of HTTP/2 that ends takes other answers with it.
                 *status == 200 && seen > 0 && (torn || self.http2_node)
             }

@@ -48,6 +48,7 @@ mod tls;
 #[cfg(feature = "otlp")]
 mod tracing;
 mod trust;
+mod upgrade;
 mod upstream;
 #[cfg(feature = "waf")]
 mod waf;

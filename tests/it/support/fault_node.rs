@@ -369,7 +369,8 @@ impl Http1 {
             }
         };
         let head = String::from_utf8_lossy(&self.buffer[..end]).into_owned();
-        let length = head.lines().find_map(|l| l.to_ascii_lowercase().strip_prefix("content-length:").map(str::to_owned));
+        let length =
+            head.lines().find_map(|l| l.to_ascii_lowercase().strip_prefix("content-length:").map(str::to_owned));
         let length: usize = length.map_or(0, |l| l.trim().parse().unwrap());
         while self.buffer.len() < end + length {
             if self.tcp.read_buf(&mut self.buffer).await? == 0 {
