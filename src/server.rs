@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use nix::sys::signal::{SigHandler, Signal};
 use pingora::apps::HttpServerOptions;
-use pingora::protocols::http::v2::server::default_h2_options;
+use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
@@ -174,16 +174,7 @@ fn serve(
         // CONNECT is refused like any other ambiguous request, in the gateway's own words.
         options.allow_connect_method_proxying = true;
         proxy.server_options = Some(options);
-        let mut h2 = default_h2_options();
-        // The proxy refuses what is over the limit with 431; the codec's own limit is only the last line.
-        h2.max_header_list_size(u32::try_from(header(listener.index) * 2).unwrap_or(u32::MAX));
-        h2.max_concurrent_streams(H2_STREAMS_MAX);
-        h2.initial_window_size(H2_WINDOW);
-        h2.initial_connection_window_size(H2_CONNECTION_WINDOW);
-        h2.max_send_buffer_size(H2_SEND_BUFFER);
-        // A client that takes all back that it has begun is none that floods.
-        h2.max_pending_accept_reset_streams(H2_STREAMS_MAX as usize);
-        proxy.h2_options = Some(h2);
+        proxy.h2_options = Some(http2_options(header(listener.index)));
         proxy.handle_init_modules();
         Arc::new(proxy)
     };
@@ -223,6 +214,19 @@ fn serve(
     server.run(RunArgs {
         shutdown_signal: Box::new(Signals { shared: shared.clone(), sockets, ready, stop, stop_admin }),
     });
+}
+
+fn http2_options(header_bytes: usize) -> H2Options {
+    let mut h2 = default_h2_options();
+    // The proxy refuses what is over the limit with 431; the codec's own limit is only the last line.
+    h2.max_header_list_size(u32::try_from(header_bytes * 2).unwrap_or(u32::MAX));
+    h2.max_concurrent_streams(H2_STREAMS_MAX);
+    h2.initial_window_size(H2_WINDOW);
+    h2.initial_connection_window_size(H2_CONNECTION_WINDOW);
+    h2.max_send_buffer_size(H2_SEND_BUFFER);
+    // A client that takes all back that it has begun is none that floods.
+    h2.max_pending_accept_reset_streams(H2_STREAMS_MAX as usize);
+    h2
 }
 
 /// Waits for the signal to end. On SIGTERM no connection is accepted any more, idle ones are closed, and the process
