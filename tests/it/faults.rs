@@ -373,7 +373,7 @@ fn in_the_racy_instant_no_post_fails_but_those_that_the_node_may_have_read() {
     }
 }
 
-/// As above, where the end is an alert and then a FIN.
+/// As above, with an end that is below TLS.
 #[test]
 fn a_tls_node_that_closes_after_each_answer_costs_next_to_no_post() {
     const POSTS: usize = 200;
@@ -393,7 +393,14 @@ fn a_tls_node_that_closes_after_each_answer_costs_next_to_no_post() {
     setup.plain = Some(String::new());
     let gateway = setup.start();
     let mut speaks = Speaks::new(&gateway, 0);
-    let answers: Vec<_> = (0..POSTS as u64).map(|id| post(&mut speaks, Fault::Good, id)).collect();
+    let answers: Vec<_> = (0..POSTS as u64)
+        .map(|id| {
+            let got = post(&mut speaks, Fault::Good, id);
+            // What the node takes from its answer to the end.
+            std::thread::sleep(Duration::from_millis(3));
+            got
+        })
+        .collect();
     let served = answers.iter().filter(|got| matches!(got, Got::Answer { status: 200, .. })).count();
     println!("{served} of {POSTS} are served");
     // A node that is held up between its answer and the end may have the request by then.
