@@ -9,14 +9,16 @@ mod status;
 #[cfg(feature = "otlp")]
 mod trace_export;
 mod turns;
+mod upgrade;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use nix::sys::signal::{SigHandler, Signal};
 use pingora::apps::HttpServerOptions;
-use pingora::protocols::http::v2::server::default_h2_options;
+use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
@@ -26,13 +28,14 @@ use tokio::sync::watch;
 
 use fleet::Fleet;
 use spiffe::{Agent, SpiffeUpdates};
+use upgrade::{Inherited, TakeOver};
 
-use crate::admin;
+use crate::admin::AdminService;
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Loaded};
 use crate::observe::Metrics;
 use crate::proxy::listener::ListenerService;
-use crate::proxy::socket::try_listen;
+use crate::proxy::socket::Sockets;
 use crate::proxy::{Gateway, Shared};
 use crate::reload::{self, Origin, Reloader};
 use crate::snapshot::{Ground, Snapshot};
@@ -69,14 +72,19 @@ pub enum RunError {
 }
 
 /// Runs the gateway until it is told to end: SIGTERM lets running requests finish, SIGINT does not. SIGHUP reads the
-/// configuration again ([`crate::reload`]) and opens the access log's file again.
+/// configuration again ([`crate::reload`]) and opens the access log's file again. SIGUSR2 has a new process of the program
+/// take over.
 ///
 /// # Errors
 /// Before anything is served: a wrong configuration, an address that can't be listened on.
 pub fn run(file: &Path) -> Result<(), RunError> {
-    // A SIGHUP that comes before the service that reloads would end the process.
-    // SAFETY: no handler of this program's is replaced, and ignoring a signal runs no code.
-    let _ = unsafe { nix::sys::signal::signal(nix::sys::signal::Signal::SIGHUP, nix::sys::signal::SigHandler::SigIgn) };
+    // One that comes before whoever waits for it would end the process.
+    for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2] {
+        // SAFETY: no handler of this program's is replaced, and ignoring a signal runs no code.
+        let _ = unsafe { nix::sys::signal::signal(signal, SigHandler::SigIgn) };
+    }
+    let inherited =
+        Inherited::receive().map_err(|e| RunError::Start(format!("the process before hands nothing over: {e}")))?;
     let clock = Clock::System;
     let metrics = Metrics::new();
     let (origin, Loaded { config, warnings, .. }) = Origin::load(file, &clock, &metrics).map_err(RunError::Config)?;
@@ -84,25 +92,31 @@ pub fn run(file: &Path) -> Result<(), RunError> {
         log::warn!("{warning}");
     }
     let log = reload::open_log(&config, &clock, &metrics).map_err(|e| RunError::Start(e.to_string()))?;
-    for (what, address) in config
-        .listeners
-        .iter()
-        .map(|l| (format!("listener {}", l.name), l.address))
-        .chain([("admin".to_owned(), config.admin.address)])
-    {
-        try_listen(address).map_err(|e| RunError::Start(format!("{what}: cannot listen on {address}: {e}")))?;
-    }
+    let (sockets, inherited) = open_sockets(&config, inherited)?;
     let agent = config.spiffe.clone().map(|endpoint| Agent::new(endpoint, metrics.clone(), clock.clone()));
     let snapshot = first_snapshot(Arc::new(config), agent.as_deref(), &metrics, &clock).map_err(RunError::Start)?;
     let shared = Shared::new(snapshot, clock, metrics, log);
     let fleet = Fleet::new(shared.clone()).map_err(RunError::Start)?;
     let reloader = Reloader::new(origin, shared.clone());
-    serve(&shared, &reloader, agent, fleet);
+    serve(&shared, &reloader, agent, fleet, (sockets, inherited));
     shared.log().close(LOG_WAIT);
     match shared.failure() {
         Some(why) => Err(RunError::Start(why)),
         None => Ok(()),
     }
+}
+
+/// Opens what the configuration names, or takes it from the process before, of which the rest is handed back.
+fn open_sockets(config: &Config, mut inherited: Option<Inherited>) -> Result<(Sockets, Option<Inherited>), RunError> {
+    let listeners = config.listeners.iter().map(|l| (format!("listener {}", l.name), l.address));
+    let named: Vec<_> = listeners.chain([("admin".to_owned(), config.admin.address)]).collect();
+    let addresses: Vec<_> = named.iter().map(|(_, address)| *address).collect();
+    let before = inherited.as_mut().map(|i| std::mem::take(&mut i.listeners)).unwrap_or_default();
+    let sockets = Sockets::open(&addresses, before).map_err(|(address, e)| {
+        let what = named.iter().find(|(_, at)| *at == address).map_or("a listener", |(what, _)| what);
+        RunError::Start(format!("{what}: cannot listen on {address}: {e}"))
+    })?;
+    Ok((sockets, inherited))
 }
 
 /// With what the SPIFFE agent has issued, if one is asked, answers, and gives what the configuration needs. If not, the
@@ -127,8 +141,15 @@ fn first_snapshot(
     Ok(built)
 }
 
-fn serve(shared: &Arc<Shared>, reloader: &Arc<Reloader>, agent: Option<Arc<Agent>>, fleet: Fleet) {
+fn serve(
+    shared: &Arc<Shared>,
+    reloader: &Arc<Reloader>,
+    agent: Option<Arc<Agent>>,
+    fleet: Fleet,
+    (sockets, inherited): (Sockets, Option<Inherited>),
+) {
     let snapshot = shared.snapshot();
+    let sockets = Arc::new(sockets);
     let conf = ServerConf {
         threads: snapshot.config.server.threads,
         work_stealing: true,
@@ -143,6 +164,8 @@ fn serve(shared: &Arc<Shared>, reloader: &Arc<Reloader>, agent: Option<Arc<Agent
     server.bootstrap();
     let conf = server.configuration.clone();
     let (stop, stopped) = watch::channel(false);
+    let (stop_admin, admin_stopped) = watch::channel(false);
+    let (begin, begun) = watch::channel(inherited.is_none());
 
     let header = |listener: usize| snapshot.listener(listener).map_or(32 << 10, |l| l.deadlines.header_bytes);
     let proxy = |listener: &Arc<crate::proxy::connection::ListenerShared>| {
@@ -151,20 +174,11 @@ fn serve(shared: &Arc<Shared>, reloader: &Arc<Reloader>, agent: Option<Arc<Agent
         // CONNECT is refused like any other ambiguous request, in the gateway's own words.
         options.allow_connect_method_proxying = true;
         proxy.server_options = Some(options);
-        let mut h2 = default_h2_options();
-        // The proxy refuses what is over the limit with 431; the codec's own limit is only the last line.
-        h2.max_header_list_size(u32::try_from(header(listener.index) * 2).unwrap_or(u32::MAX));
-        h2.max_concurrent_streams(H2_STREAMS_MAX);
-        h2.initial_window_size(H2_WINDOW);
-        h2.initial_connection_window_size(H2_CONNECTION_WINDOW);
-        h2.max_send_buffer_size(H2_SEND_BUFFER);
-        // A client that takes all back that it has begun is none that floods.
-        h2.max_pending_accept_reset_streams(H2_STREAMS_MAX as usize);
-        proxy.h2_options = Some(h2);
+        proxy.h2_options = Some(http2_options(header(listener.index)));
         proxy.handle_init_modules();
         Arc::new(proxy)
     };
-    server.add_service(ListenerService::new(shared.clone(), proxy, stopped));
+    server.add_service(ListenerService::new(shared.clone(), proxy, sockets.clone(), (begun.clone(), stopped)));
     server.add_service(background_service("crl refresh", crl_refresh::CrlRefresh(shared.clone())));
     server.add_service(background_service("ocsp stapling", staple_refresh::StapleRefresh(shared.clone())));
     server.add_service(background_service("health", reload_service::HealthChecks(shared.clone())));
@@ -187,42 +201,75 @@ fn serve(shared: &Arc<Shared>, reloader: &Arc<Reloader>, agent: Option<Arc<Agent
         server.add_service(updates);
     }
     let address = snapshot.config.admin.address;
-    server.add_service(admin::service(Arc::new(status::admin_state(shared, reloader, agent)), address));
+    let state = Arc::new(status::admin_state(shared, reloader, agent));
+    if let Some(inherited) = inherited {
+        let ready = state.clone();
+        let take_over = TakeOver::new(shared.clone(), Box::new(move || (ready.ready)()), inherited, begin);
+        server.add_service(background_service("take over", take_over));
+    }
+    let ready = state.clone();
+    server.add_service(AdminService::new(state, address, sockets.clone(), (begun, admin_stopped)));
     drop(snapshot);
-    server.run(RunArgs { shutdown_signal: Box::new(Signals { shared: shared.clone(), stop }) });
+    let ready = Box::new(move || (ready.ready)().is_ready());
+    server.run(RunArgs {
+        shutdown_signal: Box::new(Signals { shared: shared.clone(), sockets, ready, stop, stop_admin }),
+    });
+}
+
+fn http2_options(header_bytes: usize) -> H2Options {
+    let mut h2 = default_h2_options();
+    // The proxy refuses what is over the limit with 431; the codec's own limit is only the last line.
+    h2.max_header_list_size(u32::try_from(header_bytes * 2).unwrap_or(u32::MAX));
+    h2.max_concurrent_streams(H2_STREAMS_MAX);
+    h2.initial_window_size(H2_WINDOW);
+    h2.initial_connection_window_size(H2_CONNECTION_WINDOW);
+    h2.max_send_buffer_size(H2_SEND_BUFFER);
+    // A client that takes all back that it has begun is none that floods.
+    h2.max_pending_accept_reset_streams(H2_STREAMS_MAX as usize);
+    h2
 }
 
 /// Waits for the signal to end. On SIGTERM no connection is accepted any more, idle ones are closed, and the process
-/// goes as soon as the last request is answered, or after `server.drain`.
+/// goes as soon as the last request is answered, or after `server.drain`. On SIGUSR2 it does so when another process serves
+/// in its place.
 struct Signals {
     shared: Arc<Shared>,
+    sockets: Arc<Sockets>,
+    /// Whether this process is.
+    ready: Box<dyn Fn() -> bool + Send + Sync>,
     stop: watch::Sender<bool>,
+    stop_admin: watch::Sender<bool>,
+}
+
+/// The signals that an end begins with.
+struct Ends {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    upgrade: tokio::signal::unix::Signal,
 }
 
 #[async_trait]
 impl ShutdownSignalWatch for Signals {
     async fn recv(&self) -> ShutdownSignal {
-        let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        let (Ok(terminate), Ok(interrupt), Ok(upgrade)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::user_defined2()))
         else {
             self.shared.fail("cannot listen for signals".to_owned());
             return ShutdownSignal::FastShutdown;
         };
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
-            () = self.failed() => return ShutdownSignal::FastShutdown,
-        }
+        let mut ends = Ends { terminate, interrupt, upgrade };
+        let Some(why) = self.wait_for_end(&mut ends).await else { return ShutdownSignal::FastShutdown };
         let drain = self.shared.snapshot().config.server.drain;
-        log::info!("SIGTERM: {} requests may finish within {drain:?}", self.shared.requests());
+        log::info!("{why}: {} requests may finish within {drain:?}", self.shared.requests());
         self.shared.drain();
         let _ = self.stop.send_replace(true);
         let deadline = Instant::now() + drain;
         // An answer may still be on its way when its request is done, so the connections are waited for: idle ones are
-        // closed now, HTTP/2 ones when their last stream has been taken.
+        // closed soon, HTTP/2 ones when their last stream has been taken.
         while self.shared.requests() + self.shared.connections() > 0 && Instant::now() < deadline {
             tokio::select! {
                 () = tokio::time::sleep(DRAIN_POLL) => {}
-                _ = interrupt.recv() => break,
+                _ = ends.interrupt.recv() => break,
             }
         }
         match (self.shared.requests(), self.shared.connections()) {
@@ -231,6 +278,42 @@ impl ShutdownSignalWatch for Signals {
         }
         self.send_last_spans().await;
         ShutdownSignal::FastShutdown
+    }
+}
+
+impl Signals {
+    /// Waits until the process is to drain, and says why; `None`: it is to end at once.
+    async fn wait_for_end(&self, ends: &mut Ends) -> Option<&'static str> {
+        loop {
+            tokio::select! {
+                _ = ends.terminate.recv() => return Some(self.terminated()),
+                _ = ends.interrupt.recv() => return None,
+                () = self.failed() => return None,
+                _ = ends.upgrade.recv() => {}
+            }
+            log::info!("SIGUSR2: another process is started to take over");
+            let handed_over = tokio::select! {
+                handed_over = upgrade::hand_over(&self.sockets, (self.ready)()) => handed_over,
+                _ = ends.terminate.recv() => return Some(self.terminated()),
+                _ = ends.interrupt.recv() => return None,
+            };
+            match handed_over {
+                Ok(pid) => {
+                    // Here a supervisor may be told which process is the main one from now on.
+                    log::info!("process {pid} serves in the place of this one");
+                    let _ = self.stop_admin.send_replace(true);
+                    self.sockets.close_but(&[]);
+                    return Some("upgraded");
+                }
+                Err(why) => log::error!("no upgrade, this process goes on: {why}"),
+            }
+        }
+    }
+
+    /// The admin listener says until the end that the process drains.
+    fn terminated(&self) -> &'static str {
+        self.sockets.close_but(&[self.shared.snapshot().config.admin.address]);
+        "SIGTERM"
     }
 }
 

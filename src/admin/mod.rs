@@ -13,7 +13,7 @@ mod bearer;
 mod origin;
 mod service;
 
-pub use service::{AdminApp, service};
+pub use service::{AdminApp, AdminService};
 pub use status::Status;
 
 /// What the admin listener shows, and where it gets it from.

@@ -10,13 +10,15 @@ use pingora::apps::ServerApp;
 use pingora::http::ResponseHeader;
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
-use pingora::server::ShutdownWatch;
-use pingora::services::listening::Service;
-use tokio::sync::Semaphore;
+use pingora::protocols::l4::stream::Stream as TcpStream;
+use pingora::server::{ListenFds, ShutdownWatch};
+use pingora::services::Service;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use super::AdminState;
 use super::answer::{Answer, answer};
+use crate::proxy::socket::Sockets;
 
 /// Connections at once: some scrapers, probes and operators.
 const CONNECTIONS_MAX: usize = 128;
@@ -27,12 +29,74 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// Until the client has taken an answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// After a failed accept, wait this long before the next.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// The admin listener as a service for Pingora's server.
-pub fn service(state: Arc<AdminState>, address: SocketAddr) -> Service<AdminApp> {
-    let mut service = Service::new("admin".to_owned(), AdminApp::new(state));
-    service.add_tcp(&address.to_string());
-    service.threads = Some(1);
-    service
+pub struct AdminService {
+    app: Arc<AdminApp>,
+    address: SocketAddr,
+    sockets: Arc<Sockets>,
+    begin: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
+}
+
+impl AdminService {
+    /// On the socket of `address`. `begin` turns true when connections are wanted, `stop` when no more are: then another
+    /// process has the socket.
+    pub fn new(
+        state: Arc<AdminState>,
+        address: SocketAddr,
+        sockets: Arc<Sockets>,
+        (begin, stop): (watch::Receiver<bool>, watch::Receiver<bool>),
+    ) -> Self {
+        Self { app: Arc::new(AdminApp::new(state)), address, sockets, begin, stop }
+    }
+
+    async fn accept_loop(&mut self) -> std::io::Result<()> {
+        let _ = self.begin.wait_for(|begin| *begin).await;
+        let socket = self.sockets.listener(self.address)?;
+        log::info!("admin: listening on {}", self.address);
+        loop {
+            let accepted = tokio::select! {
+                accepted = socket.accept() => accepted,
+                _ = self.stop.wait_for(|stop| *stop) => return Ok(()),
+            };
+            match accepted {
+                Ok((tcp, _)) => {
+                    let _ = tcp.set_nodelay(true);
+                    let (app, stop) = (self.app.clone(), self.stop.clone());
+                    tokio::spawn(async move { app.process_new(Box::new(TcpStream::from(tcp)), &stop).await });
+                }
+                Err(e) => {
+                    log::error!("admin: accept: {e}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Service for AdminService {
+    async fn start_service(&mut self, _fds: Option<ListenFds>, mut shutdown: ShutdownWatch, _listeners_per_fd: usize) {
+        tokio::select! {
+            ended = self.accept_loop() => if let Err(e) = ended {
+                log::error!("admin: cannot listen on {}: {e}", self.address);
+            },
+            _ = shutdown.wait_for(|shutdown| *shutdown) => return,
+        }
+        // What was accepted is answered to the end.
+        let _ = shutdown.wait_for(|shutdown| *shutdown).await;
+    }
+
+    fn name(&self) -> &str {
+        "admin"
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(1)
+    }
 }
 
 /// Speaks HTTP/1.1 on each connection of the admin listener.
@@ -42,7 +106,7 @@ pub struct AdminApp {
 }
 
 impl AdminApp {
-    /// See [`service`].
+    /// See [`AdminService`].
     pub fn new(state: Arc<AdminState>) -> Self {
         Self { state, connections: Semaphore::new(CONNECTIONS_MAX) }
     }

@@ -1,7 +1,5 @@
-use pingora::protocols::l4::stream::Stream as TcpStream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream as Socket};
-use tokio::sync::watch;
 
 use super::*;
 use crate::admin::{Readiness, Reloaded};

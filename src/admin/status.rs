@@ -16,7 +16,9 @@ pub struct Status {
     /// What came of the last reload; absent before the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_reload: Option<ReloadStatus>,
-    /// What the configuration asks for in vain until a restart, a sentence each.
+    /// What the configuration asks for in vain until an upgrade (SIGUSR2) or a restart, a sentence each: sockets, threads.
+    pub needs_upgrade: Vec<String>,
+    /// The same.
     pub needs_restart: Vec<String>,
     /// The SPIFFE agent; absent where none is asked.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -22,7 +22,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs the gateway; SIGTERM drains it.
+    /// Runs the gateway; SIGTERM drains it, SIGHUP reloads, SIGUSR2 upgrades to a new process.
     Run(RunArgs),
     /// Makes a CA and certificates for development.
     Pki(pki::PkiArgs),

@@ -141,6 +141,8 @@ pub struct UpstreamWay {
     pub tried: Vec<NodeId>,
     /// Why the last of them could not.
     pub unreachable: Option<Refusal>,
+    /// Whether a node that did not answer may have read it.
+    pub reached: bool,
     /// How often a node was picked.
     pub tries: u32,
     /// When the present try began.
@@ -171,6 +173,11 @@ pub enum Over {
 }
 
 impl UpstreamWay {
+    /// What is told when no other node may be tried: why the nodes that were tried have failed, if any was.
+    pub fn failed(&self) -> Option<Refusal> {
+        if self.reached { Some(Refusal::UpstreamFailed) } else { self.unreachable.clone() }
+    }
+
     /// Connecting took from the try's beginning to now, whatever came of it.
     pub fn add_connect(&mut self, now: Instant) {
         let took = self.try_started.map(|started| now.saturating_duration_since(started));

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -406,6 +406,9 @@ impl AsyncWrite for Downstream {
 
 impl Drop for Downstream {
     fn drop(&mut self) {
+        // Of an answer that broke off its client gets what there was: without any of it, it might think that nobody had
+        // read its request, and send it again.
+        let _ = self.poll_send_gathered(&mut Context::from_waker(Waker::noop()));
         if let Some(reason) = self.connection.end() {
             self.admitted.ends_for(reason);
         }

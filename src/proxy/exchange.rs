@@ -87,6 +87,7 @@ async fn enter(session: &mut Session, ctx: &mut Context, guard: &mut Guard<'_>) 
 
 /// Offers the request to one node. An error says by [`Error::retry`] whether another may have it.
 async fn attempt(session: &mut Session, ctx: &mut Context, request: &Request, guard: &mut Guard<'_>) -> Result<()> {
+    after_others().await;
     let now = guard.shared.clock.now();
     let picked = forward::pick(guard.shared, ctx)?;
     let connected = tokio::select! {
@@ -99,7 +100,6 @@ async fn attempt(session: &mut Session, ctx: &mut Context, request: &Request, gu
         Err(error) => return Err(forward::connect_failed(guard.shared, ctx, error)),
     };
     forward::connected(guard.shared, ctx, exchange.reused());
-    after_others().await;
     let header = tokio::select! {
         biased;
         header = exchange.send(request) => header,

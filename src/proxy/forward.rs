@@ -16,7 +16,7 @@ use super::{Shared, affinity, trace};
 use crate::headers;
 use crate::observe::UpstreamResult;
 use crate::refusal::Refusal;
-use crate::upstream::{Ask, Exchange, Outcome, Overflow, Picked, Request, WRONG_NODE};
+use crate::upstream::{Ask, Exchange, Outcome, Overflow, Picked, Request, Unread, WRONG_NODE};
 
 /// The request as nodes get it: what a client may not say is left out, what the gateway says is put in.
 pub fn prepare(session: &Session, ctx: &mut Context, body: Bytes) -> Result<Request> {
@@ -71,14 +71,14 @@ pub fn pick<'a>(shared: &Shared, ctx: &'a mut Context) -> Result<&'a Picked> {
         way.retry = way.retry.take().or_else(|| upstream.retry());
         if way.retry.is_none() {
             // The failure that there was is the answer.
-            ctx.refusal = way.unreachable.take().or(Some(Refusal::UpstreamFailed));
+            ctx.refusal = Some(way.failed().unwrap_or(Refusal::UpstreamFailed));
             return Err(Error::explain(ErrorType::ConnectNoRoute, "no other try: retry_budget is used up"));
         }
     }
     let now = shared.clock.now();
     let Some(picked) = upstream.pick(&Ask { tried: &way.tried, key: way.key, now }) else {
         // After a try that failed, that try's reason is the better answer.
-        ctx.refusal = way.unreachable.take().or(Some(Refusal::NoHealthyUpstream));
+        ctx.refusal = Some(way.failed().unwrap_or(Refusal::NoHealthyUpstream));
         return Err(Error::explain(ErrorType::ConnectNoRoute, "no healthy node left"));
     };
     way.tries += 1;
@@ -131,9 +131,9 @@ pub fn connect_failed(shared: &Shared, ctx: &mut Context, mut error: Box<Error>)
     error
 }
 
-/// The exchange with a node broke. If nothing was sent, the next connection may have it. Else the node may have read
-/// it, so only what changes nothing is tried again: GET and HEAD on a connection that had rested and that the node had
-/// closed meanwhile (design, decision 3).
+/// The exchange with a node broke. If it is known that the node has read nothing of it, another connection may have it
+/// ([`Unread`]). Else only what changes nothing is tried again: GET and HEAD on a connection that had rested and that the
+/// node had closed meanwhile (design, decision 3).
 pub fn broke(
     shared: &Shared,
     session: &Session,
@@ -143,14 +143,23 @@ pub fn broke(
 ) -> Box<Error> {
     let client = *error.esource() == ErrorSource::Downstream;
     let harmless = matches!(session.req_header().method, http::Method::GET | http::Method::HEAD);
-    let stale = exchange.reused() && (harmless || !exchange.sent_any()) && ctx.upstream.status.is_none();
-    let result = if client { UpstreamResult::ClientGone } else { UpstreamResult::Broken };
+    let unanswered = !client && ctx.upstream.status.is_none();
+    let unread = exchange.unread().filter(|_| unanswered);
     // A node may close a connection that rests; that says nothing against it.
+    let stale = unread == Some(Unread::Closed) || (unanswered && harmless && exchange.reused());
+    let result = if client { UpstreamResult::ClientGone } else { UpstreamResult::Broken };
     record_failure(ctx, result, !stale, shared.clock.now());
     // With TLS 1.3 a node may refuse the gateway's certificate when the request is already on its way.
     let tls_failure = ctx.upstream.picked.as_ref().and_then(|picked| picked.node().tls_failure(&error));
     ctx.error = Some(tls_failure.unwrap_or_else(|| describe(&error)));
-    error.set_retry(!client && stale && (ctx.upstream.tries as usize) < TRIES_MAX);
+    ctx.upstream.reached |= !client && unread.is_none();
+    if unread == Some(Unread::Refused)
+        && let Some(picked) = &ctx.upstream.picked
+    {
+        ctx.upstream.tried.push(picked.node().id());
+        ctx.upstream.unreachable = Some(Refusal::UpstreamFailed);
+    }
+    error.set_retry((stale || unread.is_some()) && (ctx.upstream.tries as usize) < TRIES_MAX);
     error
 }
 
@@ -206,6 +215,10 @@ pub fn refusal_for(error: &Error, ctx: &Context) -> Refusal {
     }
     if ctx.upstream.status.is_some() {
         // The node did answer; that its answer can't be passed on is not the client's doing.
+        return Refusal::UpstreamFailed;
+    }
+    if ctx.upstream.reached {
+        // That the last one could not be reached is not all there is to say.
         return Refusal::UpstreamFailed;
     }
     if *error.esource() == ErrorSource::Downstream {

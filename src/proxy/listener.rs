@@ -26,7 +26,7 @@ use tokio_openssl::SslStream;
 use super::connection::{self, Admitted, Connection, Handshaken, ListenerShared};
 use super::downstream::Downstream;
 use super::shared::OpenConnection;
-use super::socket::listen;
+use super::socket::Sockets;
 use super::transport::Transport;
 use super::wire::Wire;
 use super::{Gateway, Shared};
@@ -50,7 +50,8 @@ const FAILURE_LINES_MAX: u32 = 50;
 /// Clients of a listener that were cut and are written down one by one, each second.
 const CLOSING_LINES_MAX: u32 = 10;
 
-/// How long an HTTP/2 client may take to act on GOAWAY.
+/// How long an HTTP/2 client may take to act on GOAWAY, and an HTTP/1.1 client to send the request that it may be about to
+/// send on a resting connection, when the process ends; not longer than half of `server.drain`.
 const GOAWAY_WAIT: Duration = Duration::from_secs(2);
 /// How often a connection that takes no more requests is looked at.
 const IDLE_POLL: Duration = Duration::from_millis(20);
@@ -91,6 +92,8 @@ pub struct ListenerService {
     shared: Arc<Shared>,
     listeners: Vec<(Arc<Listener>, SocketAddr)>,
     threads: usize,
+    sockets: Arc<Sockets>,
+    begin: watch::Receiver<bool>,
     stop: watch::Receiver<bool>,
 }
 
@@ -105,11 +108,13 @@ struct Listener {
 }
 
 impl ListenerService {
-    /// A service for every listener of the present snapshot. `stop` turns true when no more connections are wanted.
+    /// A service for every listener of the present snapshot. `begin` turns true when connections are wanted, `stop` when no
+    /// more are.
     pub fn new(
         shared: Arc<Shared>,
         proxy: impl Fn(&Arc<ListenerShared>) -> Arc<HttpProxy<Gateway>>,
-        stop: watch::Receiver<bool>,
+        sockets: Arc<Sockets>,
+        (begin, stop): (watch::Receiver<bool>, watch::Receiver<bool>),
     ) -> Self {
         let snapshot = shared.snapshot();
         let listeners = snapshot
@@ -137,13 +142,13 @@ impl ListenerService {
                 (Arc::new(listener), config.address)
             })
             .collect();
-        Self { threads: snapshot.config.server.threads, shared, listeners, stop }
+        Self { threads: snapshot.config.server.threads, shared, listeners, sockets, begin, stop }
     }
 }
 
 #[async_trait]
 impl Service for ListenerService {
-    async fn start_service(&mut self, fds: Option<ListenFds>, _shutdown: ShutdownWatch, _listeners_per_fd: usize) {
+    async fn start_service(&mut self, _fds: Option<ListenFds>, _shutdown: ShutdownWatch, _listeners_per_fd: usize) {
         let mut loops = Vec::new();
         for probe in 0..PROBES {
             tokio::spawn(watch_lag(
@@ -152,8 +157,10 @@ impl Service for ListenerService {
                 self.stop.clone(),
             ));
         }
+        // An error means that the sender is gone, and the process with it.
+        let _ = self.begin.wait_for(|begin| *begin).await;
         for (listener, address) in self.listeners.drain(..) {
-            match listen(address, fds.as_ref()) {
+            match self.sockets.listener(address) {
                 Ok(socket) => {
                     log::info!("listener {}: listening on {address}", listener.listener.name);
                     loops.push(tokio::spawn(listener.accept_loop(socket, self.stop.clone())));
@@ -401,6 +408,12 @@ impl Listener {
         }
     }
 
+    /// Waits until the process ends, and then for a request that may be on its way: closing the connection would cost it.
+    async fn lets_go(&self, stop: &mut watch::Receiver<bool>) {
+        let _ = stop.wait_for(|stop| *stop).await;
+        tokio::time::sleep(GOAWAY_WAIT.min(self.shared.snapshot().config.server.drain / 2)).await;
+    }
+
     /// One request after the other. Between two of them the connection holds neither session nor buffers: what Pingora
     /// allots to a request is allotted when the request has begun to arrive.
     async fn speak_http1(
@@ -417,7 +430,7 @@ impl Listener {
                 let comes = tokio::select! {
                     biased;
                     comes = downstream.next_request() => comes,
-                    _ = stop.wait_for(|stop| *stop) => false,
+                    () = self.lets_go(&mut stop) => false,
                 };
                 if !comes {
                     // The client may be gone; then there is nobody to say good-bye to.

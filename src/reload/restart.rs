@@ -1,4 +1,4 @@
-//! What a reload can't change: sockets and threads. A new configuration is cut down to what this process can run, and
+//! What a reload can't change: sockets and threads. It needs a new process, by an upgrade (SIGUSR2) or a restart. A new configuration is cut down to what this process can run, and
 //! what was cut is said.
 
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use crate::units::Size;
 /// The longest headers that listeners had when the process began: HTTP/2's codec is set up once, for twice as much.
 pub type FirstHeaders = HashMap<ListenerName, Size>;
 
-/// Changes `new` so that it can run on the sockets of `old`. Returns what needs a restart, a sentence each.
+/// Changes `new` so that it can run on the sockets of `old`. Returns what needs an upgrade or a restart, a sentence each.
 ///
 /// * A changed address: the listener goes on at its old one, all else is taken.
 /// * A changed name: the listener goes on under its old one, all else is taken.
@@ -36,16 +36,19 @@ pub fn hold_back(new: &mut Config, old: &Config, first_headers: &FirstHeaders) -
     }
     move_routes(&mut new.routes, &places);
     for Listener { name, address, .. } in gone {
-        let closes = format!("its socket on {address} closes at a restart");
+        let closes = format!("its socket on {address} closes at an upgrade or a restart");
         said.push(format!("listener {name}: it is gone and takes no more requests; {closes}"));
     }
     for Listener { name, limits, .. } in &new.listeners {
         if first_headers.get(name).is_some_and(|first| limits.request_header.0 > first.0.saturating_mul(2)) {
-            said.push(format!("listener {name}: request_header {} needs a restart for HTTP/2", limits.request_header));
+            said.push(format!(
+                "listener {name}: request_header {} needs an upgrade or a restart for HTTP/2",
+                limits.request_header
+            ));
         }
     }
     if new.admin.address != old.admin.address {
-        said.push(format!("admin: address change needs a restart; it is still {}", old.admin.address));
+        said.push(format!("admin: address change needs an upgrade or a restart; it is still {}", old.admin.address));
         if new.admin.bearer.is_none() && !old.admin.address.ip().is_loopback() {
             new.admin.bearer.clone_from(&old.admin.bearer);
         }
@@ -53,16 +56,21 @@ pub fn hold_back(new: &mut Config, old: &Config, first_headers: &FirstHeaders) -
     }
     if new.spiffe != old.spiffe {
         let still = old.spiffe.as_ref().map_or("nobody".to_owned(), ToString::to_string);
-        said.push(format!("spiffe: change of the agent needs a restart; still asked is {still}"));
+        said.push(format!("spiffe: change of the agent needs an upgrade or a restart; still asked is {still}"));
         new.spiffe.clone_from(&old.spiffe);
     }
     if new.server.threads != old.server.threads {
-        said.push(format!("server: change of threads needs a restart; there are still {}", old.server.threads));
+        said.push(format!(
+            "server: change of threads needs an upgrade or a restart; there are still {}",
+            old.server.threads
+        ));
         new.server.threads = old.server.threads;
     }
     let rates = |server: &Server| (server.rate_limit_keys, server.rate_limit_ipv6_prefix);
     if rates(&new.server) != rates(&old.server) {
-        said.push("server: change of rate_limit_keys or rate_limit_ipv6_prefix needs a restart".to_owned());
+        said.push(
+            "server: change of rate_limit_keys or rate_limit_ipv6_prefix needs an upgrade or a restart".to_owned(),
+        );
         new.server.rate_limit_keys = old.server.rate_limit_keys;
         new.server.rate_limit_ipv6_prefix = old.server.rate_limit_ipv6_prefix;
     }
@@ -99,13 +107,16 @@ fn held_listener(
         None => match gone.iter().position(|l| l.address == new.address) {
             Some(at) => {
                 let running = gone.remove(at);
-                said.push(format!("listener {name}: change of name needs a restart; it is still {}", running.name));
+                said.push(format!(
+                    "listener {name}: change of name needs an upgrade or a restart; it is still {}",
+                    running.name
+                ));
                 new.name = running.name.clone();
                 running
             }
             None => {
                 said.push(format!(
-                    "listener {name}: a new listener needs a restart; nobody listens on {}",
+                    "listener {name}: a new listener needs an upgrade or a restart; nobody listens on {}",
                     new.address
                 ));
                 return None;
@@ -113,17 +124,22 @@ fn held_listener(
         },
     };
     if new.protocol != running.protocol {
-        said.push(format!("listener {name}: change of protocol needs a restart; all of it stays as it was"));
+        said.push(format!(
+            "listener {name}: change of protocol needs an upgrade or a restart; all of it stays as it was"
+        ));
         return Some(running.clone());
     }
     if new.address != running.address && asks(running) && !asks(&new) {
         // Only the new address is known to be out of strangers' reach.
-        let why = "without client certificates at another address it needs a restart";
+        let why = "without client certificates at another address it needs an upgrade or a restart";
         said.push(format!("listener {name}: {why}; all of it stays as it was"));
         return Some(running.clone());
     }
     if new.address != running.address {
-        said.push(format!("listener {name}: address change needs a restart; it still listens on {}", running.address));
+        said.push(format!(
+            "listener {name}: address change needs an upgrade or a restart; it still listens on {}",
+            running.address
+        ));
         new.address = running.address;
     }
     Some(new)
@@ -208,8 +224,8 @@ mod tests {
         let old = config(SAME, "");
         let mut new = config(&[("a", "127.0.0.1:7", "https"), ("c", "127.0.0.1:9", "http")], "");
         let said = held(&old, &mut new);
-        assert!(said[0].starts_with("listener a: address change needs a restart"), "{said:?}");
-        assert!(said[1].starts_with("listener c: a new listener needs a restart"), "{said:?}");
+        assert!(said[0].starts_with("listener a: address change needs an upgrade or a restart"), "{said:?}");
+        assert!(said[1].starts_with("listener c: a new listener needs an upgrade or a restart"), "{said:?}");
         assert!(said[2].starts_with("listener b: it is gone"), "{said:?}");
         assert_eq!((said.len(), new.listeners.len()), (3, 1));
         assert_eq!(new.listeners[0].address, old.listeners[0].address);
@@ -220,7 +236,10 @@ mod tests {
         let old = config(SAME, "");
         let mut new = config(&[("front", "127.0.0.1:1", "https"), SAME[1]], "");
         let said = held(&old, &mut new);
-        assert!(said.len() == 1 && said[0].contains("change of name needs a restart; it is still a"), "{said:?}");
+        assert!(
+            said.len() == 1 && said[0].contains("change of name needs an upgrade or a restart; it is still a"),
+            "{said:?}"
+        );
         assert_eq!(new.listeners[0].name.as_str(), "a");
     }
 
@@ -229,7 +248,7 @@ mod tests {
         let old = config(SAME, "");
         let mut new = config(&[("a", "127.0.0.1:1", "http"), SAME[1]], "");
         let said = held(&old, &mut new);
-        assert!(said.len() == 1 && said[0].contains("change of protocol needs a restart"), "{said:?}");
+        assert!(said.len() == 1 && said[0].contains("change of protocol needs an upgrade or a restart"), "{said:?}");
         assert!(new.listeners[0].protocol == Protocol::Https && new.listeners[0].tls.is_some());
     }
 
@@ -282,6 +301,6 @@ mod tests {
         new.listeners[0].limits.request_header = Size(64 << 10);
         assert!(held(&old, &mut new).is_empty());
         new.listeners[0].limits.request_header = Size(65 << 10);
-        assert!(held(&old, &mut new)[0].contains("request_header 65KiB needs a restart for HTTP/2"));
+        assert!(held(&old, &mut new)[0].contains("request_header 65KiB needs an upgrade or a restart for HTTP/2"));
     }
 }

@@ -27,17 +27,21 @@ pub fn admin_state(shared: &Arc<Shared>, reloader: &Arc<Reloader>, agent: Option
         metrics: shared.metrics.clone(),
         ready: Box::new(move || readiness(&for_ready, agent_for_ready.as_deref(), started)),
         status: Box::new(move || status(&for_status, &reloads, agent.as_deref(), started).to_json()),
-        reload: Box::new(move || reloaded(&for_reload.reload(Trigger::Admin))),
+        reload: Box::new(move || {
+            let report = for_reload.reload(Trigger::Admin);
+            reloaded(&report, &for_reload.needs_restart())
+        }),
         bearer: Box::new(move || for_bearer.snapshot().config.admin.bearer.clone()),
         loopback: shared.snapshot().config.admin.address.ip().is_loopback(),
     }
 }
 
 /// The answer to `POST /v1/reload`.
-fn reloaded(report: &Report) -> Reloaded {
+fn reloaded(report: &Report, needs_upgrade: &[String]) -> Reloaded {
     let mut body = json!({ "generation": report.generation, "hash": report.hash });
     if report.ok() {
         body["warnings"] = json!(report.warnings);
+        body["needs_upgrade"] = json!(needs_upgrade);
     } else {
         body["error"] = json!("config_invalid");
         body["message"] = json!("The new configuration is wrong; the old one stays in use.");
@@ -106,6 +110,7 @@ fn status(shared: &Shared, reloader: &Reloader, agent: Option<&Agent>, started: 
             generation: snapshot.generation,
         },
         last_reload: reloader.last().as_ref().map(last_reload),
+        needs_upgrade: reloader.needs_restart(),
         needs_restart: reloader.needs_restart(),
         spiffe: agent.map(|agent| spiffe(agent, &snapshot)),
         listeners: config.listeners.iter().zip(&snapshot.listeners).map(|(c, l)| listener(shared, c, l)).collect(),

@@ -17,6 +17,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::link::{Broken, Io, Link};
+use super::unread::{Unread, told_by_http2};
 use super::{Node, Picked};
 
 /// For HTTP/2: it keeps the connections, which many requests share. One for the process, as each reads the system's
@@ -49,8 +50,8 @@ pub enum Exchange {
         peer: Box<HttpPeer>,
         /// Whether the connection has carried others.
         reused: bool,
-        /// Whether anything may have been sent.
-        sent: bool,
+        /// What the node said of a request that it did not answer.
+        unread: Option<Unread>,
     },
 }
 
@@ -87,12 +88,13 @@ impl Picked {
 
 async fn connect_http2(node: &Node) -> Result<Exchange> {
     let peer = Box::new(node.peer_for_exchange());
-    if let Some(session) = HTTP2.reused_http_session(&*peer).await? {
-        return Ok(Exchange::Http2 { session: Box::new(session), peer, reused: true, sent: false });
+    // A connection that is found to be broken says nothing of the next one.
+    if let Ok(Some(session)) = HTTP2.reused_http_session(&*peer).await {
+        return Ok(Exchange::Http2 { session: Box::new(session), peer, reused: true, unread: None });
     }
     match HTTP2.new_http_session::<_, ()>(&*peer).await? {
         HttpSession::H2(session) => {
-            Ok(Exchange::Http2 { session: Box::new(session), peer, reused: false, sent: false })
+            Ok(Exchange::Http2 { session: Box::new(session), peer, reused: false, unread: None })
         }
         _ => Error::e_explain(ErrorType::TLSHandshakeFailure, "the node does not speak HTTP/2"),
     }
@@ -146,11 +148,11 @@ impl Exchange {
         }
     }
 
-    /// Whether the node may have seen anything of the request.
-    pub fn sent_any(&self) -> bool {
+    /// After [`Exchange::send`] has failed: whether it is known that the node has read nothing of the request.
+    pub fn unread(&self) -> Option<Unread> {
         match self {
-            Exchange::Http1(link) => link.written() > 0,
-            Exchange::Http2 { sent, .. } => *sent,
+            Exchange::Http1(link) => link.unread(),
+            Exchange::Http2 { unread, .. } => *unread,
         }
     }
 
@@ -164,20 +166,10 @@ impl Exchange {
                 link.begin(request.http1.clone(), request.body.clone(), request.no_body);
                 link.header().await.map_err(into_error)
             }
-            Exchange::Http2 { session, sent, .. } => {
-                *sent = true;
-                let header = request.http2.clone().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
-                let bodiless = request.body.is_empty();
-                session.write_request_header(Box::new(header), bodiless).map_err(|e| e.into_up())?;
-                if !bodiless {
-                    // A node may answer and close the stream before it has read everything: that answer counts.
-                    let _ = session.write_request_body(request.body.clone(), true).await;
-                }
-                session.read_response_header().await.map_err(|e| e.into_up())?;
-                let header = session.response_header().cloned();
-                let mut header = header.ok_or_else(|| Error::new_up(ErrorType::InvalidHTTPHeader))?;
-                header.set_version(http::Version::HTTP_11);
-                Ok(header)
+            Exchange::Http2 { session, unread, .. } => {
+                let header = send_http2(session, request).await;
+                *unread = header.as_ref().err().and_then(|e| told_by_http2(e));
+                header
             }
         }
     }
@@ -200,6 +192,21 @@ impl Exchange {
             Exchange::Http2 { session, .. } => session.response_finished(),
         }
     }
+}
+
+async fn send_http2(session: &mut Http2Session, request: &Request) -> Result<ResponseHeader> {
+    let header = request.http2.clone().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
+    let bodiless = request.body.is_empty();
+    session.write_request_header(Box::new(header), bodiless).map_err(|e| e.into_up())?;
+    if !bodiless {
+        // A node may answer and close the stream before it has read everything: that answer counts.
+        let _ = session.write_request_body(request.body.clone(), true).await;
+    }
+    session.read_response_header().await.map_err(|e| e.into_up())?;
+    let header = session.response_header().cloned();
+    let mut header = header.ok_or_else(|| Error::new_up(ErrorType::InvalidHTTPHeader))?;
+    header.set_version(http::Version::HTTP_11);
+    Ok(header)
 }
 
 fn into_error(broken: Broken) -> Box<Error> {

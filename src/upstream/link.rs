@@ -4,6 +4,7 @@
 //! apart, which is a system call more for each request and a segment more on the wire.
 
 use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
@@ -14,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::http1::{self, Body, Head, Malformed};
+use super::unread::{self, Unread};
 
 /// What is read at once. Small answers come in one piece; long ones are read in pieces that grow up to the greatest.
 const READ_MIN: usize = 4 << 10;
@@ -56,8 +58,15 @@ pub struct Link {
     read_next: usize,
     digest: Digest,
     reused: bool,
+    /// What was acknowledged when it was new; none where the system does not say.
+    acknowledged: Option<u64>,
+    /// Bytes of all requests that the system has taken.
+    taken: u64,
     /// The present exchange.
     request: Outgoing,
+    /// What was acknowledged, or had been written, before it.
+    before: Option<u64>,
+    unread: Option<Unread>,
     scanned: usize,
     informational: u32,
     body: Body,
@@ -90,12 +99,16 @@ impl Link {
             Io::Tls(stream) => Digest { ssl_digest: stream.get_ssl_digest(), ..Digest::default() },
         };
         Self {
+            acknowledged: unread::acknowledged(io.socket()),
             io,
             buf: BytesMut::new(),
             read_next: READ_MIN,
             digest,
             reused: false,
+            taken: 0,
             request: Outgoing::default(),
+            before: None,
+            unread: None,
             scanned: 0,
             informational: 0,
             body: Body::Length(0),
@@ -115,6 +128,12 @@ impl Link {
 
     /// Begins an exchange. `head` ends with the empty line; `no_body` says that it is a HEAD request.
     pub fn begin(&mut self, head: Bytes, body: Bytes, no_body: bool) {
+        self.before = match &self.io {
+            Io::Plain(_) => self.acknowledged.map(|first| first + self.taken),
+            // What is written is not what is sent.
+            Io::Tls(_) => unread::acknowledged(self.io.socket()),
+        };
+        self.unread = None;
         self.request = Outgoing { head, body, no_body, ..Outgoing::default() };
         self.scanned = 0;
         self.informational = 0;
@@ -122,18 +141,35 @@ impl Link {
         self.keep_alive = false;
     }
 
-    /// How many bytes of the request the system has taken. With none, the node has seen nothing of it.
-    pub fn written(&self) -> usize {
-        self.request.written
+    /// Whether it is known that the node has read nothing of the request whose [`Link::header`] failed.
+    pub fn unread(&self) -> Option<Unread> {
+        self.unread
     }
 
     /// Sends the request and waits for the answer's header; a node may answer before it has read everything. May be
     /// dropped and called again.
     ///
     /// # Errors
-    /// See [`Broken`].
+    /// See [`Broken`]; [`Link::unread`] then says whether the node can have read anything.
     pub async fn header(&mut self) -> Result<ResponseHeader, Broken> {
-        std::future::poll_fn(|cx| self.poll_header(cx)).await
+        let header = std::future::poll_fn(|cx| self.poll_header(cx)).await;
+        if let Err(Broken::Closed { error }) = &header
+            && self.was_unread(error.as_ref()).await
+        {
+            self.unread = Some(if self.reused { Unread::Closed } else { Unread::Refused });
+        }
+        header
+    }
+
+    async fn was_unread(&self, error: Option<&io::Error>) -> bool {
+        if self.request.written == 0 {
+            return true;
+        }
+        // Who has said anything may have read something.
+        match self.before.filter(|_| self.buf.is_empty() && self.informational == 0) {
+            Some(before) => unread::was_closed_before(self.io.socket(), before, error).await,
+            None => false,
+        }
     }
 
     fn poll_header(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHeader, Broken>> {
@@ -170,13 +206,16 @@ impl Link {
 
     /// Ready: nothing is left to be sent, or nothing more can be.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { io, request, .. } = self;
+        let Self { io, request, taken, .. } = self;
         while !request.is_written() && request.failed.is_none() {
             let head = request.head.get(request.written..).unwrap_or_default();
             let body = &request.body[request.written.saturating_sub(request.head.len())..];
             match ready!(io.poll_write_both(cx, head, body)) {
                 Ok(0) => request.failed = Some(io::ErrorKind::WriteZero.into()),
-                Ok(n) => request.written += n,
+                Ok(n) => {
+                    request.written += n;
+                    *taken += n as u64;
+                }
                 Err(e) => request.failed = Some(e),
             }
         }
@@ -256,6 +295,13 @@ impl Link {
 
     /// Whether a resting connection is still open. A node that says something unasked is as good as gone.
     pub(super) fn is_alive(&mut self) -> bool {
+        if !unread::is_silent(self.io.socket()) {
+            return false;
+        }
+        if let Io::Plain(_) = self.io {
+            return true;
+        }
+        // TLS may have read more than it has given.
         let mut room = [0; 1];
         let mut room = ReadBuf::new(&mut room);
         // Who is going to wait for it will tell its own waker.
@@ -264,6 +310,14 @@ impl Link {
 }
 
 impl Io {
+    fn socket(&self) -> BorrowedFd<'_> {
+        match self {
+            Io::Plain(tcp) => tcp.as_fd(),
+            // SAFETY: that of the socket below the stream, which is open as long as the stream is, and so is `self`.
+            Io::Tls(stream) => unsafe { BorrowedFd::borrow_raw(stream.id()) },
+        }
+    }
+
     fn poll_write_both(&mut self, cx: &mut Context<'_>, head: &[u8], body: &[u8]) -> Poll<io::Result<usize>> {
         let io = Pin::new(self);
         match (head.is_empty(), body.is_empty()) {
@@ -316,3 +370,7 @@ impl AsyncWrite for Io {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "link_tests.rs"]
+mod tests;

@@ -27,6 +27,7 @@ mod outlier;
 mod peer;
 mod random;
 mod settings;
+mod unread;
 mod view;
 
 use std::sync::Arc;
@@ -44,6 +45,7 @@ pub use health::look_after;
 pub use node::{Health, Node, NodeId, NodeStatus, WRONG_NODE};
 pub use outlier::{Outcome, Standing};
 pub use settings::{BreakerLimits, ConnectionLimits, NodeSettings, Settings, SettingsError};
+pub use unread::Unread;
 
 use balance::Balancer;
 use breaker::Breaker;

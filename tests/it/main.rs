@@ -20,6 +20,7 @@ mod documentation;
 mod egress;
 mod egress_tls;
 mod explain;
+mod faults;
 mod federation;
 mod firewall;
 mod headers;
@@ -47,6 +48,7 @@ mod tls;
 #[cfg(feature = "otlp")]
 mod tracing;
 mod trust;
+mod upgrade;
 mod upstream;
 #[cfg(feature = "waf")]
 mod waf;

@@ -117,7 +117,15 @@ fn sockets_and_threads_need_a_restart_and_the_rest_is_taken() {
         assert!(said.iter().any(|w| w.as_str().unwrap().starts_with(what)), "{what}: {answer}");
         wait_until(what, || gateway.stderr().contains(what));
     }
-    assert_eq!(gateway.status()["needs_restart"].as_array().unwrap().len(), 4);
+    assert_eq!(answer["needs_upgrade"].as_array().unwrap().len(), 4);
+    assert!(
+        answer["needs_upgrade"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|what| what.as_str().unwrap().contains("needs an upgrade"))
+    );
+    assert_eq!(gateway.status()["needs_upgrade"], answer["needs_upgrade"]);
     assert_eq!(gateway.status()["listeners"][0]["address"], gateway.address.to_string());
     assert_eq!(get(&gateway, "bob", "/new"), 200);
 }

@@ -379,7 +379,7 @@ fn a_change_of_the_agent_waits_for_a_restart() {
     let (gateway, agent, identity) = running(&node);
     gateway.edit("agent.sock", "other.sock");
     let warnings = gateway.reload_ok()["warnings"].to_string();
-    assert!(warnings.contains("change of the agent needs a restart"), "{warnings}");
+    assert!(warnings.contains("change of the agent needs an upgrade or a restart"), "{warnings}");
     assert_eq!(shown(&gateway), serial(&identity.cert));
     let (issue, second) = Issue::new(GATEWAY, gateway.pki());
     agent.issue(issue);

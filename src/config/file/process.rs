@@ -75,7 +75,7 @@ impl Default for IdentityHeaders {
 pub struct Server {
     /// Threads that serve requests, 1 to 256. Default: one per processor.
     pub threads: Option<u16>,
-    /// How long running requests may go on after SIGTERM. Default 30s.
+    /// How long running requests may go on after SIGTERM, and in the old process after an upgrade. Default 30s.
     pub drain: Span,
     /// Memory that waiting request bodies may take together. Default 256 MiB. Beyond it: 503.
     pub body_memory: Size,

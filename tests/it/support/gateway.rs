@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -218,6 +219,8 @@ pub struct Gateway {
     pub admin: SocketAddr,
     setup: Option<Setup>,
     child: Child,
+    /// The process that has taken over from `child`, and so on.
+    successor: AtomicU32,
     stdout: Arc<Mutex<Vec<String>>>,
     stderr: Arc<Mutex<Vec<String>>>,
 }
@@ -245,7 +248,7 @@ impl Gateway {
             .unwrap();
         let stdout = collect(child.stdout.take().unwrap());
         let stderr = collect(child.stderr.take().unwrap());
-        Self { address, plain, admin, setup: Some(setup), child, stdout, stderr }
+        Self { address, plain, admin, setup: Some(setup), child, successor: AtomicU32::new(0), stdout, stderr }
     }
 
     /// Whether the public listeners take connections. No TLS is spoken, so nothing is counted but an aborted handshake.
@@ -256,10 +259,33 @@ impl Gateway {
 
     #[track_caller]
     pub fn assert_running(&self) {
-        // A zombie is gone too: its state stands after the command's closing parenthesis.
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
-        let state = stat.rsplit(") ").next().and_then(|s| s.chars().next());
-        assert!(!matches!(state, None | Some('Z')), "the gateway ended:\n{}", self.stderr());
+        assert!(runs(self.pid()), "the gateway ended:\n{}", self.stderr());
+    }
+
+    /// The process that serves.
+    pub fn pid(&self) -> u32 {
+        match self.successor.load(Ordering::Relaxed) {
+            0 => self.child.id(),
+            successor => successor,
+        }
+    }
+
+    /// Has another process take over, and waits until it does. Returns the process that is to end.
+    #[track_caller]
+    pub fn upgrade(&self) -> u32 {
+        const SAID: &str = "serves in the place of this one";
+        let before = self.pid();
+        let upgrades = self.stderr().matches(SAID).count();
+        self.signal(Signal::SIGUSR2);
+        wait_until("another process takes over", || {
+            assert!(!self.stderr().contains("no upgrade"), "{}", self.stderr());
+            self.stderr().matches(SAID).count() > upgrades
+        });
+        let text = self.stderr();
+        let said = text.lines().rfind(|line| line.contains(SAID)).unwrap();
+        let pid = said.split("process ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+        self.successor.store(pid.parse().unwrap(), Ordering::Relaxed);
+        before
     }
 
     pub fn setup(&self) -> &Setup {
@@ -379,14 +405,14 @@ impl Gateway {
 
     /// Memory that the process has in RAM, in KiB.
     pub fn resident_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// The most memory that the process has had at once.
     pub fn peak_memory_bytes(&self) -> usize {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
     }
@@ -399,7 +425,7 @@ impl Gateway {
     }
 
     pub fn signal(&self, signal: Signal) {
-        let _ = kill(Pid::from_raw(self.child.id() as i32), signal);
+        let _ = kill(Pid::from_raw(self.pid() as i32), signal);
     }
 
     /// Waits for the process to end by itself.
@@ -425,13 +451,26 @@ pub fn sum(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
     text.lines().filter(fits).filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
+/// Whether a process is there. A zombie is gone too: its state stands after the command's closing parenthesis.
+pub fn runs(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !matches!(stat.rsplit(") ").next().and_then(|s| s.chars().next()), None | Some('Z'))
+}
+
 impl Drop for Gateway {
     fn drop(&mut self) {
         self.signal(Signal::SIGTERM);
+        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
         let deadline = Instant::now() + Duration::from_secs(5);
         while matches!(self.child.try_wait(), Ok(None)) {
             if Instant::now() > deadline {
                 let _ = self.child.kill();
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        while runs(self.pid()) {
+            if Instant::now() > deadline {
+                self.signal(Signal::SIGKILL);
             }
             std::thread::sleep(Duration::from_millis(2));
         }
