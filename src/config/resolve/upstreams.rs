@@ -8,7 +8,7 @@ use super::endpoint::{self, Url};
 use super::listeners::is_private;
 use super::overload;
 use super::ranges::{HOUR, MILLISECOND, MINUTE};
-use super::{Resolver, resilience};
+use super::{Resolver, discovery, resilience};
 use crate::config::file::{self, HealthCheck, UpstreamTimeouts, UpstreamTls};
 use crate::config::{Endpoint, Upstream};
 use crate::policy::peers::UriPattern;
@@ -28,8 +28,24 @@ pub(super) fn resolve(r: &mut Resolver<'_>, raw: Vec<file::Upstream>) -> Vec<Ups
     raw.into_iter().enumerate().map(|(i, u)| upstream(r, &format!("upstreams[{i}]"), u)).collect()
 }
 
-fn upstream(r: &mut Resolver<'_>, at: &str, raw: file::Upstream) -> Upstream {
-    let endpoints = endpoints(r, at, &raw.endpoints);
+fn upstream(r: &mut Resolver<'_>, at: &str, mut raw: file::Upstream) -> Upstream {
+    let discovery_path = format!("{at}.discovery");
+    let found = raw.discovery.take();
+    let guessed = r.has_guess(&discovery_path) || r.has_guess(&format!("{at}.endpoints"));
+    let endpoints = match (&raw.endpoints, &found) {
+        (Some(_), Some(_)) => {
+            r.error(&discovery_path, "not used with endpoints; leave one of the two out");
+            Vec::new()
+        }
+        (Some(written), None) => endpoints(r, at, written),
+        (None, None) if !guessed => {
+            r.error(at, "the key \"endpoints\" is missing; write endpoints: [\"http://10.0.1.10:3000\"], or discovery");
+            Vec::new()
+        }
+        (None, _) => Vec::new(),
+    };
+    let tls = raw.tls.is_some();
+    let discovery = found.and_then(|found| discovery::resolve(r, &discovery_path, found, tls));
     let tls_path = format!("{at}.tls");
     let tls_nodes = endpoints.first().map(|e| e.tls);
     match (tls_nodes, &raw.tls) {
@@ -56,6 +72,7 @@ fn upstream(r: &mut Resolver<'_>, at: &str, raw: file::Upstream) -> Upstream {
         tls: raw.tls.map(|tls| upstream_tls(r, &tls_path, tls)),
         name: raw.name,
         endpoints,
+        discovery,
         balance: raw.balance,
         hash_keys,
         hash_balance_factor: raw.hash_balance_factor,
