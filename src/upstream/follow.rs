@@ -90,7 +90,10 @@ impl Upstream {
         if keeps {
             since.get_or_insert(now);
             all.extend(
-                go.iter().filter(|n| well(n)).map(|n| n.settings()).take(super::settings::NODES_MAX - all.len()),
+                go.iter()
+                    .filter(|n| well(n))
+                    .map(|n| n.settings())
+                    .take(super::settings::NODES_MAX.saturating_sub(all.len())),
             );
         } else {
             *since = None;

@@ -15,7 +15,13 @@ const SERVERS_MAX: usize = 8;
 const LEAST: Duration = Duration::from_millis(100);
 
 /// Where the nodes come from. None: from nowhere, which has been said.
-pub(super) fn resolve(r: &mut Resolver<'_>, at: &str, raw: file::Discovery, tls: bool) -> Option<Discovery> {
+pub(super) fn resolve(
+    r: &mut Resolver<'_>,
+    at: &str,
+    raw: file::Discovery,
+    tls: bool,
+    trusted: bool,
+) -> Option<Discovery> {
     let given = [raw.dns.is_some(), raw.srv.is_some(), raw.file.is_some()];
     let kinds = ["dns", "srv", "file"];
     let guessed = kinds.iter().any(|kind| r.has_guess(&format!("{at}.{kind}")));
@@ -28,7 +34,7 @@ pub(super) fn resolve(r: &mut Resolver<'_>, at: &str, raw: file::Discovery, tls:
         (_, _, Some(raw)) => of_file(r, &format!("{at}.file"), raw, tls),
         (None, None, None) => return None,
     };
-    Some(Discovery { kind, tls })
+    Some(Discovery { kind, tls, trusted })
 }
 
 fn of_dns(r: &mut Resolver<'_>, at: &str, raw: file::DnsDiscovery) -> Option<Kind> {

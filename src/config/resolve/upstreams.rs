@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::endpoint::{self, Url};
-use super::listeners::is_private;
 use super::overload;
 use super::ranges::{HOUR, MILLISECOND, MINUTE};
 use super::{Resolver, discovery, resilience};
 use crate::config::file::{self, HealthCheck, UpstreamTimeouts, UpstreamTls};
 use crate::config::{Endpoint, Upstream};
 use crate::policy::peers::UriPattern;
+use crate::request::is_private;
 
 /// Hive allows 60 probes a minute from one address; with a gateway or two this stays below.
 const HEALTH_INTERVAL_LEAST: Duration = Duration::from_secs(2);
@@ -44,8 +44,8 @@ fn upstream(r: &mut Resolver<'_>, at: &str, mut raw: file::Upstream) -> Upstream
         }
         (None, _) => Vec::new(),
     };
-    let tls = raw.tls.is_some();
-    let discovery = found.and_then(|found| discovery::resolve(r, &discovery_path, found, tls));
+    let (tls, trusted) = (raw.tls.is_some(), raw.trusted);
+    let discovery = found.and_then(|found| discovery::resolve(r, &discovery_path, found, tls, trusted));
     let tls_path = format!("{at}.tls");
     let tls_nodes = endpoints.first().map(|e| e.tls);
     match (tls_nodes, &raw.tls) {

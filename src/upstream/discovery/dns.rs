@@ -74,6 +74,13 @@ pub(super) async fn services(name: &str, tls: bool, dns: &Dns) -> Result<Found, 
     names.dedup();
     for some in names.chunks(AT_ONCE) {
         let answers = join_all(some.iter().map(|target| lookup(&resolver, target, dns))).await;
+        // One that is silent may be back at once; without it all others would lose what they know of it. And whoever does
+        // not answer this one need not be waited for a thousand times.
+        if let Some(Err(NoAnswer::Failed(why))) =
+            answers.iter().find(|answer| matches!(answer, Err(NoAnswer::Failed(_))))
+        {
+            return Err(why.clone());
+        }
         targets.extend(some.iter().cloned().zip(answers));
     }
     let mut nodes = Vec::new();
@@ -87,9 +94,7 @@ pub(super) async fn services(name: &str, tls: bool, dns: &Dns) -> Result<Found, 
                 let each = addresses.found.iter().map(|ip| SocketAddr::new(*ip, srv.port));
                 nodes.extend(each.map(|address| node(address, &target, tls, rank)));
             }
-            // One that is silent may be back at once; all others would lose what they know of it.
-            Some(Err(NoAnswer::Failed(why))) => return Err(why.clone()),
-            Some(Err(NoAnswer::Nothing(why))) => without = Some(why.clone()),
+            Some(Err(NoAnswer::Nothing(why) | NoAnswer::Failed(why))) => without = Some(why.clone()),
             None => {}
         }
     }

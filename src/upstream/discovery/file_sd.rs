@@ -19,6 +19,8 @@ use crate::upstream::settings::NodeSettings;
 const FILE_BYTES_MAX: u64 = 4 << 20;
 /// A file that changes is left alone for this long: half of it may be a good file too.
 const REST: Duration = Duration::from_millis(100);
+/// One that does not come to rest is taken as it is after so many looks.
+const LOOKS_MAX: u32 = 20;
 const WEIGHT_MAX: u16 = 100;
 const PRIORITY_MAX: u16 = 9;
 
@@ -47,7 +49,10 @@ fn content(path: &Path) -> Content {
 pub(super) async fn at_rest(path: PathBuf, seen: Option<Content>) -> Content {
     let mut before = look(path.clone()).await;
     // Nothing is known yet, or nothing has changed.
-    while seen.as_ref().is_some_and(|seen| *seen != before) {
+    if seen.is_none_or(|seen| seen == before) {
+        return before;
+    }
+    for _ in 0..LOOKS_MAX {
         tokio::time::sleep(REST).await;
         let now = look(path.clone()).await;
         if now == before {

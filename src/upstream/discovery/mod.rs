@@ -29,7 +29,7 @@ mod srv;
 
 use std::collections::HashSet;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
@@ -44,6 +44,7 @@ use crate::clock::Clock;
 use crate::config::file::LookupFamily;
 use crate::names::UpstreamName;
 use crate::observe::{DiscoveryMetrics, Metrics};
+use crate::request::is_private;
 
 pub use file_sd::read as read_file;
 
@@ -59,6 +60,15 @@ pub struct Discovery {
     pub kind: Kind,
     /// Whether the nodes are `https://`.
     pub tls: bool,
+    /// Whether the nodes are our own Hive's.
+    pub trusted: bool,
+}
+
+impl Discovery {
+    /// Whether a node there is called in plain text over networks where others may listen.
+    fn is_exposed(&self, ip: IpAddr) -> bool {
+        !self.tls && !if self.trusted { is_private(ip) } else { ip.to_canonical().is_loopback() }
+    }
 }
 
 /// Who is asked for what.
@@ -288,6 +298,11 @@ impl Source {
             }
         };
         let (new, gone) = (only_in(after, before), only_in(before, after));
+        let exposed = after.iter().find(|n| self.discovery.is_exposed(n.address.ip()));
+        if let Some(node) = exposed {
+            let what = "all that is said to it can be read on the way";
+            warn!("upstream {}: {} is called in plain text: {what}; give the upstream tls", self.upstream, node.url);
+        }
         info!("upstream {}: {} nodes; new: {new}; gone: {gone}", self.upstream, after.len());
     }
 

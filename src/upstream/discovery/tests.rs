@@ -12,7 +12,7 @@ fn dns(name: &str) -> Discovery {
         max_ttl: MINUTE,
         timeout: Duration::from_secs(1),
     };
-    Discovery { kind: Kind::Dns { name: name.into(), port: 3000, dns }, tls: false }
+    Discovery { kind: Kind::Dns { name: name.into(), port: 3000, dns }, tls: false, trusted: true }
 }
 
 fn upstream(metrics: &Arc<Metrics>, previous: Option<&Upstream>) -> Arc<Upstream> {
@@ -65,6 +65,18 @@ fn its_series_vanish_with_it_and_those_of_a_node_with_the_node() {
     drop((first, source));
     assert!(!metrics.encode().contains("upstream=\"hive\",result"), "{}", metrics.encode());
     assert!(!metrics.encode().contains("discovered_nodes{"));
+}
+
+#[test]
+fn plain_text_over_foreign_networks_is_exposed() {
+    let exposed =
+        |tls, trusted, ip: &str| Discovery { tls, trusted, ..dns("hive.test") }.is_exposed(ip.parse().unwrap());
+    assert!(exposed(false, true, "203.0.113.1") && exposed(false, false, "10.0.0.1"));
+    assert!(
+        !exposed(false, true, "10.0.0.1")
+            && !exposed(false, false, "127.0.0.1")
+            && !exposed(true, false, "203.0.113.1")
+    );
 }
 
 #[test]

@@ -16,7 +16,7 @@ fn at(port: u16) -> NodeSettings {
 
 fn discovered(path: &str) -> Settings {
     let kind = Kind::File { path: path.into(), interval: Duration::from_secs(3600) };
-    Settings { discovery: Some(Discovery { kind, tls: false }), ..settings(Vec::new()) }
+    Settings { discovery: Some(Discovery { kind, tls: false, trusted: true }), ..settings(Vec::new()) }
 }
 
 fn probed(upstream: &Upstream, port: u16, good: bool) {
@@ -63,6 +63,21 @@ fn a_new_node_gets_requests_after_its_first_good_probe() {
     probed(&upstream, 4, false);
     assert_eq!(used(&upstream), [1, 3]);
     assert_eq!(upstream.nodes()[3].health(), Health::Down);
+}
+
+#[test]
+fn a_new_node_beside_others_starts_slowly() {
+    let upstream = build(Settings { slow_start: Duration::from_secs(3600), ..discovered("/n") });
+    upstream.follow(&[at(1)], &[], Instant::now()).unwrap();
+    probed(&upstream, 1, true);
+    upstream.follow(&[at(1), at(2)], &[], Instant::now()).unwrap();
+    probed(&upstream, 2, true);
+    let mut counts = [0; 2];
+    for _ in 0..1000 {
+        counts[usize::from(upstream.pick(&plain()).unwrap().node().address().port() - 1)] += 1;
+    }
+    // A tenth of a half, and what luck adds.
+    assert!((10..=120).contains(&counts[1]), "{counts:?}");
 }
 
 #[test]
