@@ -68,7 +68,7 @@ fn discover(file: &Path, around: &Surroundings<'_>) -> bool {
                 }
             }
             Err(why) => {
-                eprintln!("{}: {}: {why}", upstream.name, discovery.kind);
+                eprintln!("{}: {}", upstream.name, discovery.kind.failure(&why));
                 good = false;
             }
         }

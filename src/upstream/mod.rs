@@ -224,9 +224,9 @@ impl Upstream {
 
     /// Why there is no node at all: none has been discovered yet. `None`: there are nodes.
     pub fn why_empty(&self) -> Option<String> {
-        let status = self.source.as_ref().filter(|_| self.view.load().nodes.is_empty())?.status();
-        let why = status.error.unwrap_or_else(|| "no answer yet".to_owned());
-        Some(format!("{} {}: {why}", status.kind, status.subject))
+        let source = self.source.as_ref().filter(|_| self.view.load().nodes.is_empty())?;
+        let kind = &source.discovery().kind;
+        Some(source.status().error.map_or_else(|| format!("{kind}: no answer yet"), |why| kind.failure(&why)))
     }
 
     /// What the admin page shows of the circuit breaker.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::support::certs::{self, Pki, client_leaf, server_leaf};
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::node::Node;
 use crate::support::wait_until;
@@ -113,7 +114,7 @@ fn without_nodes_the_gateway_runs_and_says_why_it_is_not_ready() {
         let ready = gateway.admin_get("/v1/ready").unwrap().json();
         ready["without_nodes"][0]
             .as_str()
-            .is_some_and(|why| why.starts_with("hive: file ") && why.contains("can't be read"))
+            .is_some_and(|why| why.starts_with("hive: /") && why.contains("can't be read"))
     });
     let answer = gateway.client("alice").get(gateway.address, "/echo").unwrap();
     assert_eq!((answer.status, &answer.json()["error"]), (503, &"no_healthy_upstream".into()));
@@ -269,6 +270,28 @@ fn nodes_come_and_go_under_load_without_a_failed_request() {
         let label = format!("http://{}", node.address);
         wait_until("nothing is told of those that are gone", || !gateway.metrics().contains(&label));
     }
+}
+
+#[test]
+fn discovered_nodes_prove_who_they_are() {
+    let mesh = Pki::default();
+    let good = Node::start_tls(&mesh.leaf(&server_leaf(&["hive.internal"])), &mesh);
+    let other = Node::start_tls(&mesh.leaf(&server_leaf(&["other.internal"])), &mesh);
+    let tls = "tls: { ca: hive-ca.pem, server_name: hive.internal, cert: gw.pem, key: gw.key }";
+    let setup = setup(&format!("{tls}, {PROBES}"));
+    mesh.write_root(setup.dir.path(), "hive-ca");
+    certs::write(&mesh.leaf(&client_leaf("gateway", "spiffe://mesh.test/gateway")), setup.dir.path(), "gw");
+    write(setup.dir.path(), &targets(&[&good]));
+    let gateway = setup.start();
+    assert_eq!(get(&gateway), 200);
+    assert_eq!(gateway.wait_log(|l| l["path"] == "/echo")["node"], format!("https://{}", good.address));
+    // Whoever may write the file does not become a Hive node by that.
+    write(gateway.dir(), &targets(&[&good, &other]));
+    wait_until("it has been probed", || {
+        gateway.metric("hive_gateway_upstream_tls_failures_total", &[("reason", "name_mismatch")]) > 0.0
+    });
+    (0..10).for_each(|_| assert_eq!(get(&gateway), 200));
+    assert_eq!((good.count(), other.count(), other.probes().len()), (11, 0, 0));
 }
 
 #[test]

@@ -133,6 +133,14 @@ impl Kind {
         }
     }
 
+    /// What has gone wrong with it, in a line of its own. A file's errors name the file themselves.
+    pub fn failure(&self, why: &str) -> String {
+        match self {
+            Kind::File { .. } => why.to_owned(),
+            Kind::Dns { .. } | Kind::Srv { .. } => format!("{self}: {why}"),
+        }
+    }
+
     fn retry_first(&self) -> Duration {
         match self {
             Kind::Dns { dns, .. } | Kind::Srv { dns, .. } => dns.min_ttl,
@@ -313,7 +321,7 @@ impl Source {
         self.metrics.failed();
         if state.error.as_ref() != Some(&why) {
             let so = if state.nodes.is_some() { "the last nodes stay" } else { "there are no nodes yet" };
-            warn!("upstream {}: {}: {why}; {so}", self.upstream, self.discovery.kind);
+            warn!("upstream {}: {}; {so}", self.upstream, self.discovery.kind.failure(&why));
         }
         state.error = Some(why);
         let first = self.discovery.kind.retry_first();
