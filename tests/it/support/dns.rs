@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::PATIENCE;
 
@@ -42,8 +42,8 @@ pub const NXDOMAIN: u8 = 3;
 #[derive(Default)]
 struct State {
     zone: HashMap<(String, u16), Says>,
-    /// Name, type, and whether over TCP.
-    asked: Vec<(String, u16, bool)>,
+    /// Name, type, whether over TCP, and when.
+    asked: Vec<(String, u16, bool, Instant)>,
 }
 
 /// On a free port of 127.0.0.1. What it has not been told of does not exist.
@@ -99,12 +99,18 @@ impl DnsServer {
 
     /// How often it was asked this.
     pub fn asked(&self, name: &str, kind: u16) -> usize {
-        self.state.lock().unwrap().asked.iter().filter(|(n, k, _)| n == name && *k == kind).count()
+        self.times(name, kind).len()
+    }
+
+    /// When it was asked this.
+    pub fn times(&self, name: &str, kind: u16) -> Vec<Instant> {
+        let state = self.state.lock().unwrap();
+        state.asked.iter().filter(|(n, k, ..)| n == name && *k == kind).map(|(.., at)| *at).collect()
     }
 
     /// How often it was asked this over TCP.
     pub fn asked_over_tcp(&self, name: &str) -> usize {
-        self.state.lock().unwrap().asked.iter().filter(|(n, _, tcp)| n == name && *tcp).count()
+        self.state.lock().unwrap().asked.iter().filter(|(n, _, tcp, _)| n == name && *tcp).count()
     }
 }
 
@@ -139,7 +145,7 @@ fn answer(question: &[u8], state: &Mutex<State>, tcp: bool) -> Option<Vec<u8>> {
     let kind = u16::from_be_bytes(question.get(end - 4..end - 2)?.try_into().ok()?);
     let says = {
         let mut state = state.lock().unwrap();
-        state.asked.push((name.clone(), kind, tcp));
+        state.asked.push((name.clone(), kind, tcp, Instant::now()));
         let has_name = state.zone.keys().any(|(known, _)| *known == name);
         let missing = if has_name { Says::NoData } else { Says::Code(NXDOMAIN) };
         state.zone.get(&(name, kind)).cloned().unwrap_or(missing)
