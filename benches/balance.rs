@@ -32,6 +32,7 @@ fn upstream(balance: Balance, count: u32) -> Arc<Upstream> {
     let settings = Settings {
         name: UpstreamName::new("hive").expect("a fine name"),
         nodes: nodes.collect(),
+        discovery: None,
         balance,
         hash_keys: Vec::new(),
         hash_balance_factor: (balance == Balance::ConsistentHash).then_some(150),

@@ -5,6 +5,6 @@ mod form;
 mod raw;
 mod target;
 
-pub use address::{ClientAddress, HOPS_MAX, TrustedProxies, client_address, unmapped_network};
+pub use address::{ClientAddress, HOPS_MAX, TrustedProxies, client_address, is_private, unmapped_network};
 pub use form::{FEDERATION_JWT_LENGTH_MAX, FIELDS_MAX, Form, FormFault, Head, check_form, host_of};
 pub use target::{PathFault, check_path};

@@ -182,6 +182,9 @@ fn ready(state: &AdminState) -> Answer {
         "upstreams_down": readiness.upstreams_down,
         "crls_awaited": readiness.crls_awaited,
     });
+    if !readiness.without_nodes.is_empty() {
+        body["without_nodes"] = json!(readiness.without_nodes);
+    }
     if !readiness.waiting_for_svid.is_empty() {
         body["waiting_for_svid"] = json!(readiness.waiting_for_svid);
         body["spiffe"] = json!(readiness.spiffe);

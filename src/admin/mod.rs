@@ -49,6 +49,8 @@ pub struct Readiness {
     pub draining: bool,
     /// Names of the upstreams of which no node is known to be up.
     pub upstreams_down: Vec<String>,
+    /// Why those among them have no nodes whose nodes are still to be discovered: `hive: no server answers`.
+    pub without_nodes: Vec<String>,
     /// URLs of the configuration that no revocation list has come from yet, shortly after the start.
     pub crls_awaited: Vec<String>,
     /// The listeners and upstreams that have no certificate yet: `listener federation`.

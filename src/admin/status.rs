@@ -202,11 +202,28 @@ pub struct UpstreamStatus {
     pub panic: bool,
     /// What its circuit breaker counts.
     pub circuit_breaker: BreakerStatus,
+    /// Where its nodes come from; absent if from the configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discovery: Option<DiscoveryStatus>,
     /// The certificate that its nodes are shown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificate: Option<CertificateStatus>,
     /// Its nodes.
     pub nodes: Vec<NodeStatus>,
+}
+
+/// `upstreams[].discovery`
+#[derive(Debug, Clone, Serialize)]
+pub struct DiscoveryStatus {
+    /// `dns`, `srv` or `file`.
+    pub kind: &'static str,
+    /// The name that is asked for, or the file.
+    pub subject: String,
+    /// When the last good answer came, seconds since 1970; null: none has come.
+    pub last_success: Option<i64>,
+    /// What has gone wrong since; the last nodes stay.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// `upstreams[].circuit_breaker`

@@ -11,6 +11,7 @@ use crate::config::{self, Config, ConfigError, Loaded, RoutePeers, Surroundings,
 use crate::policy::rate_limit::Limits;
 use crate::server::spiffe;
 use crate::tls::{self, CertificateFacts, Endpoint, Issued};
+use crate::upstream::discovery;
 
 const DAY_SECONDS: i64 = 24 * 3600;
 
@@ -23,6 +24,9 @@ pub struct CheckArgs {
     /// Fail on warnings too.
     #[arg(long)]
     pub strict: bool,
+    /// Ask DNS for the nodes of upstreams with discovery, and fail if there are none.
+    #[arg(long)]
+    pub discover: bool,
 }
 
 /// Errors and warnings go to standard error, one a line; the summary to standard output. Fails if there is an error, or
@@ -36,10 +40,40 @@ pub fn run(args: &CheckArgs) -> ExitCode {
     let report = check(&args.config, args.strict, &around);
     eprint!("{}", report.problems);
     print!("{}", report.summary);
-    if let Some((endpoint, issued)) = agent.filter(|_| report.good) {
-        print!("{}", agent_summary(&endpoint, &issued));
+    if let Some((endpoint, issued)) = agent.as_ref().filter(|_| report.good) {
+        print!("{}", agent_summary(endpoint, issued));
     }
-    if report.good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let discovered = !args.discover || !report.good || discover(&args.config, &around);
+    if report.good && discovered { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Shows what upstreams with discovery would have for nodes now. Whether each has some.
+fn discover(file: &Path, around: &Surroundings<'_>) -> bool {
+    let Ok(Loaded { config, .. }) = config::load_in(file, around) else { return false };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("no runtime to ask with: {e}");
+            return false;
+        }
+    };
+    let mut good = true;
+    for upstream in &config.upstreams {
+        let Some(discovery) = &upstream.discovery else { continue };
+        match runtime.block_on(discovery::ask(discovery)) {
+            Ok(found) => {
+                println!("{}: {} names {}", upstream.name, discovery.kind, many(found.nodes.len(), "node"));
+                for node in found.nodes {
+                    println!("  {} weight {} priority {}", node.url, node.weight, node.priority);
+                }
+            }
+            Err(why) => {
+                eprintln!("{}: {}", upstream.name, discovery.kind.failure(&why));
+                good = false;
+            }
+        }
+    }
+    good
 }
 
 /// How long the SPIFFE agent may take over its answer.
@@ -266,6 +300,9 @@ fn upstreams(text: &mut String, config: &Config, now_unix: i64, issued: Option<&
             let resolved = if node.host == address { String::new() } else { format!(" ({address})") };
             let priority = if node.priority > 0 { format!(" priority {}", node.priority) } else { String::new() };
             line(text, format_args!("    {}{resolved} weight {}{priority}", node.url, node.weight));
+        }
+        if let Some(discovery) = &upstream.discovery {
+            line(text, format_args!("    nodes from {}", discovery.kind));
         }
         let Some(settings) = &upstream.tls else { continue };
         // One of the two is there; the ID counts if both are.

@@ -4,6 +4,7 @@
 //! turns a [`File`] into a [`super::Config`].
 
 mod defense;
+mod discovery;
 mod hive;
 mod listeners;
 mod observe;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub use defense::*;
+pub use discovery::*;
 pub use hive::*;
 pub use listeners::*;
 pub use observe::*;

@@ -38,7 +38,7 @@ use crate::policy::waf::Waf;
 use crate::policy::{federation, rules};
 use crate::secret::Secret;
 use crate::units::Percent;
-use crate::upstream::BreakerLimits;
+use crate::upstream::{BreakerLimits, Discovery};
 
 pub use collector::Collector;
 pub use error::{ConfigError, Located};
@@ -232,8 +232,10 @@ pub enum RoutePeers {
 pub struct Upstream {
     /// Appears in logs and metrics.
     pub name: UpstreamName,
-    /// The nodes, at least one; all with TLS or all without.
+    /// The nodes, all with TLS or all without; at least one, or with `discovery` none.
     pub endpoints: Vec<Endpoint>,
+    /// Where the nodes come from, if not from the configuration.
+    pub discovery: Option<Discovery>,
     /// How a node is picked.
     pub balance: file::Balance,
     /// What requests are told apart by; empty unless `balance` is `consistent_hash`.

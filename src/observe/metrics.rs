@@ -9,6 +9,7 @@ use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
 use super::breaker::{AtScrape, BreakerFamilies};
 use super::buckets::{DURATION_BUCKETS, HANDSHAKE_BUCKETS, REDIS_BUCKETS, WAF_BUCKETS};
 use super::crl::CrlFamilies;
+use super::discovery::{DiscoveryFamilies, DiscoveryMetrics};
 use super::expiry::{Expiring, Expiry, ExpiryGauges};
 use super::exposition::{self, Exposition};
 use super::families::{ListenerFamilies, NodeFamilies, RouteFamilies};
@@ -145,6 +146,12 @@ definitions! {
         "Requests that wait for a connection.";
     UPSTREAM_PANIC: Kind::Gauge, "upstream_panic", ["upstream"],
         "1 while fewer nodes than panic_threshold are usable and requests go to all of them, else 0.";
+    DISCOVERY: Kind::Counter, "upstream_discovery_total", ["upstream", "result"],
+        "Answers about an upstream's nodes (of a file, its contents), by result; a failed one keeps the last nodes.";
+    DISCOVERED_NODES: Kind::Gauge, "upstream_discovered_nodes", ["upstream"],
+        "Nodes that the last good answer names.";
+    DISCOVERY_LAST_SUCCESS: Kind::Gauge, "upstream_discovery_last_success_seconds", ["upstream"],
+        "When the last good answer about an upstream's nodes came, seconds since 1970; 0: none has come.";
     UPSTREAM_NODE_EJECTED: Kind::Gauge, "upstream_node_ejected", ["upstream", "node"],
         "1 while the node is left alone because its requests failed, else 0.";
     UPSTREAM_EJECTIONS: Kind::Counter, "upstream_ejections_total", ["upstream", "node"],
@@ -203,8 +210,8 @@ fn by_result(family: IntCounterVec) -> IntCounterVec {
     family
 }
 
-const RESULT_OK: &str = "ok";
-const RESULT_FAILED: &str = "failed";
+pub(super) const RESULT_OK: &str = "ok";
+pub(super) const RESULT_FAILED: &str = "failed";
 
 /// All metrics of the process.
 ///
@@ -238,6 +245,7 @@ pub struct Metrics {
     upstream_concurrency: IntGaugeVec,
     concurrency_shown: Mutex<HashSet<String>>,
     nodes: Arc<NodeFamilies>,
+    discovery: Arc<DiscoveryFamilies>,
     body_memory: IntGauge,
     pub(super) access_log_lines: IntCounter,
     pub(super) access_log_dropped: IntCounter,
@@ -309,6 +317,11 @@ impl Metrics {
                 ejections: counters(&r, &UPSTREAM_EJECTIONS),
                 live: Mutex::default(),
             }),
+            discovery: DiscoveryFamilies::new(
+                counters(&r, &DISCOVERY),
+                gauges(&r, &DISCOVERED_NODES),
+                gauges(&r, &DISCOVERY_LAST_SUCCESS),
+            ),
             body_memory: gauge(&r, &BODY_MEMORY),
             access_log_lines: counter(&r, &ACCESS_LOG_LINES),
             access_log_dropped: counter(&r, &ACCESS_LOG_DROPPED),
@@ -431,6 +444,11 @@ impl Metrics {
         NodeMetrics::resolve(&self.nodes, upstream, node)
     }
 
+    /// Handles of where an upstream's nodes come from. Its series vanish with the last of them.
+    pub fn discovery(&self, upstream: &str) -> DiscoveryMetrics {
+        DiscoveryMetrics::new(&self.discovery, upstream)
+    }
+
     /// Shows all reasons for which handshakes with an upstream's nodes may fail, so that the first failure is an increase
     /// and not a new series.
     pub fn expect_tls(&self, upstream: &str) {
@@ -501,6 +519,7 @@ mod tests {
         metrics.upstream_concurrency("hive").set_limit(3);
         let node = metrics.upstream_node("hive", "10.0.0.1:3000");
         metrics.expect_tls("hive");
+        Box::leak(Box::new(metrics.discovery("hive"))).succeeded(2, 1_800_000_000);
         node.set_up(true);
         node.record(UpstreamResult::Ok);
         (metrics, vec![node])

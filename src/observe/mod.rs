@@ -24,6 +24,7 @@ mod buckets;
 mod families;
 mod breaker;
 mod crl;
+mod discovery;
 mod refusals;
 mod line_limit;
 pub mod access_log;
@@ -35,6 +36,7 @@ pub mod otlp;
 pub use access_log::{AccessLog, AccessLogTarget, LogSettings};
 pub use breaker::{AtScrape, BreakerMetrics};
 pub use crl::CrlShown;
+pub use discovery::DiscoveryMetrics;
 pub use expiry::{Expiring, Expiry};
 pub use exposition::Exposition;
 pub use handles::{

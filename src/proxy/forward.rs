@@ -79,6 +79,9 @@ pub fn pick<'a>(shared: &Shared, ctx: &'a mut Context) -> Result<&'a Picked> {
     let Some(picked) = upstream.pick(&Ask { tried: &way.tried, key: way.key, now }) else {
         // After a try that failed, that try's reason is the better answer.
         ctx.refusal = Some(way.failed().unwrap_or(Refusal::NoHealthyUpstream));
+        if let Some(why) = upstream.why_empty() {
+            ctx.error = Some(format!("no node has been discovered: {why}"));
+        }
         return Err(Error::explain(ErrorType::ConnectNoRoute, "no healthy node left"));
     };
     way.tries += 1;

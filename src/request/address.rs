@@ -8,6 +8,14 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::headers::X_FORWARDED_FOR;
 
+/// Whether only this machine or a private network has the address: RFC 1918, RFC 4193, link-local and loopback.
+pub fn is_private(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_loopback() || ip.is_private() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
+    }
+}
+
 /// Most hops of `X-Forwarded-For` that are looked at, from the right. No real chain is so long.
 pub const HOPS_MAX: usize = 32;
 

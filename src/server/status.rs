@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::spiffe::Agent;
 use crate::admin::status::{
-    BreakerStatus, CertificateStatus, ConfigStatus, CrlSourceStatus, CrlStatus, ListenerStatus, NodeStatus,
-    ReloadError, ReloadStatus, RouteStatus, SpiffeStatus, StapleStatus, Status, UpstreamStatus,
+    BreakerStatus, CertificateStatus, ConfigStatus, CrlSourceStatus, CrlStatus, DiscoveryStatus, ListenerStatus,
+    NodeStatus, ReloadError, ReloadStatus, RouteStatus, SpiffeStatus, StapleStatus, Status, UpstreamStatus,
 };
 use crate::admin::{AdminState, Readiness, Reloaded};
 use crate::config::{self, Config, RoutePeers};
@@ -88,9 +88,14 @@ fn readiness(shared: &Shared, agent: Option<&Agent>, started: Instant) -> Readin
     let why = || agent.and_then(|agent| agent.state().error).unwrap_or_else(|| "it has not answered yet".to_owned());
     let spiffe = (!waiting_for_svid.is_empty()).then(why);
     let down = snapshot.upstreams.iter().filter(|u| !u.upstream.is_ready());
+    let without_nodes = down.clone().filter_map(|u| {
+        let name = u.upstream.name();
+        u.upstream.why_empty().map(|why| format!("{name}: {why}"))
+    });
     Readiness {
         draining: shared.draining(),
         crls_awaited: awaited.collect(),
+        without_nodes: without_nodes.collect(),
         upstreams_down: down.map(|u| u.upstream.name().as_str().to_owned()).collect(),
         waiting_for_svid,
         spiffe,
@@ -227,6 +232,12 @@ fn upstream(built: &UpstreamSnapshot) -> UpstreamStatus {
             max_pending: breaker.limits.connections.map(|c| c.max_pending),
             retries: breaker.retries,
         },
+        discovery: built.upstream.discovery().map(|d| DiscoveryStatus {
+            kind: d.kind,
+            subject: d.subject,
+            last_success: d.last_success.map(unix_seconds),
+            error: d.error,
+        }),
         certificate: built.tls.as_ref().and_then(|tls| tls.certificate.as_ref()).map(certificate),
         nodes: nodes.collect(),
     }

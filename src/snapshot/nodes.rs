@@ -54,6 +54,7 @@ pub(super) fn upstream(
     let settings = Settings {
         name: config.name.clone(),
         nodes: nodes.collect(),
+        discovery: config.discovery.clone(),
         balance: config.balance,
         hash_keys: config.hash_keys.clone(),
         hash_balance_factor: config.hash_balance_factor,

@@ -118,6 +118,7 @@ pub(super) fn settings(nodes: Vec<NodeSettings>) -> Settings {
     Settings {
         name: UpstreamName::new("hive").unwrap(),
         nodes,
+        discovery: None,
         balance: Balance::LeastRequests,
         hash_keys: Vec::new(),
         hash_balance_factor: None,

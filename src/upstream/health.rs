@@ -5,6 +5,7 @@
 //! is needed for each `Host`; it has no limit on a probe as a whole; and it shows no one the answer's `Keep-Alive`.
 //! Its service, too, checks in passes, in which the slowest node sets the pace for all.
 
+use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -20,10 +21,11 @@ use pingora::protocols::http::client::HttpSession;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::server::ShutdownWatch;
 use pingora::{Error, ErrorType, OkOrErr};
+use tokio::sync::watch;
 
-use super::Upstream;
-use super::node::{Health, Node, Thresholds};
+use super::node::{Health, Node, NodeId, Thresholds};
 use super::random::{fresh_seed, mix};
+use super::{Upstream, discovery};
 use crate::clock::Clock;
 use crate::config::file;
 
@@ -50,37 +52,67 @@ const FIRST_PROBE_STAGGER: Duration = Duration::from_millis(1);
 /// find out whether the node takes connections.
 static CONNECTOR: LazyLock<Connector> = LazyLock::new(|| Connector::new(None));
 
-/// Probes every node of an upstream, unless health checks are off, and closes connections that have rested long enough,
+/// Follows where its nodes come from, probes every one of them, unless health checks are off, and closes connections that have rested long enough,
 /// until `shutdown` turns true or its sender is gone; returns then, and what probes are under way end by themselves within
 /// their time limit.
 ///
 /// It is made for one loop after another: a reload ends the old upstream's and starts the new one's. A node that both
 /// have keeps its times, so a probe is neither missed nor doubled however often that happens.
 pub async fn look_after(upstream: Arc<Upstream>, clock: Clock, mut shutdown: ShutdownWatch) {
+    if let Some(source) = &upstream.source {
+        tokio::spawn(discovery::follow(source.clone(), clock.clone(), shutdown.clone()));
+    }
     let seed = fresh_seed();
-    let nodes = upstream.nodes();
-    for node in nodes.iter().filter(|_| upstream.health_check.enabled) {
+    // The loops that run, each until its sender is gone.
+    let mut watched: HashMap<NodeId, watch::Sender<bool>> = HashMap::new();
+    loop {
+        let nodes = upstream.nodes();
+        if upstream.health_check.enabled {
+            watched = watch_nodes(&upstream, &nodes, watched, &clock, seed);
+        }
+        tokio::select! {
+            biased;
+            // An error means that the sender is gone, and with it whoever wanted the probes.
+            _ = shutdown.wait_for(|stop| *stop) => return,
+            () = upstream.nodes_changed() => continue,
+            () = tokio::time::sleep(SWEEP_INTERVAL) => {}
+        }
+        for node in upstream.nodes().iter() {
+            node.close_idle(clock.now());
+        }
+        upstream.settle(clock.now());
+    }
+}
+
+/// A loop for each node: those that have one keep it, those of nodes that are gone end.
+fn watch_nodes(
+    upstream: &Arc<Upstream>,
+    nodes: &[Arc<Node>],
+    mut before: HashMap<NodeId, watch::Sender<bool>>,
+    clock: &Clock,
+    seed: u64,
+) -> HashMap<NodeId, watch::Sender<bool>> {
+    // Those that are new are counted, so that one of them need not wait behind a thousand that are not.
+    let mut turn = 0;
+    let each = nodes.iter().map(|node| {
+        if let Some(running) = before.remove(&node.id()) {
+            return (node.id(), running);
+        }
+        let (stop, stopped) = watch::channel(false);
         let watch = NodeWatch {
             node: node.clone(),
             check: Probe::new(&upstream.health_check),
             target: target(node),
             upstream: upstream.clone(),
             clock: clock.clone(),
+            turn,
             seed: mix(seed, node.index.into()),
         };
-        tokio::spawn(watch.run(shutdown.clone()));
-    }
-    loop {
-        tokio::select! {
-            biased;
-            // An error means that the sender is gone, and with it whoever wanted the probes.
-            _ = shutdown.wait_for(|stop| *stop) => return,
-            () = tokio::time::sleep(SWEEP_INTERVAL) => {}
-        }
-        for node in upstream.nodes().iter() {
-            node.close_idle(clock.now());
-        }
-    }
+        turn += 1;
+        tokio::spawn(watch.run(stopped));
+        (node.id(), stop)
+    });
+    each.collect()
 }
 
 /// The loop of one node.
@@ -90,6 +122,8 @@ struct NodeWatch {
     check: Probe,
     target: Backend,
     clock: Clock,
+    /// How many loops began before it.
+    turn: u32,
     seed: u64,
 }
 
@@ -97,7 +131,7 @@ impl NodeWatch {
     async fn run(self, mut shutdown: ShutdownWatch) {
         let mut wait = match self.node.last_probe() {
             Some(last) => self.interval(0).saturating_sub(self.clock.now().saturating_duration_since(last)),
-            None => FIRST_PROBE_STAGGER * u32::from(self.node.index),
+            None => FIRST_PROBE_STAGGER * self.turn,
         };
         for n in 1.. {
             tokio::select! {
@@ -131,6 +165,7 @@ impl NodeWatch {
         // Always, not only if this probe changed something: the change may have come from the loop of an older
         // configuration, whose last probe ended after the new upstream was built.
         self.upstream.refresh();
+        self.upstream.settle(self.clock.now());
         let (upstream, url) = (self.upstream.name(), self.node.url());
         match changed {
             None => {}

@@ -4,7 +4,7 @@
 //! is the first one taken, so that under little load the rest grow old and are closed.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -25,6 +25,8 @@ thread_local! {
 /// What waits for one node.
 pub(super) struct IdleLinks {
     shelves: [Mutex<Vec<Idle>>; SHELVES],
+    /// Nothing is kept any more.
+    closed: AtomicBool,
 }
 
 struct Idle {
@@ -42,7 +44,7 @@ impl Idle {
 
 impl IdleLinks {
     pub(super) fn new() -> Self {
-        Self { shelves: std::array::from_fn(|_| Mutex::new(Vec::new())) }
+        Self { shelves: std::array::from_fn(|_| Mutex::new(Vec::new())), closed: AtomicBool::new(false) }
     }
 
     /// A connection that is still open, made with the TLS material of `generation`, that has rested for less than `limit`.
@@ -63,6 +65,10 @@ impl IdleLinks {
         }
         link.rest();
         let mut shelf = self.shelf().lock();
+        // Under the lock, so that `close` either is seen here or finds the connection on the shelf.
+        if self.closed.load(Ordering::Acquire) {
+            return;
+        }
         if shelf.len() >= SHELF_MAX {
             shelf.remove(0);
         }
@@ -74,6 +80,19 @@ impl IdleLinks {
         for shelf in &self.shelves {
             shelf.lock().retain(|idle| idle.is_of_use(generation, now, limit));
         }
+    }
+
+    /// Closes all of them, and from now on each that comes back.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        for shelf in &self.shelves {
+            shelf.lock().clear();
+        }
+    }
+
+    /// From now on connections are kept.
+    pub(super) fn open(&self) {
+        self.closed.store(false, Ordering::Release);
     }
 
     fn shelf(&self) -> &Mutex<Vec<Idle>> {

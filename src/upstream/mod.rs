@@ -6,6 +6,7 @@
 //!       └ Picked::connect ─ a connection that rests, or a new one ─ Exchange
 //!           └ Upstream::record ─ outlier: what its requests say of a node
 //! look_after ─ one loop per node ─ Node (unknown, up, down)
+//!   └ discovery ─ Upstream::follow ─ another node set
 //! ```
 //!
 //! The nodes stand in one swappable view: whoever has picked one holds it until its request is done, so another
@@ -14,9 +15,11 @@
 
 mod balance;
 mod breaker;
+pub mod discovery;
 mod exchange;
 #[cfg(test)]
 mod fakes;
+mod follow;
 mod health;
 mod http1;
 mod idle_links;
@@ -32,7 +35,7 @@ mod view;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use log::{info, warn};
@@ -40,6 +43,7 @@ use parking_lot::Mutex;
 
 pub use balance::Ask;
 pub use breaker::{BreakerStatus, Overflow, Permit, RetryPermit};
+pub use discovery::{Discovery, DiscoveryStatus};
 pub use exchange::{Exchange, Request};
 pub use health::look_after;
 pub use node::{Health, Node, NodeId, NodeStatus, WRONG_NODE};
@@ -49,6 +53,8 @@ pub use unread::Unread;
 
 use balance::Balancer;
 use breaker::Breaker;
+use discovery::Source;
+use follow::Following;
 use view::{Mode, NodeSet, View};
 
 use crate::config::file;
@@ -71,6 +77,9 @@ pub struct Upstream {
     breaker: Breaker,
     metrics: Arc<UpstreamMetrics>,
     http2: bool,
+    /// Where its nodes come from, if not from the configuration.
+    source: Option<Arc<Source>>,
+    following: Following,
 }
 
 impl Upstream {
@@ -82,8 +91,8 @@ impl Upstream {
     /// # Errors
     /// See [`SettingsError`]: what would make a node unreachable, or reachable without proof of who it is.
     pub fn new(
-        settings: Settings,
-        metrics: &Metrics,
+        mut settings: Settings,
+        metrics: &Arc<Metrics>,
         previous: Option<&Upstream>,
         seed: Option<u64>,
     ) -> Result<Arc<Self>, SettingsError> {
@@ -92,18 +101,22 @@ impl Upstream {
         if settings.tls.is_some() {
             metrics.expect_tls(name);
         }
-        let before = previous.map(Upstream::nodes);
-        let nodes = (0u16..).zip(&settings.nodes).map(|(index, node)| {
-            let kept = before.iter().flat_map(|nodes| nodes.iter());
-            let kept = kept.into_iter().find(|n| *n.url == *node.url && n.address == node.address);
-            let state =
-                kept.map_or_else(|| node::State::new(metrics.upstream_node(name, &node.url)), |n| n.state.clone());
-            Node::new(index, node, &settings, state).map(Arc::new)
+        let before = previous.map(Upstream::nodes).unwrap_or_default();
+        let source = settings.discovery.clone().map(|discovery| {
+            let same = previous.and_then(|p| p.source.clone()).filter(|source| *source.discovery() == discovery);
+            same.unwrap_or_else(|| Source::new(&settings.name, discovery, metrics))
         });
-        let set = NodeSet::new(nodes.collect::<Result<_, _>>()?, settings.balance == file::Balance::ConsistentHash);
+        let initial = match &source {
+            // Until the source answers, the nodes that there were do.
+            Some(source) => follow::settings_of(&before, source.discovery().tls),
+            None => std::mem::take(&mut settings.nodes),
+        };
+        let nodes = follow::nodes(&initial, &before, &settings, metrics, node::Joins::AtOnce)?;
+        let set = NodeSet::new(nodes, settings.balance == file::Balance::ConsistentHash);
         let view = View::new(Arc::new(set), settings.panic_threshold, settings.slow_start);
         let seed = seed.unwrap_or_else(random::fresh_seed);
-        Ok(Arc::new(Self {
+        let following = Following::new(settings.clone(), metrics.clone());
+        let upstream = Arc::new(Self {
             view: ArcSwap::from_pointee(view),
             balancer: Balancer::new(settings.balance, settings.hash_balance_factor, settings.slow_start, seed),
             hash_keys: settings.hash_keys.into(),
@@ -116,7 +129,13 @@ impl Upstream {
             metrics: metrics.upstream(name),
             http2: matches!(settings.protocol, file::UpstreamProtocol::Http2),
             name: settings.name,
-        }))
+            source,
+            following,
+        });
+        if let Some(source) = &upstream.source {
+            source.join(&upstream, Instant::now());
+        }
+        Ok(upstream)
     }
 
     /// To be called when the configuration is in use: from now on its limits count.
@@ -200,6 +219,18 @@ impl Upstream {
         self.nodes().iter().map(|n| n.status()).collect()
     }
 
+    /// How it stands with where the nodes come from; `None`: from the configuration.
+    pub fn discovery(&self) -> Option<DiscoveryStatus> {
+        self.source.as_ref().map(|source| source.status())
+    }
+
+    /// Why there is no node at all: none has been discovered yet. `None`: there are nodes.
+    pub fn why_empty(&self) -> Option<String> {
+        let source = self.source.as_ref().filter(|_| self.view.load().nodes.is_empty())?;
+        let kind = &source.discovery().kind;
+        Some(source.status().error.map_or_else(|| format!("{kind}: no answer yet"), |why| kind.failure(&why)))
+    }
+
     /// What the admin page shows of the circuit breaker.
     pub fn breaker(&self) -> BreakerStatus {
         self.breaker.status()
@@ -213,8 +244,13 @@ impl Upstream {
         }
         // rcu, so that of two changes at once the later view of the nodes is the one that stays.
         self.view.rcu(|view| view.again(self.panic_threshold, self.slow_start));
+        self.tell_mode(before.mode);
+    }
+
+    /// Says so, if requests go to other nodes than before.
+    fn tell_mode(&self, before: Mode) {
         let mode = self.view.load().mode;
-        if mode == before.mode {
+        if mode == before {
             return;
         }
         self.metrics.set_panic(mode == Mode::Panic);

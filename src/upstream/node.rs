@@ -54,7 +54,7 @@ impl Health {
 }
 
 /// What tells a node from every other one, also across reloads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NodeId(u64);
 
 impl NodeId {
@@ -66,7 +66,7 @@ impl NodeId {
 
 /// A node of an upstream, as one configuration has it. What is learned of it is in its state, which outlives a reload.
 pub struct Node {
-    /// Its place in [`super::Upstream::nodes`].
+    /// Its place in [`super::Upstream::nodes`] as they are with it; another set has a node of its own for it.
     pub(super) index: u16,
     pub(super) url: Arc<str>,
     pub(super) address: SocketAddr,
@@ -121,6 +121,7 @@ impl Node {
             ejects: settings.outlier.enabled,
             state,
         };
+        node.state.idle_links.open();
         node.state.metrics.set_up(node.is_healthy());
         if node.standing() == Standing::In {
             node.state.metrics.returned();
@@ -190,9 +191,31 @@ impl Node {
         self.connect
     }
 
-    /// Whether the probes have nothing against it.
+    /// Whether the probes have nothing against it. Of a node that was discovered they must have said something.
     pub fn is_healthy(&self) -> bool {
-        self.health() != Health::Down
+        self.health() != Health::Down && !self.is_held_back()
+    }
+
+    /// Whether it gets no request before its first probe has been answered.
+    pub(super) fn is_held_back(&self) -> bool {
+        self.state.joins != Joins::AtOnce && self.health() == Health::Unknown
+    }
+
+    /// It is no longer one of the upstream's nodes: its idle connections are closed, and those that are in use will be.
+    pub(super) fn retire(&self) {
+        self.state.idle_links.close();
+    }
+
+    /// What it was made from.
+    pub(super) fn settings(&self) -> NodeSettings {
+        NodeSettings {
+            url: self.url.to_string(),
+            address: self.address,
+            host: String::from_utf8_lossy(self.host.as_bytes()).into_owned(),
+            tls: self.proves_id,
+            weight: self.weight,
+            priority: self.priority,
+        }
     }
 
     /// Whether its requests speak against it.
@@ -296,7 +319,7 @@ impl Node {
         let mut track = self.state.track.lock();
         track.last_probe = Some(now);
         let before = self.state.health();
-        let returns = track.ever_up;
+        let returns = track.ever_up || self.state.joins == Joins::Slowly;
         let after = track.next(before, result.is_ok(), limits);
         track.last_error = match result {
             // The reason why a node is down stays readable while it is down.
@@ -369,9 +392,21 @@ pub(super) struct Thresholds {
     pub(super) unhealthy_after: u32,
 }
 
+/// When a node that is new begins to get requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Joins {
+    /// At once: the configuration names it, or nobody probes.
+    AtOnce,
+    /// After its first good probe.
+    Probed,
+    /// The same, its share rising: others have been there before it.
+    Slowly,
+}
+
 /// What is learned of a node while the process runs; shared by the [`Node`]s of successive configurations.
 pub(super) struct State {
     id: NodeId,
+    joins: Joins,
     pub(super) ejection: Ejection,
     health: AtomicU8,
     pub(super) in_flight: AtomicU32,
@@ -419,9 +454,10 @@ impl Track {
 
 impl State {
     /// A new node's state.
-    pub(super) fn new(metrics: Arc<NodeMetrics>) -> Arc<Self> {
+    pub(super) fn new(metrics: Arc<NodeMetrics>, joins: Joins) -> Arc<Self> {
         Arc::new(Self {
             id: NodeId::next(),
+            joins,
             ejection: Ejection::default(),
             health: AtomicU8::new(Health::Unknown as u8),
             in_flight: AtomicU32::new(0),

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::discovery::Discovery;
 use crate::config::file;
 use crate::names::UpstreamName;
 use crate::tls::UpstreamTlsMaterial;
@@ -16,8 +17,10 @@ pub const NODES_MAX: usize = 4096;
 pub struct Settings {
     /// `upstreams[].name`
     pub name: UpstreamName,
-    /// At least one, at most [`NODES_MAX`].
+    /// At least one, at most [`NODES_MAX`]. With `discovery` none.
     pub nodes: Vec<NodeSettings>,
+    /// Where the nodes come from, if not from the configuration.
+    pub discovery: Option<Discovery>,
     /// How a node is picked.
     pub balance: file::Balance,
     /// What requests are told apart by, with `consistent_hash`.
@@ -113,25 +116,31 @@ pub enum SettingsError {
 
 impl Settings {
     pub(super) fn check(&self) -> Result<(), SettingsError> {
-        if self.nodes.is_empty() {
+        if self.nodes.is_empty() && self.discovery.is_none() {
             return Err(SettingsError::NoNodes);
         }
-        if self.nodes.len() > NODES_MAX {
-            return Err(SettingsError::TooManyNodes(self.nodes.len()));
-        }
-        if let Some(n) = self.nodes.iter().find(|n| !(1..=100).contains(&n.weight)) {
-            return Err(SettingsError::Weight { url: n.url.clone(), weight: n.weight });
-        }
+        self.check_nodes(&self.nodes)?;
         let path = &self.health_check.path;
         if !path.starts_with('/') || path.bytes().any(|b| !b.is_ascii_graphic()) {
             return Err(SettingsError::Probe(format!("{path:?} is no path that can be sent")));
         }
-        if let Some(n) = self.nodes.iter().find(|n| n.tls && self.tls.is_none()) {
-            return Err(SettingsError::NoTlsMaterial(n.url.clone()));
-        }
         match &self.tls {
             Some(tls) if tls.server_name.is_empty() => Err(SettingsError::EmptyServerName),
             _ => Ok(()),
+        }
+    }
+
+    /// Whether these can be its nodes.
+    pub(super) fn check_nodes(&self, nodes: &[NodeSettings]) -> Result<(), SettingsError> {
+        if nodes.len() > NODES_MAX {
+            return Err(SettingsError::TooManyNodes(nodes.len()));
+        }
+        if let Some(n) = nodes.iter().find(|n| !(1..=100).contains(&n.weight)) {
+            return Err(SettingsError::Weight { url: n.url.clone(), weight: n.weight });
+        }
+        match nodes.iter().find(|n| n.tls && self.tls.is_none()) {
+            Some(n) => Err(SettingsError::NoTlsMaterial(n.url.clone())),
+            None => Ok(()),
         }
     }
 }

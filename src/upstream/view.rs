@@ -49,6 +49,8 @@ impl NodeSet {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Seen {
     healthy: bool,
+    /// Not known yet, so that it neither counts as usable nor as out.
+    held_back: bool,
     standing_in: bool,
     half_open: bool,
     times: Times,
@@ -133,7 +135,7 @@ impl View {
         match self.mode {
             Mode::Normal => node.is_usable(),
             Mode::LastResort => node.is_healthy(),
-            Mode::Panic => true,
+            Mode::Panic => !node.is_held_back(),
         }
     }
 
@@ -170,6 +172,7 @@ fn look(nodes: &[Arc<Node>]) -> Box<[Seen]> {
         let standing = node.standing();
         Seen {
             healthy: node.is_healthy(),
+            held_back: node.is_held_back(),
             standing_in: standing == Standing::In,
             half_open: matches!(standing, Standing::HalfOpen | Standing::Probing),
             times: node.state.ejection.times(),
@@ -184,7 +187,7 @@ impl Seen {
         match mode {
             Mode::Normal => self.healthy && (self.standing_in || self.half_open),
             Mode::LastResort => self.healthy,
-            Mode::Panic => true,
+            Mode::Panic => !self.held_back,
         }
     }
 }
@@ -193,14 +196,16 @@ impl Seen {
 fn mode_and_shares(set: &NodeSet, seen: &[Seen], panic_threshold: Percent) -> (Mode, Vec<u32>) {
     let shares = |mode: Mode| {
         let available = set.groups.iter().map(|all| {
-            let usable = all.indexes.iter().filter(|i| seen[usize::from(**i)].counts(mode)).count();
-            (usable * OVERPROVISIONING / all.indexes.len().max(1)).min(1000)
+            let known = all.indexes.iter().map(|i| &seen[usize::from(*i)]).filter(|s| !s.held_back);
+            let usable = known.clone().filter(|s| s.counts(mode)).count();
+            (usable * OVERPROVISIONING / known.count().max(1)).min(1000)
         });
         split(&available.collect::<Vec<_>>())
     };
     let well = seen.iter().filter(|s| s.healthy && s.standing_in).count();
     let (enough, normal) = shares(Mode::Normal);
-    if !enough && well * 1000 < seen.len() * usize::from(panic_threshold.0) {
+    let known = seen.iter().filter(|s| !s.held_back).count();
+    if !enough && well * 1000 < known * usize::from(panic_threshold.0) {
         (Mode::Panic, shares(Mode::Panic).1)
     } else if well == 0 && seen.iter().any(|s| s.healthy) {
         (Mode::LastResort, shares(Mode::LastResort).1)

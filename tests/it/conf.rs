@@ -109,6 +109,7 @@ fn furnished() -> (Temporary, PathBuf) {
     write_private(&at.join("secrets/federation"), b"0123456789abcdef0123456789abcdef\n");
     write_private(&at.join("secrets/admin"), b"0123456789abcdef\r\n");
     fs::copy(root().join("conf/waf-a2a.conf"), at.join("waf-a2a.conf")).unwrap();
+    fs::write(at.join("nodes.yaml"), "- targets: ['10.0.1.10:3000']\n").unwrap();
     fs::write(at.join("deny.txt"), "# a feed\n203.0.113.0/24\n").unwrap();
     let base = at.to_owned();
     (directory, base)

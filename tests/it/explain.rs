@@ -268,3 +268,15 @@ fn the_gateway_does_what_was_explained() {
         }
     }
 }
+
+#[test]
+fn discovered_nodes_are_named_by_their_source_and_nobody_is_asked() {
+    let dir = directory();
+    let found = "discovery: { dns: { name: hive.test, port: 3000, servers: [\"127.0.0.1:1\"] } }";
+    let text = CONFIG.replace("endpoints: [\"http://127.0.0.1:3000\", \"http://127.0.0.1:3001\"]", found);
+    fs::write(dir.path().join("gateway.yaml"), text).unwrap();
+    let (text, code) = said(&dir, &["--peer", "alice", "GET https://gateway.test/.well-known/x"]);
+    assert_eq!(code, Some(0), "{text}");
+    let line = text.lines().find(|l| l.contains("the nodes that dns hive.test:3000 names")).unwrap_or_default();
+    assert!(line.contains("gateway.yaml:31"), "{text}");
+}

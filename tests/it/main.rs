@@ -16,6 +16,8 @@ mod crl_points;
 mod deadlines;
 mod defense;
 mod demo;
+mod discovery;
+mod discovery_dns;
 mod documentation;
 mod egress;
 mod egress_tls;

@@ -359,6 +359,10 @@ fn upstream(way: &mut Way<'_>) -> Result<(), Stop> {
     let upstream = &route.upstream.upstream;
     way.say(format!("{}, one of", upstream.name()), way.route_key("upstream"));
     let index = way.snapshot.config.upstreams.iter().position(|u| u.name == *upstream.name()).unwrap_or(0);
+    if let Some(discovery) = upstream.discovery() {
+        let said = format!("  the nodes that {} {} names, which is not asked here", discovery.kind, discovery.subject);
+        way.say(said, format!("upstreams[{index}].discovery.{}", discovery.kind));
+    }
     for (i, node) in upstream.nodes().iter().enumerate() {
         way.say(format!("  {} ({})", node.url(), node.address()), format!("upstreams[{index}].endpoints[{i}]"));
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
-use super::{Balance, CircuitBreaker, HashKeys, Outlier, TlsVersion, UpstreamSpiffe, seconds};
+use super::{Balance, CircuitBreaker, Discovery, HashKeys, Outlier, TlsVersion, UpstreamSpiffe, seconds};
 use crate::names::UpstreamName;
 use crate::units::{Percent, Span};
 
@@ -15,8 +15,10 @@ use crate::units::{Percent, Span};
 pub struct Upstream {
     /// Routes speak of this name.
     pub name: UpstreamName,
-    /// The nodes, `http://` or `https://`, all of one kind.
-    pub endpoints: Vec<Endpoint>,
+    /// The nodes, `http://` or `https://`, all of one kind. Needed without `discovery`.
+    pub endpoints: Option<Vec<Endpoint>>,
+    /// Where the nodes come from, in place of `endpoints`.
+    pub discovery: Option<Discovery>,
     /// How a node is picked.
     #[serde(default)]
     pub balance: Balance,
@@ -49,7 +51,7 @@ pub struct Upstream {
     /// Waiting for nodes.
     #[serde(default)]
     pub timeouts: UpstreamTimeouts,
-    /// Needed with `https://` endpoints.
+    /// Needed with `https://` endpoints; with `discovery` it says that the nodes are.
     pub tls: Option<UpstreamTls>,
     /// Whether the nodes are our own Hive's (default true). False, for a partner's gateway: they are told neither the
     /// gateway's secret nor who the client is, and federation JWTs, which are the partner's to check, only pass.

@@ -1,7 +1,5 @@
 //! `listeners`: addresses, trust, limits.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 
 use super::ranges::{DAY, HOUR, MILLISECOND, MINUTE, SECOND};
@@ -11,6 +9,7 @@ use crate::config::file::{
 };
 use crate::config::{Listener, Route, RouteListeners, RoutePeers};
 use crate::policy::deny::parse_network;
+use crate::request::is_private;
 use crate::tls::{CrlUrl, UrlPrefix};
 
 pub(super) fn resolve(r: &mut Resolver<'_>, raw: Vec<file::Listener>) -> Vec<Listener> {
@@ -101,14 +100,6 @@ fn needs_files(r: &mut Resolver<'_>, at: &str, tls: &ListenerTls) {
             true => r.error(&auth, missing("ca", "ca: mesh-ca.pem")),
             false => r.error(at, missing("client_auth", "client_auth: { mode: required, ca: mesh-ca.pem }")),
         }
-    }
-}
-
-/// Whether only this machine or a private network has the address: RFC 1918, RFC 4193, link-local and loopback.
-pub(super) fn is_private(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.is_loopback() || ip.is_private() || ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
     }
 }
 

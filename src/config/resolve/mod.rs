@@ -2,6 +2,7 @@
 
 mod certificates;
 mod defense;
+mod discovery;
 mod endpoint;
 mod federation;
 mod json_rpc;

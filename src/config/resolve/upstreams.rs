@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::endpoint::{self, Url};
-use super::listeners::is_private;
 use super::overload;
 use super::ranges::{HOUR, MILLISECOND, MINUTE};
-use super::{Resolver, resilience};
+use super::{Resolver, discovery, resilience};
 use crate::config::file::{self, HealthCheck, UpstreamTimeouts, UpstreamTls};
 use crate::config::{Endpoint, Upstream};
 use crate::policy::peers::UriPattern;
+use crate::request::is_private;
 
 /// Hive allows 60 probes a minute from one address; with a gateway or two this stays below.
 const HEALTH_INTERVAL_LEAST: Duration = Duration::from_secs(2);
@@ -28,8 +28,24 @@ pub(super) fn resolve(r: &mut Resolver<'_>, raw: Vec<file::Upstream>) -> Vec<Ups
     raw.into_iter().enumerate().map(|(i, u)| upstream(r, &format!("upstreams[{i}]"), u)).collect()
 }
 
-fn upstream(r: &mut Resolver<'_>, at: &str, raw: file::Upstream) -> Upstream {
-    let endpoints = endpoints(r, at, &raw.endpoints);
+fn upstream(r: &mut Resolver<'_>, at: &str, mut raw: file::Upstream) -> Upstream {
+    let discovery_path = format!("{at}.discovery");
+    let found = raw.discovery.take();
+    let guessed = r.has_guess(&discovery_path) || r.has_guess(&format!("{at}.endpoints"));
+    let endpoints = match (&raw.endpoints, &found) {
+        (Some(_), Some(_)) => {
+            r.error(&discovery_path, "not used with endpoints; leave one of the two out");
+            Vec::new()
+        }
+        (Some(written), None) => endpoints(r, at, written),
+        (None, None) if !guessed => {
+            r.error(at, "the key \"endpoints\" is missing; write endpoints: [\"http://10.0.1.10:3000\"], or discovery");
+            Vec::new()
+        }
+        (None, _) => Vec::new(),
+    };
+    let (tls, trusted) = (raw.tls.is_some(), raw.trusted);
+    let discovery = found.and_then(|found| discovery::resolve(r, &discovery_path, found, tls, trusted));
     let tls_path = format!("{at}.tls");
     let tls_nodes = endpoints.first().map(|e| e.tls);
     match (tls_nodes, &raw.tls) {
@@ -56,6 +72,7 @@ fn upstream(r: &mut Resolver<'_>, at: &str, raw: file::Upstream) -> Upstream {
         tls: raw.tls.map(|tls| upstream_tls(r, &tls_path, tls)),
         name: raw.name,
         endpoints,
+        discovery,
         balance: raw.balance,
         hash_keys,
         hash_balance_factor: raw.hash_balance_factor,

@@ -205,6 +205,7 @@ fn probes_come_up_to_a_tenth_late_and_often_until_the_first_good_one() {
         node: node.clone(),
         upstream,
         clock: Clock::System,
+        turn: 0,
         seed: 1,
     };
     let spread = |watch: &NodeWatch| {

@@ -5,6 +5,7 @@ pub mod client;
 #[cfg(feature = "otlp")]
 pub mod collector;
 pub mod crl_server;
+pub mod dns;
 pub mod fault_node;
 pub mod gateway;
 pub mod h2_client;

@@ -240,6 +240,11 @@ impl Node {
         wait_until("requests arrive at the node", || self.count() >= count);
     }
 
+    /// Connections that are open.
+    pub fn open(&self) -> usize {
+        self.state.open.lock().unwrap().len()
+    }
+
     /// Dies at once: no new connection, the live ones torn.
     pub fn kill(&self) {
         self.state.stopped.store(true, Ordering::SeqCst);
