@@ -1,5 +1,6 @@
 //! From an admitted request to a node and back: which node, what it is told, when another is tried.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -34,8 +35,33 @@ pub fn prepare(session: &mut Session, ctx: &mut Context, body: Bytes) -> Result<
     ctx.body.chunked = header.headers.contains_key(headers::TRANSFER_ENCODING);
     rewrite_request(header, ctx)?;
     let no_body = header.method == http::Method::HEAD;
-    let http1 = if http2 { Bytes::new() } else { encode(header) };
-    Ok(Request { http2: http2.then(|| header.clone()), http1, body, no_body })
+    let (http1, http2) = for_node(header, node_path(ctx), http2)?;
+    Ok(Request { http2, http1, body, no_body })
+}
+
+/// The header in the form that the node reads. The session's keeps the client's path, which the log tells.
+fn for_node(header: &RequestHeader, path: Option<&[u8]>, http2: bool) -> Result<(Bytes, Option<RequestHeader>)> {
+    let target = target_of(header.raw_path(), path);
+    if !http2 {
+        return Ok((encode(header, &target), None));
+    }
+    let mut header = header.clone();
+    if let Cow::Owned(target) = &target {
+        header.set_raw_path(target)?;
+    }
+    Ok((Bytes::new(), Some(header)))
+}
+
+/// What the route puts in the place of the request's path.
+fn node_path(ctx: &Context) -> Option<&[u8]> {
+    ctx.route.as_ref()?.replace_full_path.as_deref()
+}
+
+/// What the node is asked for: the route's own path if it has one, with the request's query.
+fn target_of<'a>(target: &'a [u8], path: Option<&[u8]>) -> Cow<'a, [u8]> {
+    let Some(path) = path else { return Cow::Borrowed(target) };
+    let query = memchr::memchr(b'?', target).map_or(&b""[..], |at| &target[at..]);
+    Cow::Owned([path, query].concat())
 }
 
 /// The same for the next node: of a traced request each try has its own span, and each node is told that of its own.
@@ -43,19 +69,16 @@ pub fn prepare_again(session: &mut Session, ctx: &Context, request: &mut Request
     let Some(trace) = &ctx.trace else { return Ok(()) };
     let header = session.req_header_mut();
     header.insert_header(headers::TRACEPARENT, trace.traceparent())?;
-    match &mut request.http2 {
-        Some(http2) => *http2 = header.clone(),
-        None => request.http1 = encode(header),
-    }
+    (request.http1, request.http2) = for_node(header, node_path(ctx), request.http2.is_some())?;
     Ok(())
 }
 
 /// The header for an HTTP/1.1 node. What concerns only the client's connection stays here (RFC 9110, section 7.6.1).
-fn encode(header: &RequestHeader) -> Bytes {
+fn encode(header: &RequestHeader, target: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(1024);
     out.put_slice(header.method.as_str().as_bytes());
     out.put_slice(b" ");
-    out.put_slice(header.raw_path());
+    out.put_slice(target);
     out.put_slice(b" HTTP/1.1\r\n");
     for (name, value) in &header.headers {
         if headers::HOP_BY_HOP.contains(name) || *name == headers::COOKIE {

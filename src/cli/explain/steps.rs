@@ -358,6 +358,9 @@ fn upstream(way: &mut Way<'_>) -> Result<(), Stop> {
     let Some(route) = way.route() else { return Ok(()) };
     let upstream = &route.upstream.upstream;
     way.say(format!("{}, one of", upstream.name()), way.route_key("upstream"));
+    if let Some(path) = &route.replace_full_path {
+        way.say(format!("asked for {}", String::from_utf8_lossy(path)), way.route_key("replace_full_path"));
+    }
     let index = way.snapshot.config.upstreams.iter().position(|u| u.name == *upstream.name()).unwrap_or(0);
     for (i, node) in upstream.nodes().iter().enumerate() {
         way.say(format!("  {} ({})", node.url(), node.address()), format!("upstreams[{index}].endpoints[{i}]"));
