@@ -2,6 +2,7 @@
 
 mod crl_refresh;
 mod fleet;
+pub mod notify;
 mod reload_service;
 pub mod spiffe;
 mod staple_refresh;
@@ -97,6 +98,7 @@ pub fn run(file: &Path) -> Result<(), RunError> {
     let shared = Shared::new(snapshot, clock, metrics, log);
     let fleet = Fleet::new(shared.clone()).map_err(RunError::Start)?;
     let reloader = Reloader::new(origin, shared.clone());
+    notify::start(&shared);
     serve(&shared, &reloader, agent, fleet);
     shared.log().close(LOG_WAIT);
     match shared.failure() {
@@ -215,6 +217,7 @@ impl ShutdownSignalWatch for Signals {
         let drain = self.shared.snapshot().config.server.drain;
         log::info!("SIGTERM: {} requests may finish within {drain:?}", self.shared.requests());
         self.shared.drain();
+        notify::tell("STOPPING=1\nSTATUS=Finishing running requests");
         let _ = self.stop.send_replace(true);
         let deadline = Instant::now() + drain;
         // An answer may still be on its way when its request is done, so the connections are waited for: idle ones are

@@ -33,6 +33,7 @@ mod hostile;
 mod node_identity;
 mod node_tls;
 mod overload;
+mod packaging;
 mod rate_limits;
 mod ocsp;
 mod outlier;
