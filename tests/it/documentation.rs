@@ -133,11 +133,13 @@ fn every_file_that_a_page_names_is_there() {
 fn what_a_page_calls_a_metric_or_an_alert_is_one() {
     let series: BTreeSet<_> = all_definitions().map(|d| d.name).collect();
     let rules = page("conf/prometheus-rules.yaml");
+    let metric = regex::Regex::new(r"`(hive_gateway_[a-z_]*[a-z])[`{]").unwrap();
+    let alert = regex::Regex::new(r"\bHiveGateway[A-Z][A-Za-z]+").unwrap();
     for name in PAGES {
-        for found in regex::Regex::new(r"`(hive_gateway_[a-z_]*[a-z])[`{]").unwrap().captures_iter(&page(name)) {
+        for found in metric.captures_iter(&page(name)) {
             assert!(series.contains(&found[1]), "{name}: {}", &found[1]);
         }
-        for found in regex::Regex::new(r"\bHiveGateway[A-Z][A-Za-z]+").unwrap().find_iter(&page(name)) {
+        for found in alert.find_iter(&page(name)) {
             assert!(rules.contains(&format!("alert: {}\n", found.as_str())), "{name}: {}", found.as_str());
         }
     }

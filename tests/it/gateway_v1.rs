@@ -4,15 +4,17 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hive_gateway::cli::pki::CrlSpec;
 use serde_json::{Value, json};
 
 use crate::support::client::{Connection, Response};
-use crate::support::gateway::{Gateway, Setup};
+use crate::support::gateway::{Gateway, Setup, upstream};
 use crate::support::h2_client::H2;
 use crate::support::node::Node;
+use crate::support::node_h2::NodeH2;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 const CALL: &str = r#"{"jsonrpc":"2.0","id":1,"method":"message/send","params":{}}"#;
@@ -254,6 +256,55 @@ fn the_table_maps_every_variable_of_the_older_gateway() {
             assert!(reference.contains(&format!("{last}:")), "{variable}: no key {key}");
         }
     }
+}
+
+#[test]
+fn check_and_explain_show_where_a_call_goes() {
+    let node = Node::start();
+    let gateway = drop_in(&node.address.to_string(), &[]);
+    let config = gateway.dir().join("gateway.yaml");
+    let ask = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hive-gateway"));
+        let output = command.arg(arguments[0]).arg("--config").arg(&config).args(&arguments[1..]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let checked = ask(&["check"]);
+    assert!(checked.contains("any peer -> hive /api/a2a/jsonrpc/public\n"), "{checked}");
+    let explained =
+        ask(&["explain", "--peer", "spiffe://mesh.test/hive/alice", "POST https://gateway.test/v1/a2a/jsonrpc"]);
+    assert!(explained.contains("asked for /api/a2a/jsonrpc/public"), "{explained}");
+    let refused =
+        ask(&["explain", "--peer", "spiffe://mesh.test/hive/alice", "GET https://gateway.test/v1/a2a/jsonrpc"]);
+    assert!(
+        refused.contains("refused with 404 method_not_allowed") && refused.contains(r#"  {"error":"not_found"}"#),
+        "{refused}"
+    );
+}
+
+/// A node that is gone is tried first by some of the calls: the next one is asked for the same path.
+#[test]
+fn every_try_and_every_protocol_asks_for_the_routes_path() {
+    let (node, gone, http2) = (Node::start(), Node::start(), NodeH2::start(None));
+    let mut setup = Setup::new(&[]);
+    setup.routes = "
+  - { name: one, paths: [/v1/one], methods: [POST], peers: any, upstream: hive, replace_full_path: /api/one }
+  - { name: two, paths: [/v1/two], methods: [POST], peers: any, upstream: newer, replace_full_path: /api/two }
+"
+    .into();
+    let probes = "health_check: { enabled: false }";
+    setup.upstreams =
+        upstream("hive", "http", &[node.address, gone.address], &format!("balance: round_robin, {probes}"))
+            + upstream("newer", "http", &[http2.address], &format!("protocol: http2, {probes}"))
+                .trim_start_matches('\n');
+    let gateway = setup.start();
+    gone.kill();
+    for _ in 0..4 {
+        assert_eq!(post(&gateway, "/v1/one", "", CALL).status, 200);
+    }
+    assert!(node.requests().iter().all(|request| request.target() == "/api/one"));
+    assert!(gateway.metric("hive_gateway_upstream_retries_total", &[]) > 0.0);
+    assert_eq!(post(&gateway, "/v1/two", "", CALL).status, 200);
+    assert_eq!(http2.seen()[0].path, "/api/two");
 }
 
 /// The port is the test's own before it is the gateway's.
