@@ -2,10 +2,10 @@
 .DEFAULT_GOAL := help
 CARGO ?= cargo
 
-.PHONY: help setup run build test check bench clean
+.PHONY: help setup run build test check check-packaging deb bench clean
 
 help: ## Says what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Installs what is missing for building and testing
 	scripts/setup
@@ -26,6 +26,14 @@ check: ## Format, lints, documentation, dependencies
 	$(CARGO) clippy --locked --all-targets --features waf -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --locked --no-deps --document-private-items
 	scripts/audit
+
+check-packaging: ## The Helm chart and the Dockerfile, with tools that weigh 400 MB
+	scripts/check-packaging
+
+deb: build ## A Debian package in target/debian (installs cargo-deb into target/tools if it is missing)
+	target/release/hive-gateway extras target/package
+	command -v cargo-deb >/dev/null || test -x target/tools/bin/cargo-deb || $(CARGO) install --locked --root target/tools cargo-deb
+	PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) deb --no-build
 
 bench: build ## Hot functions by criterion, then load on a whole gateway (about five minutes; leave the machine alone)
 	$(CARGO) bench --locked

@@ -232,6 +232,36 @@ impl Refusal {
         }
     }
 
+    /// Status and code that clients of the older gateway's `gateway-v1` API know: it told all failures of the way to Hive
+    /// by two codes, and knew no other answer to a wrong method than to a wrong path.
+    pub fn gateway_v1(&self) -> (u16, &'static str) {
+        match self {
+            Refusal::UpstreamTimeout | Refusal::UpstreamConnectTimeout => (504, "upstream_timeout"),
+            Refusal::NoHealthyUpstream
+            | Refusal::UpstreamMaxRequests
+            | Refusal::UpstreamMaxPending
+            | Refusal::UpstreamPendingTimeout
+            | Refusal::UpstreamBusy
+            | Refusal::UpstreamConnectFailed
+            | Refusal::UpstreamFailed => (503, "origin_unavailable"),
+            Refusal::MethodNotAllowed { .. } => (404, "not_found"),
+            _ => (self.status(), self.code()),
+        }
+    }
+
+    /// Whether it is about what a JSON-RPC call says, so that Hive itself would have answered with a JSON-RPC error.
+    pub fn is_of_call(&self) -> bool {
+        matches!(
+            self,
+            Refusal::Envelope(_)
+                | Refusal::JsonRpcMethodNotAllowed
+                | Refusal::NotificationRefused
+                | Refusal::ParamsTooLong
+                | Refusal::ParamsInvalid(_)
+                | Refusal::BatchBeyondRateLimit
+        )
+    }
+
     /// Whether the connection can't be used again: the rest of the request is unread or its end unknown.
     pub fn closes_connection(&self) -> bool {
         matches!(

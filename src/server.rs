@@ -2,6 +2,7 @@
 
 mod crl_refresh;
 mod fleet;
+pub mod notify;
 mod reload_service;
 pub mod spiffe;
 mod staple_refresh;
@@ -98,6 +99,7 @@ pub fn run(file: &Path) -> Result<(), RunError> {
     let shared = Shared::new(snapshot, clock, metrics, log);
     let fleet = Fleet::new(shared.clone()).map_err(RunError::Start)?;
     let reloader = Reloader::new(origin, shared.clone());
+    notify::start(&shared);
     serve(&shared, &reloader, agent, fleet, (sockets, inherited));
     shared.log().close(LOG_WAIT);
     match shared.failure() {
@@ -262,6 +264,9 @@ impl ShutdownSignalWatch for Signals {
         let drain = self.shared.snapshot().config.server.drain;
         log::info!("{why}: {} requests may finish within {drain:?}", self.shared.requests());
         self.shared.drain();
+        if why != UPGRADED {
+            notify::tell("STOPPING=1\nSTATUS=Finishing running requests");
+        }
         let _ = self.stop.send_replace(true);
         let deadline = Instant::now() + drain;
         // An answer may still be on its way when its request is done, so the connections are waited for: idle ones are
@@ -281,6 +286,9 @@ impl ShutdownSignalWatch for Signals {
     }
 }
 
+/// Why a process drains that another has taken the place of. To the service manager the service goes on.
+const UPGRADED: &str = "upgraded";
+
 impl Signals {
     /// Waits until the process is to drain, and says why; `None`: it is to end at once.
     async fn wait_for_end(&self, ends: &mut Ends) -> Option<&'static str> {
@@ -299,11 +307,11 @@ impl Signals {
             };
             match handed_over {
                 Ok(pid) => {
-                    // Here a supervisor may be told which process is the main one from now on.
+                    notify::tell(&format!("MAINPID={pid}"));
                     log::info!("process {pid} serves in the place of this one");
                     let _ = self.stop_admin.send_replace(true);
                     self.sockets.close_but(&[]);
-                    return Some("upgraded");
+                    return Some(UPGRADED);
                 }
                 Err(why) => log::error!("no upgrade, this process goes on: {why}"),
             }

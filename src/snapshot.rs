@@ -100,6 +100,8 @@ pub struct ListenerSnapshot {
     pub rules: Rules,
     /// The web application firewall of routes that have no word of their own.
     pub waf: Option<Arc<Waf>>,
+    /// The form of the gateway's own answers.
+    pub local_reply: config::file::LocalReply,
 }
 
 /// How long a connection may take over each step, and how much.
@@ -163,6 +165,8 @@ pub struct Route {
     pub peers: AllowedPeers,
     /// Where it goes.
     pub upstream: Arc<UpstreamSnapshot>,
+    /// What nodes are asked for in place of the request's path.
+    pub replace_full_path: Option<Box<[u8]>>,
     /// Longest body, in bytes.
     pub body_limit: u64,
     /// Present on JSON-RPC routes.
@@ -392,6 +396,7 @@ fn routes(
                 }
             },
             upstream: upstreams.get(r.upstream).ok_or("a route without an upstream")?.clone(),
+            replace_full_path: r.replace_full_path.as_ref().map(|path| path.as_bytes().into()),
             body_limit: r.body_limit,
             json_rpc,
             response: r.timeouts.response.0,
@@ -476,5 +481,6 @@ fn listener(
         addresses: config.addresses.clone(),
         rules: Rules::build(&format!("listener/{}", config.name), &config.request_rules, metrics)?,
         waf: config.waf.clone(),
+        local_reply: config.local_reply,
     })
 }

@@ -63,7 +63,8 @@ impl Gateway {
         let (address, admin_address) = (front.local_addr().unwrap(), admin.local_addr().unwrap());
         drop((front, admin));
         std::fs::write(directory.join("gateway.yaml"), config(address, admin_address, nodes)).unwrap();
-        let words: Vec<_> = program.iter().map(|word| word.replace("{directory}", &directory.to_string_lossy())).collect();
+        let words: Vec<_> =
+            program.iter().map(|word| word.replace("{directory}", &directory.to_string_lossy())).collect();
         let child = Command::new(&words[0])
             .args(&words[1..])
             .args(["run", "--config"])

@@ -123,7 +123,7 @@ pub(super) fn answer(state: &AdminState, method: &Method, path: &str, headers: &
         return method_not_allowed(GET_AND_HEAD);
     }
     match endpoint {
-        Endpoint::Health => health(),
+        Endpoint::Health => health(state),
         Endpoint::Ready => ready(state),
         Endpoint::Metrics => metrics(state, headers),
         Endpoint::Status | Endpoint::Reload => Answer::json(200, &(state.status)()),
@@ -161,13 +161,14 @@ fn change(state: &AdminState, endpoint: Endpoint, headers: &HeaderMap) -> Answer
 }
 
 /// The process lives. The members but `version` are the older gateway's (`hive-contract`, "Routes worth publishing").
-fn health() -> Answer {
+fn health(state: &AdminState) -> Answer {
     Answer::json(
         200,
         &json!({
             "ok": true,
             "role": "hive-mesh-gateway",
             "metricsPath": "/v1/metrics",
+            "metricsAuthRequired": (state.bearer)().is_some(),
             "version": env!("CARGO_PKG_VERSION"),
         }),
     )

@@ -268,9 +268,14 @@ fn routes(text: &mut String, config: &Config) {
         let methods = route.methods.join(" ");
         let kind = if route.json_rpc.is_some() { " (JSON-RPC)" } else { "" };
         let to = &config.upstreams[route.upstream].name;
+        let asked = route.replace_full_path.as_ref().map(|path| format!(" {path}")).unwrap_or_default();
         line(
             text,
-            format_args!("  {}: {methods} {} of {hosts}, {peers} -> {to}{kind}", route.name, route.paths.join(" ")),
+            format_args!(
+                "  {}: {methods} {} of {hosts}, {peers} -> {to}{asked}{kind}",
+                route.name,
+                route.paths.join(" ")
+            ),
         );
         rate_limits(text, &format!("route/{}", route.name), &route.rate_limits);
     }

@@ -19,7 +19,7 @@ use clap::Args;
 use crate::clock::Clock;
 use crate::config::{self, Loaded, Surroundings};
 use crate::observe::Metrics;
-use crate::proxy::answer;
+use crate::proxy::answer::Form;
 use crate::refusal::Refusal;
 use crate::snapshot::{Ground, Snapshot};
 
@@ -133,16 +133,17 @@ fn verdict(way: &Way<'_>, end: Result<(), Stop>) -> String {
         }
         Err(Stop::NoConnection(why)) => format!("verdict: no connection: {why}\n"),
         Err(Stop::Refused(refusal)) => {
-            let mut text = format!("verdict: refused with {} {}", refusal.status(), refusal.code());
+            let on_json_rpc = way.route().is_some_and(|route| route.json_rpc.is_some());
+            let form = Form { reply: way.listener().local_reply, on_json_rpc };
+            let mut text = format!("verdict: refused with {} {}", form.status(&refusal), refusal.code());
             if let Some(detail) = refusal.detail() {
                 let _ = write!(text, " ({detail})");
             }
             text.push('\n');
-            for (name, value) in answer::fields(&refusal) {
+            for (name, value) in form.fields(&refusal) {
                 let _ = writeln!(text, "  {name}: {}", String::from_utf8_lossy(value.as_bytes()));
             }
-            let on_json_rpc = way.route().is_some_and(|route| route.json_rpc.is_some());
-            let body = answer::body(&refusal, on_json_rpc, way.id);
+            let body = form.body(&refusal, way.id);
             let _ = writeln!(text, "  {}", String::from_utf8_lossy(&body));
             text
         }

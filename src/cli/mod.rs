@@ -9,6 +9,7 @@ pub mod check;
 pub mod demo;
 mod demo_files;
 pub mod explain;
+pub mod extras;
 pub mod node;
 pub mod pki;
 
@@ -32,6 +33,8 @@ enum Command {
     Explain(Box<explain::ExplainArgs>),
     /// Starts two small Hive nodes and a gateway in front, and prints what to try.
     Demo(demo::DemoArgs),
+    /// Writes what a package installs beside the program: shell completions and manual pages.
+    Extras(extras::ExtrasArgs),
     /// Prints the version of the gateway and of its TLS library.
     Version,
 }
@@ -55,6 +58,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Pki(args) => ended(pki::run(&args)),
+        Command::Extras(args) => ended(extras::run(&args)),
         Command::Demo(args) => ended(demo::run(&args)),
         Command::Version => {
             println!("hive-gateway {} ({})", env!("CARGO_PKG_VERSION"), openssl::version::version());

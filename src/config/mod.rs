@@ -123,6 +123,8 @@ pub struct Listener {
     pub request_rules: Vec<rules::Rule>,
     /// The web application firewall of routes that have no word of their own.
     pub waf: Option<Arc<Waf>>,
+    /// The form of the gateway's own answers.
+    pub local_reply: file::LocalReply,
 }
 
 /// A name for certificates.
@@ -153,6 +155,8 @@ pub struct Route {
     pub peers: RoutePeers,
     /// Index into [`Config::upstreams`].
     pub upstream: usize,
+    /// What nodes are asked for in place of the request's path; of strict form.
+    pub replace_full_path: Option<String>,
     /// Longest request body in bytes, 1 B to 16 MiB.
     pub body_limit: u64,
     /// Some: the route speaks JSON-RPC 2.0.

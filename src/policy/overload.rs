@@ -64,6 +64,11 @@ impl Lag {
         self.now_us.store(least, Ordering::Relaxed);
     }
 
+    /// How often it was noted. It stands still only while those threads do.
+    pub fn notes(&self) -> usize {
+        self.next.load(Ordering::Relaxed)
+    }
+
     /// The lag now.
     pub fn now(&self) -> Duration {
         Duration::from_micros(self.now_us.load(Ordering::Relaxed).into())

@@ -171,6 +171,9 @@ impl Service for ListenerService {
                 }
             }
         }
+        if self.shared.failure().is_none() {
+            self.shared.set_listening();
+        }
         for accept_loop in loops {
             let _ = accept_loop.await;
         }

@@ -2,6 +2,8 @@
 //!
 //! The client's own header is left as it came, so that nothing is copied into a map only to be written out of it again.
 
+use std::borrow::Cow;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, Method};
 use pingora::http::RequestHeader;
@@ -15,6 +17,8 @@ use crate::request::ClientAddress;
 /// A client's header and what is to become of it.
 pub struct NodeRequest<'a> {
     header: &'a RequestHeader,
+    /// In origin form, whatever form the client's has (RFC 9112, section 3.2), with the route's own path if it has one.
+    target: Cow<'a, [u8]>,
     /// What a client may not say, and what concerns only its connection with the gateway.
     removed: Vec<HeaderName>,
     /// The body is here whole, so its length is known, however the client framed it.
@@ -35,8 +39,14 @@ impl<'a> NodeRequest<'a> {
         let framed = headers.contains_key(headers::TRANSFER_ENCODING) || headers.contains_key(headers::CONTENT_LENGTH);
         let has_length =
             ctx.body.length > 0 || framed || [Method::POST, Method::PUT, Method::PATCH].contains(&header.method);
+        let asked = check::origin_form(header.raw_path());
+        let target = route.replace_full_path.as_deref().map_or(Cow::Borrowed(asked), |path| {
+            let query = memchr::memchr(b'?', asked).map_or(&b""[..], |at| &asked[at..]);
+            Cow::Owned([path, query].concat())
+        });
         Some(Self {
             header,
+            target,
             removed: begun.snapshot.spoofable.to_remove(headers),
             content_length: has_length.then_some(ctx.body.length),
             request_id: ctx.request_id.as_ref(),
@@ -44,11 +54,6 @@ impl<'a> NodeRequest<'a> {
             trace_state: headers::traceparent(headers).is_some(),
             told: route.upstream.trusted.then_some((begun, client)),
         })
-    }
-
-    /// The request target in origin form, whatever form the client's has (RFC 9112, section 3.2).
-    fn target(&self) -> &'a [u8] {
-        check::origin_form(self.header.raw_path())
     }
 
     fn keeps(&self, name: &HeaderName) -> bool {
@@ -97,7 +102,7 @@ impl<'a> NodeRequest<'a> {
         let mut out = BytesMut::with_capacity(1024);
         out.put_slice(self.header.method.as_str().as_bytes());
         out.put_slice(b" ");
-        out.put_slice(self.target());
+        out.put_slice(&self.target);
         out.put_slice(b" HTTP/1.1\r\n");
         // HTTP/2 splits a cookie into fields, HTTP/1.1 has one (RFC 9113, section 8.2.3).
         let mut cookie: Option<Vec<u8>> = None;
@@ -123,8 +128,8 @@ impl<'a> NodeRequest<'a> {
     /// None that can happen: what came in as a field's value goes out as one.
     pub fn http2(&self) -> Result<RequestHeader> {
         let fields = self.header.headers.len() + 12;
-        let mut out = RequestHeader::build_no_case(self.header.method.clone(), self.target(), Some(fields))?;
-        if self.target() == self.header.raw_path() {
+        let mut out = RequestHeader::build_no_case(self.header.method.clone(), &self.target, Some(fields))?;
+        if *self.target == *self.header.raw_path() {
             // With the authority.
             out.set_uri(self.header.uri.clone());
         }

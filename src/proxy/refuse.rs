@@ -7,9 +7,11 @@ use pingora::http::ResponseHeader;
 use pingora::proxy::{FailToProxy, Session};
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
+use super::answer::Form;
 use super::context::{Context, Over};
 use super::watch::refusal_of;
-use super::{answer, body, forward};
+use super::{body, forward};
+use crate::config::file::LocalReply;
 use crate::headers;
 use crate::json_rpc::RawId;
 use crate::observe::CloseReason;
@@ -42,15 +44,17 @@ pub async fn refuse(session: &mut Session, ctx: &mut Context, refusal: Refusal) 
 async fn write_answer(session: &mut Session, ctx: &Context, refusal: &Refusal) -> Result<()> {
     let on_json_rpc = ctx.route.as_ref().or(ctx.shape.as_ref()).is_some_and(|r| r.json_rpc.is_some());
     let id = ctx.rpc.as_ref().and_then(|rpc| rpc.id.as_deref()).map(RawId::of_scanned);
-    let body = answer::body(refusal, on_json_rpc, id);
-    let mut header = ResponseHeader::build(refusal.status(), Some(8))?;
+    let form = Form { reply: local_reply(ctx), on_json_rpc };
+    let body = form.body(refusal, id);
+    let mut header = ResponseHeader::build(form.status(refusal), Some(8))?;
     header.insert_header(headers::CONTENT_TYPE, HeaderValue::from_static("application/json"))?;
     header.insert_header(headers::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
     header.insert_header(headers::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
+    header.insert_header(headers::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))?;
     if let Some(id) = &ctx.request_id {
         header.insert_header(headers::X_REQUEST_ID, id.clone())?;
     }
-    for (name, value) in answer::fields(refusal) {
+    for (name, value) in form.fields(refusal) {
         header.insert_header(name, value)?;
     }
     let head_only = session.req_header().method == http::Method::HEAD;
@@ -59,6 +63,12 @@ async fn write_answer(session: &mut Session, ctx: &Context, refusal: &Refusal) -
         session.as_downstream_mut().write_response_body(body, true).await?;
     }
     session.as_downstream_mut().finish_body().await
+}
+
+/// The form that the request's listener gives to the gateway's own answers.
+fn local_reply(ctx: &Context) -> LocalReply {
+    let listener = ctx.begun.as_ref().and_then(|begun| begun.snapshot.listener(begun.connection.listener.index));
+    listener.map_or(LocalReply::Hive, |listener| listener.local_reply)
 }
 
 /// Reads on for a moment: closing a socket with unread bytes resets it, and the client would lose the answer.
@@ -98,7 +108,8 @@ pub async fn failed(session: &mut Session, ctx: &mut Context, error: &Error) -> 
         return FailToProxy { error_code: 0, can_reuse_downstream: false };
     }
     let refusal = ctx.refusal.take().unwrap_or_else(|| forward::refusal_for(error, ctx));
-    let status = refusal.status();
+    let told = refusal.status();
     refuse(session, ctx, refusal).await;
+    let status = session.response_written().map_or(told, |answer| answer.status.as_u16());
     FailToProxy { error_code: status, can_reuse_downstream: session.as_downstream().get_keepalive().is_some() }
 }

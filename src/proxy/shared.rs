@@ -47,6 +47,7 @@ pub struct Shared {
     requests: AtomicU64,
     /// Connections from accept to close.
     connections: AtomicU64,
+    listening: AtomicBool,
     draining: AtomicBool,
     failure: Mutex<Option<String>>,
 }
@@ -70,6 +71,7 @@ impl Shared {
             fleet_rates: ArcSwapOption::empty(),
             requests: AtomicU64::new(0),
             connections: AtomicU64::new(0),
+            listening: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             failure: Mutex::new(None),
         })
@@ -88,6 +90,16 @@ impl Shared {
     /// Changes with each new snapshot.
     pub fn swapped(&self) -> watch::Receiver<u64> {
         self.swapped.subscribe()
+    }
+
+    /// Whether every listener takes connections.
+    pub fn listening(&self) -> bool {
+        self.listening.load(Ordering::Relaxed)
+    }
+
+    /// Every listener takes connections now.
+    pub(super) fn set_listening(&self) {
+        self.listening.store(true, Ordering::Relaxed);
     }
 
     /// Whether the process is ending: no request is kept waiting for a next one.

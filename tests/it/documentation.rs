@@ -99,3 +99,61 @@ fn the_table_of_what_is_no_request_has_the_fields_that_are_written() {
     let written: BTreeSet<_> = [failed, omitted, denied, matched].iter().flat_map(|line| keys(line)).collect();
     assert_eq!(documented, written);
 }
+
+const PAGES: [&str; 4] = ["README.md", "conf/operators.md", "conf/contributors.md", "conf/observability.md"];
+
+fn page(name: &str) -> String {
+    fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+}
+
+#[test]
+fn every_file_that_a_page_names_is_there() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let named = regex::Regex::new(r"`((?:src|tests|conf|benches|scripts)/[A-Za-z0-9_./-]+)`").unwrap();
+    let linked = regex::Regex::new(r"\]\(([^)#:]+)\)").unwrap();
+    let mut missing = Vec::new();
+    for name in PAGES {
+        let text = page(name);
+        let at = root.join(name).parent().unwrap().to_owned();
+        let files = named.captures_iter(&text).map(|found| root.join(found[1].replace("NAME.rs", "mod.rs")));
+        let links = linked.captures_iter(&text).map(|found| at.join(&found[1]));
+        missing
+            .extend(files.chain(links).filter(|file| !file.exists()).map(|file| format!("{name}: {}", file.display())));
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+    // The modules of the integration tests, which the table of threats names by their file alone.
+    let text = page("conf/operators.md");
+    let threats = text.split_once("## Threats").unwrap().1.split_once("\n## ").unwrap().0;
+    for found in regex::Regex::new(r"`([a-z_0-9]+\.rs)`").unwrap().captures_iter(threats) {
+        assert!(root.join("tests/it").join(&found[1]).exists(), "{}", &found[1]);
+    }
+}
+
+#[test]
+fn what_a_page_calls_a_metric_or_an_alert_is_one() {
+    let series: BTreeSet<_> = all_definitions().map(|d| d.name).collect();
+    let rules = page("conf/prometheus-rules.yaml");
+    let metric = regex::Regex::new(r"`(hive_gateway_[a-z_]*[a-z])[`{]").unwrap();
+    let alert = regex::Regex::new(r"\bHiveGateway[A-Z][A-Za-z]+").unwrap();
+    for name in PAGES {
+        for found in metric.captures_iter(&page(name)) {
+            assert!(series.contains(&found[1]), "{name}: {}", &found[1]);
+        }
+        for found in alert.find_iter(&page(name)) {
+            assert!(rules.contains(&format!("alert: {}\n", found.as_str())), "{name}: {}", found.as_str());
+        }
+    }
+}
+
+#[test]
+fn the_picture_of_the_tree_has_every_module_in_its_order() {
+    let lib = page("src/lib.rs");
+    let modules: Vec<_> = lib.lines().filter_map(|l| l.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+    let text = page("conf/contributors.md");
+    let tree = text.split_once("src/\n").unwrap().1.split_once("tests/\n").unwrap().0;
+    let mut rest = tree;
+    for module in modules {
+        let at = [format!(" {module}.rs"), format!(" {module}/")].into_iter().filter_map(|name| rest.find(&name)).min();
+        rest = &rest[at.unwrap_or_else(|| panic!("{module} is not in the picture, or not at its place"))..];
+    }
+}

@@ -358,6 +358,9 @@ fn upstream(way: &mut Way<'_>) -> Result<(), Stop> {
     let Some(route) = way.route() else { return Ok(()) };
     let upstream = &route.upstream.upstream;
     way.say(format!("{}, one of", upstream.name()), way.route_key("upstream"));
+    if let Some(path) = &route.replace_full_path {
+        way.say(format!("asked for {}", String::from_utf8_lossy(path)), way.route_key("replace_full_path"));
+    }
     let index = way.snapshot.config.upstreams.iter().position(|u| u.name == *upstream.name()).unwrap_or(0);
     if let Some(discovery) = upstream.discovery() {
         let said = format!("  the nodes that {} {} names, which is not asked here", discovery.kind, discovery.subject);

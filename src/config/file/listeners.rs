@@ -50,6 +50,20 @@ pub struct Listener {
     pub request_rules: Vec<RequestRule>,
     /// The web application firewall of all routes that have no `waf` of their own. Default: none.
     pub waf: Option<Waf>,
+    /// The form of the gateway's own answers: `hive` (default) or `gateway_v1`.
+    #[serde(default)]
+    pub local_reply: LocalReply,
+}
+
+/// `listeners[].local_reply`: Envoy's word for what a proxy answers by itself.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LocalReply {
+    /// JSON-RPC errors on JSON-RPC routes, else `{"error":"…","message":"…"}`.
+    #[default]
+    Hive,
+    /// Statuses and bodies of the older gateway's `gateway-v1` API, for its clients.
+    GatewayV1,
 }
 
 /// What a listener speaks.

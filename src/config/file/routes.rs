@@ -30,6 +30,8 @@ pub struct Route {
     pub peers: RoutePeers,
     /// Where it goes.
     pub upstream: UpstreamName,
+    /// The path that nodes are asked for in place of the request's; its query stays. Default: the request's own.
+    pub replace_full_path: Option<String>,
     /// The request body.
     #[serde(default)]
     pub body: Body,

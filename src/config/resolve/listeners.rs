@@ -61,6 +61,7 @@ fn listener(r: &mut Resolver<'_>, at: &str, raw: file::Listener) -> Listener {
         addresses,
         request_rules: defense::request_rules(r, &format!("{at}.request_rules"), &raw.request_rules),
         waf: raw.waf.as_ref().and_then(|waf| defense::firewall(r, &format!("{at}.waf"), waf)),
+        local_reply: raw.local_reply,
     }
 }
 

@@ -71,6 +71,9 @@ fn route(r: &mut Resolver<'_>, at: &str, raw: file::Route, names: &Names<'_>) ->
         let name = raw.upstream.as_str();
         r.error(&format!("{at}.upstream"), format!("no upstream named {name:?}{}", known(name, &names.upstreams)));
     }
+    if let Some(Err(why)) = raw.replace_full_path.as_deref().map(patterns::full_path) {
+        r.error(&format!("{at}.replace_full_path"), why);
+    }
     body(r, &format!("{at}.body"), &raw.body);
     let json_rpc = raw.json_rpc.map(|rpc| json_rpc::resolve(r, &format!("{at}.json_rpc"), rpc, raw.body.limit));
     r.span(&format!("{at}.timeouts.response"), raw.timeouts.response, MILLISECOND, HOUR);
@@ -86,6 +89,7 @@ fn route(r: &mut Resolver<'_>, at: &str, raw: file::Route, names: &Names<'_>) ->
         peers: route_peers(r, &format!("{at}.peers"), &raw.peers, names),
         name: raw.name,
         upstream: upstream.unwrap_or(0),
+        replace_full_path: raw.replace_full_path,
         body_limit: raw.body.limit.0,
         json_rpc,
         timeouts: raw.timeouts,

@@ -44,6 +44,10 @@ pub struct Setup {
     pub peers: String,
     pub routes: String,
     pub upstreams: String,
+    /// A whole file in place of all the parts; `LISTEN` and `ADMIN` stand for the addresses.
+    pub whole: Option<String>,
+    /// More of the process' environment.
+    pub environment: Vec<(String, String)>,
 }
 
 pub const ROUTES: &str = r#"
@@ -76,6 +80,8 @@ impl Setup {
             .into(),
             routes: ROUTES.into(),
             upstreams: upstream("hive", "http", nodes, "health_check: { interval: 2s }"),
+            whole: None,
+            environment: Vec::new(),
         };
         certs::write(&setup.pki.leaf(&server_leaf(&["gateway.test", "other.test"])), setup.dir.path(), "server");
         setup.pki.write_root(setup.dir.path(), "ca");
@@ -89,6 +95,9 @@ impl Setup {
     }
 
     fn text(&self, listen: SocketAddr, plain: SocketAddr, admin: SocketAddr) -> String {
+        if let Some(whole) = &self.whole {
+            return whole.replace("LISTEN", &listen.to_string()).replace("ADMIN", &admin.to_string());
+        }
         let mut text = format!(
             "{top}
 admin: {{ address: {admin}{more_admin} }}
@@ -241,6 +250,7 @@ impl Gateway {
         let mut child = Command::new(env!("CARGO_BIN_EXE_hive-gateway"))
             .args(["run", "--config"])
             .arg(config)
+            .envs(setup.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
