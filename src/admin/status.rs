@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::policy::maintenance::{Order, Orders, Target};
+
 /// What runs here and how it is.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {
@@ -27,6 +29,8 @@ pub struct Status {
     pub routes: Vec<RouteStatus>,
     /// The upstreams and their nodes.
     pub upstreams: Vec<UpstreamStatus>,
+    /// What operators have taken out of service.
+    pub orders: Vec<OrderStatus>,
 }
 
 impl Status {
@@ -187,6 +191,50 @@ pub struct RouteStatus {
     pub peers: Vec<String>,
     /// Where it goes.
     pub upstream: String,
+    /// Whether it answers 503 because an operator said so.
+    pub maintenance: bool,
+}
+
+/// `orders[]`
+#[derive(Debug, Clone, Serialize)]
+pub struct OrderStatus {
+    /// `gateway`, `route` or `node`.
+    pub kind: &'static str,
+    /// The route's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+    /// The node's upstream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<String>,
+    /// The node, as it was named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Seconds since 1970.
+    pub since: i64,
+    /// Whether it is the fleet's, and not this gateway's own.
+    pub fleet: bool,
+    /// Whether it outlives a restart.
+    pub persistent: bool,
+    /// `Retry-After` of the answers; absent: as configured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_seconds: Option<u32>,
+}
+
+impl OrderStatus {
+    /// What is shown of orders.
+    pub fn of(orders: &Orders) -> Vec<Self> {
+        let each = orders.all().map(|(target, order, fleet)| {
+            let (kind, route, upstream, node) = match target {
+                Target::Gateway => ("gateway", None, None, None),
+                Target::Route(route) => ("route", Some(route.clone()), None, None),
+                Target::Node { upstream, node } => ("node", None, Some(upstream.clone()), Some(node.clone())),
+            };
+            let persistent = order.kept || fleet;
+            let Order { since, retry_after: retry_after_seconds, .. } = *order;
+            Self { kind, route, upstream, node, since, fleet, persistent, retry_after_seconds }
+        });
+        each.collect()
+    }
 }
 
 /// `upstreams[]`
@@ -237,6 +285,8 @@ pub struct NodeStatus {
     pub health: &'static str,
     /// What its requests say: `in`, `ejected`, `half_open` or `probing`.
     pub outlier: &'static str,
+    /// Whether an operator has taken it out.
+    pub drained: bool,
     /// Its share.
     pub weight: u16,
     /// Its group.

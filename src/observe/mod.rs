@@ -25,8 +25,10 @@ mod families;
 mod breaker;
 mod crl;
 mod refusals;
+mod maintenance;
 mod line_limit;
 pub mod access_log;
+pub mod process_log;
 mod log_queue;
 pub mod trace;
 #[cfg(feature = "otlp")]

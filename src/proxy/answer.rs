@@ -17,8 +17,19 @@ pub fn body(refusal: &Refusal, on_json_rpc: bool, id: Option<RawId<'_>>) -> Byte
             let data = refusal.json_rpc_data();
             json_rpc::error_body(id, refusal.json_rpc_code(), &refusal.message(), data.as_deref()).into()
         }
-        None => small_body(refusal).into(),
+        None => match refusal.page() {
+            Some(page) => page.body.clone().into(),
+            None => small_body(refusal).into(),
+        },
     }
+}
+
+/// Its media type.
+pub fn content_type(refusal: &Refusal, on_json_rpc: bool) -> HeaderValue {
+    let page = refusal.page().filter(|_| !on_json_rpc);
+    // A media type that can't be sent is refused with the configuration.
+    let own = page.and_then(|page| HeaderValue::from_str(&page.content_type).ok());
+    own.unwrap_or(HeaderValue::from_static("application/json"))
 }
 
 /// The fields that only some refusals have.

@@ -44,7 +44,7 @@ async fn write_answer(session: &mut Session, ctx: &Context, refusal: &Refusal) -
     let id = ctx.rpc.as_ref().and_then(|rpc| rpc.id.as_deref()).map(RawId::of_scanned);
     let body = answer::body(refusal, on_json_rpc, id);
     let mut header = ResponseHeader::build(refusal.status(), Some(8))?;
-    header.insert_header(headers::CONTENT_TYPE, HeaderValue::from_static("application/json"))?;
+    header.insert_header(headers::CONTENT_TYPE, answer::content_type(refusal, on_json_rpc))?;
     header.insert_header(headers::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
     header.insert_header(headers::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
     if let Some(id) = &ctx.request_id {

@@ -10,11 +10,13 @@ use tokio::sync::watch;
 
 use super::connection::Connection;
 use super::downstream::Unparsed;
+use super::maintenance::Maintenance;
 use super::sketch::CountMin;
 use crate::clock::Clock;
 use crate::observe::trace::TraceQueue;
 use crate::observe::{AccessLog, AccessRecord, ConnectionRefusal, Metrics, OverloadAction, OverloadLimit};
 use crate::policy::body_memory::BodyMemory;
+use crate::policy::maintenance::Orders;
 use crate::policy::overload::{Class, Lag};
 use crate::policy::rate_limit::{RateLimiter, SharedRates};
 use crate::reload::Running;
@@ -43,6 +45,8 @@ pub struct Shared {
     pub rates: RateLimiter<CountMin>,
     /// What those of them count that are shared; none without `redis`.
     pub fleet_rates: ArcSwapOption<SharedRates>,
+    /// What operators have taken out of service.
+    pub maintenance: Maintenance,
     /// Requests between their header and their log line.
     requests: AtomicU64,
     /// Connections from accept to close.
@@ -57,7 +61,10 @@ impl Shared {
         let server = &snapshot.config.server;
         let bodies = BodyMemory::new(server.body_memory);
         let rates = RateLimiter::new(server.rate_limit_keys, server.rate_limit_ipv6_prefix, clock.now());
+        let maintenance = Maintenance::default();
+        maintenance.apply(&snapshot, &metrics, clock.now());
         Arc::new(Self {
+            maintenance,
             snapshot: ArcSwap::from_pointee(snapshot),
             clock,
             traces: TraceQueue::new(metrics.spans()),
@@ -103,6 +110,18 @@ impl Shared {
     /// Brings the gauge of waiting bodies up to date.
     pub(super) fn show_body_memory(&self) {
         self.metrics.body_memory().set(i64::try_from(self.bodies.used()).unwrap_or(i64::MAX));
+    }
+
+    /// Changes what is out of service, if that is a change.
+    pub fn change_orders(&self, change: impl FnOnce(&mut Orders)) {
+        let _changing = self.maintenance.changing.lock();
+        let before = self.maintenance.orders();
+        let mut orders = (*before).clone();
+        change(&mut orders);
+        if orders != *before {
+            self.maintenance.set(orders);
+            self.maintenance.apply(&self.snapshot(), &self.metrics, self.clock.now());
+        }
     }
 
     /// Counts a request in, and says how many there are with it.
@@ -171,7 +190,10 @@ impl Running for Shared {
     fn swap(&self, snapshot: Arc<Snapshot>, log: Option<Arc<AccessLog>>) {
         self.bodies.set_limit(snapshot.config.server.body_memory);
         let generation = snapshot.generation;
+        let changing = self.maintenance.changing.lock();
+        self.maintenance.apply(&snapshot, &self.metrics, self.clock.now());
         self.snapshot.store(snapshot);
+        drop(changing);
         let _ = self.swapped.send_replace(generation);
         if let Some(log) = log {
             let old = self.log.swap(log);

@@ -5,13 +5,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
+use super::maintenance;
 use super::spiffe::Agent;
 use crate::admin::status::{
     BreakerStatus, CertificateStatus, ConfigStatus, CrlSourceStatus, CrlStatus, ListenerStatus, NodeStatus,
-    ReloadError, ReloadStatus, RouteStatus, SpiffeStatus, StapleStatus, Status, UpstreamStatus,
+    OrderStatus, ReloadError, ReloadStatus, RouteStatus, SpiffeStatus, StapleStatus, Status, UpstreamStatus,
 };
 use crate::admin::{AdminState, Readiness, Reloaded};
 use crate::config::{self, Config, RoutePeers};
+use crate::observe::process_log;
+use crate::policy::maintenance::Orders;
 use crate::proxy::Shared;
 use crate::reload::{Reloader, Report, Trigger};
 use crate::snapshot::{ListenerSnapshot, Snapshot, UpstreamSnapshot};
@@ -21,13 +24,18 @@ use crate::tls::{CertificateFacts, CrlFacts, Staple};
 pub fn admin_state(shared: &Arc<Shared>, reloader: &Arc<Reloader>, agent: Option<Arc<Agent>>) -> AdminState {
     let started = shared.clock.now();
     let (for_ready, for_status, for_bearer) = (shared.clone(), shared.clone(), shared.clone());
-    let agent_for_ready = agent.clone();
+    let (agent_for_ready, for_orders) = (agent.clone(), shared.clone());
     let (reloads, for_reload) = (reloader.clone(), reloader.clone());
     AdminState {
         metrics: shared.metrics.clone(),
         ready: Box::new(move || readiness(&for_ready, agent_for_ready.as_deref(), started)),
         status: Box::new(move || status(&for_status, &reloads, agent.as_deref(), started).to_json()),
         reload: Box::new(move || reloaded(&for_reload.reload(Trigger::Admin))),
+        carry_out: Box::new(move |command| maintenance::carry_out(&for_orders, command)),
+        log_filter: Box::new(|wanted| {
+            wanted.map_or(Ok(()), process_log::set)?;
+            Ok(process_log::current())
+        }),
         bearer: Box::new(move || for_bearer.snapshot().config.admin.bearer.clone()),
         loopback: shared.snapshot().config.admin.address.ip().is_loopback(),
     }
@@ -95,7 +103,7 @@ fn readiness(shared: &Shared, agent: Option<&Agent>, started: Instant) -> Readin
 
 fn status(shared: &Shared, reloader: &Reloader, agent: Option<&Agent>, started: Instant) -> Status {
     let snapshot = shared.snapshot();
-    let config = &snapshot.config;
+    let (config, orders) = (&snapshot.config, shared.maintenance.orders());
     Status {
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: shared.clock.now().saturating_duration_since(started).as_secs(),
@@ -109,8 +117,9 @@ fn status(shared: &Shared, reloader: &Reloader, agent: Option<&Agent>, started: 
         needs_restart: reloader.needs_restart(),
         spiffe: agent.map(|agent| spiffe(agent, &snapshot)),
         listeners: config.listeners.iter().zip(&snapshot.listeners).map(|(c, l)| listener(shared, c, l)).collect(),
-        routes: config.routes.iter().map(|r| route(config, r)).collect(),
+        routes: config.routes.iter().map(|r| route(config, r, &orders)).collect(),
         upstreams: snapshot.upstreams.iter().map(|u| upstream(u)).collect(),
+        orders: OrderStatus::of(&orders),
     }
 }
 
@@ -177,7 +186,7 @@ fn staple(staple: &Staple, now: i64) -> StapleStatus {
     StapleStatus { responder: staple.responder().to_owned(), status, next_update: last.map(|last| last.until()) }
 }
 
-fn route(config: &Config, route: &config::Route) -> RouteStatus {
+fn route(config: &Config, route: &config::Route, orders: &Orders) -> RouteStatus {
     let upstream = config.upstreams.get(route.upstream);
     RouteStatus {
         name: route.name.as_str().to_owned(),
@@ -192,6 +201,7 @@ fn route(config: &Config, route: &config::Route) -> RouteStatus {
             }
         },
         upstream: upstream.map(|u| u.name.as_str().to_owned()).unwrap_or_default(),
+        maintenance: orders.of_route(route.name.as_str()).is_some(),
     }
 }
 
@@ -201,6 +211,7 @@ fn upstream(built: &UpstreamSnapshot) -> UpstreamStatus {
         address: n.address.to_string(),
         health: n.health.as_str(),
         outlier: n.standing.as_str(),
+        drained: n.drained,
         weight: n.weight,
         priority: n.priority,
         in_flight: n.in_flight,

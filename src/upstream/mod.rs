@@ -31,7 +31,7 @@ mod view;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use log::{info, warn};
@@ -191,6 +191,25 @@ impl Upstream {
     /// Whether requests go to all nodes, because fewer than `panic_threshold` are usable.
     pub fn is_in_panic(&self) -> bool {
         self.view.load().mode == Mode::Panic
+    }
+
+    /// Drains the nodes that one of these texts names, by URL or address, and returns all others. A node that returns gets
+    /// its share back step by step, as one does that was down.
+    pub fn drain_only(&self, named: &[&str], now: Instant) {
+        for node in self.nodes().iter() {
+            let drained = named.iter().any(|text| node.is_named(text));
+            if !node.set_drained(drained) {
+                continue;
+            }
+            let (name, url) = (&self.name, node.url());
+            if drained {
+                info!("upstream {name}: node {url} is drained: it gets no new requests");
+            } else {
+                node.state.ejection.recovered(now);
+                info!("upstream {name}: node {url} is returned");
+            }
+        }
+        self.refresh();
     }
 
     /// What the admin page shows, one entry per node.

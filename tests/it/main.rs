@@ -26,6 +26,7 @@ mod headers;
 mod limits;
 mod log;
 mod log_format;
+mod maintenance;
 mod metrics;
 mod hostile;
 mod node_identity;
