@@ -2,6 +2,7 @@
 
 mod crl_refresh;
 mod fleet;
+mod history;
 mod maintenance;
 mod reload_service;
 pub mod spiffe;
@@ -172,6 +173,9 @@ fn serve(shared: &Arc<Shared>, reloader: &Arc<Reloader>, agent: Option<Arc<Agent
     server.add_service(background_service("health", reload_service::HealthChecks(shared.clone())));
     // On a thread of its own: commands of all requests meet there and go out together.
     server.add_service(background_service("redis", fleet));
+    let mut looks = background_service("history", history::Looks(shared.clone()));
+    looks.threads = Some(1);
+    server.add_service(looks);
     server.add_service(background_service("maintenance", maintenance::FleetOrders(shared.clone())));
     #[cfg(feature = "otlp")]
     {

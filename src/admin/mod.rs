@@ -11,6 +11,7 @@ use crate::policy::maintenance::Target;
 use crate::secret::Secret;
 
 pub mod status;
+pub mod status_traffic;
 mod answer;
 mod bearer;
 mod endpoint;

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::status_traffic::{FailedHandshakeStatus, PeerStatus, RefusalsStatus, TrafficStatus};
 use crate::policy::maintenance::{Order, Orders, Target};
 
 /// What runs here and how it is.
@@ -11,6 +12,10 @@ pub struct Status {
     pub version: &'static str,
     /// Since the process began, seconds.
     pub uptime_seconds: u64,
+    /// Seconds since 1970, of this answer.
+    pub time: i64,
+    /// What `/v1/ready` says.
+    pub ready: bool,
     /// The process is ending.
     pub draining: bool,
     /// The configuration in use.
@@ -31,6 +36,19 @@ pub struct Status {
     pub upstreams: Vec<UpstreamStatus>,
     /// What operators have taken out of service.
     pub orders: Vec<OrderStatus>,
+    /// Whether orders can outlive a restart (`server.state_dir`).
+    pub orders_can_persist: bool,
+    /// Whether the fleet can be told (`maintenance.fleet`).
+    pub orders_reach_fleet: bool,
+    /// The last five minutes.
+    pub traffic: TrafficStatus,
+    /// Peers that have called, those that called last first; at most 200. `other` are all beyond `metrics.peers_max`, `none`
+    /// the clients that are no peer.
+    pub peers: Vec<PeerStatus>,
+    /// What was refused.
+    pub refusals: RefusalsStatus,
+    /// The last handshakes with clients that failed, the newest first.
+    pub failed_handshakes: Vec<FailedHandshakeStatus>,
 }
 
 impl Status {
@@ -157,6 +175,8 @@ pub struct CertificateStatus {
     pub names: Vec<String>,
     /// Seconds since 1970.
     pub not_after: i64,
+    /// Until then, whole days; negative afterwards.
+    pub days_left: i64,
     /// Seconds since 1970.
     pub not_before: i64,
     /// Present if it names an OCSP responder that is asked.

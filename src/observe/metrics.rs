@@ -230,12 +230,12 @@ const RESULT_FAILED: &str = "failed";
 /// [`Metrics::upstream_node`]. The same names give the same counters again, so counts go on across a reload.
 pub struct Metrics {
     registry: Registry,
-    routes: Arc<RouteFamilies>,
+    pub(super) routes: Arc<RouteFamilies>,
     unmatched: RouteMetrics,
-    peers: Arc<PeerFamilies>,
+    pub(super) peers: Arc<PeerFamilies>,
     process: ProcessMetrics,
-    requests_in_flight: IntGauge,
-    refusals: IntCounterVec,
+    pub(super) requests_in_flight: IntGauge,
+    pub(super) refusals: IntCounterVec,
     refusals_by_code: RefusalTable,
     rate_limits: IntCounterVec,
     request_rules: IntCounterVec,

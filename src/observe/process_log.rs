@@ -69,6 +69,19 @@ pub fn init(default: &'static str) {
     }
 }
 
+/// A word alone is a level or a module's path to `env_logger`; here one that is neither is a level that was misspelt.
+fn check_words(text: &str) -> Result<(), String> {
+    let (directives, _) = text.split_once('/').unwrap_or((text, ""));
+    let alone = directives.split(',').map(str::trim).filter(|word| !word.is_empty() && !word.contains('='));
+    for word in alone {
+        let is_path = word.contains("::") || word == "hive_gateway";
+        if !is_path && word.parse::<log::LevelFilter>().is_err() {
+            return Err(format!("{word:?} is no level; write off, error, warn, info, debug or trace, or module=level"));
+        }
+    }
+    Ok(())
+}
+
 /// Takes another filter into use, in the form of `RUST_LOG`, on top of the default one: what that silences stays silent
 /// unless it is named.
 ///
@@ -76,6 +89,7 @@ pub fn init(default: &'static str) {
 /// It can't be read.
 pub fn set(text: &str) -> Result<(), String> {
     let Some(log) = LOG.get() else { return Err("nothing is logged".to_owned()) };
+    check_words(text)?;
     let text = format!("{},{text}", log.default);
     let filter = parse(&text)?;
     let most = filter.filter();
@@ -102,6 +116,10 @@ mod tests {
         let enabled = |target, level| filter.enabled(&Metadata::builder().target(target).level(level).build());
         assert!(enabled("hive_gateway::upstream", Level::Debug) && !enabled("hive_gateway::upstream", Level::Trace));
         assert!(!enabled("other_crate::apps", Level::Error));
+        for good in ["debug", "hive_gateway::upstream=trace,warn", "hive_gateway::redis", "WARN", "info/needle"] {
+            assert!(check_words(good).is_ok(), "{good}");
+        }
+        assert!(check_words("loud").is_err() && check_words("info,debgu").is_err());
         assert!(parse("hive_gateway=loud").is_err() && parse(&"x".repeat(2000)).is_err());
     }
 }

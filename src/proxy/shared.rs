@@ -13,6 +13,8 @@ use super::downstream::Unparsed;
 use super::maintenance::Maintenance;
 use super::sketch::CountMin;
 use crate::clock::Clock;
+use crate::observe::history::History;
+use crate::observe::recent::{Recent, RefusedRequest};
 use crate::observe::trace::TraceQueue;
 use crate::observe::{AccessLog, AccessRecord, ConnectionRefusal, Metrics, OverloadAction, OverloadLimit};
 use crate::policy::body_memory::BodyMemory;
@@ -45,6 +47,10 @@ pub struct Shared {
     pub rates: RateLimiter<CountMin>,
     /// What those of them count that are shared; none without `redis`.
     pub fleet_rates: ArcSwapOption<SharedRates>,
+    /// What was refused last.
+    pub recent: Recent,
+    /// The last minutes, in steps.
+    pub history: Mutex<History>,
     /// What operators have taken out of service.
     pub maintenance: Maintenance,
     /// Requests between their header and their log line.
@@ -65,6 +71,8 @@ impl Shared {
         maintenance.apply(&snapshot, &metrics, clock.now());
         Arc::new(Self {
             maintenance,
+            recent: Recent::default(),
+            history: Mutex::default(),
             snapshot: ArcSwap::from_pointee(snapshot),
             clock,
             traces: TraceQueue::new(metrics.spans()),
@@ -227,6 +235,21 @@ impl Unparsed for Shared {
         let tls = connection.tls.as_ref();
         let snapshot = self.snapshot();
         let peer = connection.peer(&snapshot);
+        let (listener, client) = (connection.listener.name.as_str(), connection.remote_ip());
+        self.recent.refusals.note(
+            self.clock.wall(),
+            |seen| std::ptr::eq(seen.code, code) && seen.client == client && seen.listener == listener,
+            || RefusedRequest {
+                code,
+                status,
+                listener: listener.to_owned(),
+                client,
+                peer: peer.as_ref().map(|p| p.name.as_str().to_owned()),
+                route: None,
+                path: String::new(),
+                request_id: None,
+            },
+        );
         self.log().record(&AccessRecord {
             peer: peer.as_ref().map(|p| p.name.as_str()),
             spiffe_id: identity.and_then(|i| i.spiffe_id.as_ref()).map(|id| id.as_str()),

@@ -11,6 +11,7 @@ use crate::admin::status::{
     BreakerStatus, CertificateStatus, ConfigStatus, CrlSourceStatus, CrlStatus, ListenerStatus, NodeStatus,
     OrderStatus, ReloadError, ReloadStatus, RouteStatus, SpiffeStatus, StapleStatus, Status, UpstreamStatus,
 };
+use crate::admin::status_traffic::{FailedHandshakeStatus, PeerStatus, RefusalsStatus, TrafficStatus};
 use crate::admin::{AdminState, Readiness, Reloaded};
 use crate::config::{self, Config, RoutePeers};
 use crate::observe::process_log;
@@ -104,9 +105,13 @@ fn readiness(shared: &Shared, agent: Option<&Agent>, started: Instant) -> Readin
 fn status(shared: &Shared, reloader: &Reloader, agent: Option<&Agent>, started: Instant) -> Status {
     let snapshot = shared.snapshot();
     let (config, orders) = (&snapshot.config, shared.maintenance.orders());
+    let now = shared.clock.unix_seconds();
+    let history = shared.history.lock().clone();
     Status {
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: shared.clock.now().saturating_duration_since(started).as_secs(),
+        time: now,
+        ready: readiness(shared, agent, started).is_ready(),
         draining: shared.draining(),
         config: ConfigStatus {
             path: config.source.display().to_string(),
@@ -118,8 +123,14 @@ fn status(shared: &Shared, reloader: &Reloader, agent: Option<&Agent>, started: 
         spiffe: agent.map(|agent| spiffe(agent, &snapshot)),
         listeners: config.listeners.iter().zip(&snapshot.listeners).map(|(c, l)| listener(shared, c, l)).collect(),
         routes: config.routes.iter().map(|r| route(config, r, &orders)).collect(),
-        upstreams: snapshot.upstreams.iter().map(|u| upstream(u)).collect(),
+        upstreams: snapshot.upstreams.iter().map(|u| upstream(u, now)).collect(),
         orders: OrderStatus::of(&orders),
+        orders_can_persist: config.server.state_dir.is_some(),
+        orders_reach_fleet: config.maintenance.fleet,
+        traffic: TrafficStatus::of(&history),
+        peers: PeerStatus::of(&history),
+        refusals: RefusalsStatus::of(&history, shared.recent.refusals.all()),
+        failed_handshakes: FailedHandshakeStatus::of(shared.recent.handshakes.all()),
     }
 }
 
@@ -140,7 +151,10 @@ fn listener(shared: &Shared, config: &config::Listener, built: &ListenerSnapshot
     let now = shared.clock.unix_seconds();
     let certificates = built.tls.iter().flat_map(|tls| {
         let each = tls.certificates().iter().zip(tls.staples());
-        each.map(|(facts, own)| CertificateStatus { ocsp: own.as_ref().map(|s| staple(s, now)), ..certificate(facts) })
+        each.map(|(facts, own)| CertificateStatus {
+            ocsp: own.as_ref().map(|s| staple(s, now)),
+            ..certificate(facts, now)
+        })
     });
     let crls = built.tls.iter().filter_map(|tls| tls.revocation()).flat_map(|r| r.facts());
     let sources = built.tls.iter().filter_map(|tls| tls.revocation()).flat_map(|r| r.source_facts());
@@ -169,12 +183,13 @@ fn crl(facts: &CrlFacts) -> CrlStatus {
     }
 }
 
-fn certificate(facts: &CertificateFacts) -> CertificateStatus {
+fn certificate(facts: &CertificateFacts, now: i64) -> CertificateStatus {
     CertificateStatus {
         subject: facts.subject.clone(),
         serial: facts.serial.clone(),
         names: facts.names.clone(),
         not_after: facts.not_after,
+        days_left: facts.not_after.saturating_sub(now).div_euclid(24 * 3600),
         not_before: facts.not_before,
         ocsp: None,
     }
@@ -205,7 +220,7 @@ fn route(config: &Config, route: &config::Route, orders: &Orders) -> RouteStatus
     }
 }
 
-fn upstream(built: &UpstreamSnapshot) -> UpstreamStatus {
+fn upstream(built: &UpstreamSnapshot, now: i64) -> UpstreamStatus {
     let nodes = built.upstream.status().into_iter().map(|n| NodeStatus {
         url: n.url.to_string(),
         address: n.address.to_string(),
@@ -233,7 +248,7 @@ fn upstream(built: &UpstreamSnapshot) -> UpstreamStatus {
             max_pending: breaker.limits.connections.map(|c| c.max_pending),
             retries: breaker.retries,
         },
-        certificate: built.tls.as_ref().and_then(|tls| tls.certificate.as_ref()).map(certificate),
+        certificate: built.tls.as_ref().and_then(|tls| tls.certificate.as_ref()).map(|c| certificate(c, now)),
         nodes: nodes.collect(),
     }
 }

@@ -6,6 +6,7 @@ mod support;
 
 mod a2a;
 mod admin;
+mod admin_api;
 mod answers;
 mod balancing;
 mod bodies;
@@ -43,6 +44,7 @@ mod shared_limits;
 mod spiffe;
 mod spiffe_federation;
 mod stapling;
+mod status_page;
 mod streams;
 mod tls;
 #[cfg(feature = "otlp")]
