@@ -1,6 +1,8 @@
-//! The operator's own listener: health, readiness, metrics and status, on an address that clients don't reach.
+//! The operator's own listener: health, readiness, metrics, status, drain, maintenance and a page that shows it all, on an
+//! address that clients don't reach.
 //!
-//! [`answer`](self::answer::answer) is the whole API as a function of a request; [`mod@service`] puts it on a socket.
+//! [`answer`](self::answer::answer) is the whole API as a function of a request, [`endpoint`] its paths and [`openapi`] their
+//! description; [`mod@service`] puts it on a socket.
 
 use std::sync::Arc;
 

@@ -106,7 +106,7 @@ fn status(shared: &Shared, reloader: &Reloader, agent: Option<&Agent>, started: 
     let snapshot = shared.snapshot();
     let (config, orders) = (&snapshot.config, shared.maintenance.orders());
     let now = shared.clock.unix_seconds();
-    let history = shared.history.lock().clone();
+    let history = shared.history.lock();
     Status {
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: shared.clock.now().saturating_duration_since(started).as_secs(),

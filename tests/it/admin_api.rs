@@ -90,7 +90,11 @@ fn what_the_api_answers_is_what_its_document_says() {
 fn the_status_tells_who_called_who_was_refused_and_whose_handshake_failed() {
     let node = Node::start();
     let gateway = seen_things(&node);
-    wait_until("the counters were looked at", || gateway.status()["peers"].as_array().unwrap().len() == 2);
+    wait_until("the counters were looked at", || {
+        let status = gateway.status();
+        let all = status["peers"].as_array().unwrap().iter().filter(|p| p["requests"] == 2).count() == 2;
+        all && status["refusals"]["by_code"][0]["total"] == 2
+    });
     let status = gateway.status();
     let peer = |name: &str| status["peers"].as_array().unwrap().iter().find(|p| p["name"] == name).unwrap().clone();
     assert_eq!((peer("alice")["requests"].as_u64(), peer("bob")["requests"].as_u64()), (Some(2), Some(2)));
