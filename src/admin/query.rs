@@ -52,7 +52,7 @@ impl Query {
     /// # Errors
     /// It is not, or it is empty.
     pub(super) fn need(&self, name: &str) -> Result<&str, String> {
-        self.get(name).filter(|value| !value.is_empty()).ok_or(format!("{name} is missing."))
+        self.get(name).filter(|value| !value.is_empty()).ok_or(format!("{name} is missing in the query."))
     }
 
     /// `true` or `false`, which is the default.

@@ -71,6 +71,9 @@ pub fn init(default: &'static str) {
 
 /// A word alone is a level or a module's path to `env_logger`; here one that is neither is a level that was misspelt.
 fn check_words(text: &str) -> Result<(), String> {
+    if text.contains(char::is_control) {
+        return Err("a filter is one line".to_owned());
+    }
     let (directives, _) = text.split_once('/').unwrap_or((text, ""));
     let alone = directives.split(',').map(str::trim).filter(|word| !word.is_empty() && !word.contains('='));
     for word in alone {
@@ -119,6 +122,7 @@ mod tests {
         for good in ["debug", "hive_gateway::upstream=trace,warn", "hive_gateway::redis", "WARN", "info/needle"] {
             assert!(check_words(good).is_ok(), "{good}");
         }
+        assert!(check_words("a::b=info\nforged").is_err());
         assert!(check_words("loud").is_err() && check_words("info,debgu").is_err());
         assert!(parse("hive_gateway=loud").is_err() && parse(&"x".repeat(2000)).is_err());
     }

@@ -35,8 +35,11 @@ impl Target {
         }
     }
 
-    /// Reads [`Self::key`]. None: a later version wrote it.
+    /// Reads [`Self::key`]. None: a later version wrote it, or somebody else did; it must not make a line of the log's own.
     pub fn parse(key: &str) -> Option<Self> {
+        if key.contains(char::is_control) {
+            return None;
+        }
         match key.split_once('/') {
             None => (key == "gateway").then_some(Target::Gateway),
             Some(("route", route)) => Some(Target::Route(route.to_owned())),
@@ -156,7 +159,7 @@ mod tests {
         for target in targets {
             assert_eq!(Target::parse(&target.key()), Some(target));
         }
-        for unknown in ["", "gateways", "node/x", "peer/paris"] {
+        for unknown in ["", "gateways", "node/x", "peer/paris", "route/a\nforged"] {
             assert_eq!(Target::parse(unknown), None, "{unknown}");
         }
     }
