@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use hive_gateway::clock::Clock;
+use hive_gateway::observe::recent::{Recent, RefusedRequest};
 use hive_gateway::observe::trace::{Moments, RequestSpan, Sampler};
 use hive_gateway::observe::{AccessLog, AccessLogTarget, AccessRecord, MethodLabel, Metrics, UpstreamResult};
 use hive_gateway::units::Percent;
@@ -57,6 +58,36 @@ fn metrics(c: &mut Criterion) {
         b.iter(|| route.record(black_box(MethodLabel::Post), black_box(200), black_box(took)));
     });
     c.bench_function("metrics/peer_record", |b| b.iter(|| peers.of(black_box(Some(7))).record(black_box(200), took)));
+    // What the status page shows of refusals: again from a client that is known, and of a flood from ever new ones.
+    let recent = Recent::default();
+    let refused = |n: u32| RefusedRequest {
+        code: "not_found",
+        status: 404,
+        listener: "federation".into(),
+        client: std::net::Ipv4Addr::from_bits(n).into(),
+        peer: Some("hive-paris".into()),
+        route: None,
+        path: "/api/users".into(),
+        request_id: Some("0193514b-7c1e-7d0a-b0a1-6d7d3c1f2a55".into()),
+    };
+    let mut client = 0;
+    let note = |n: u32| {
+        let address = std::net::IpAddr::from(std::net::Ipv4Addr::from_bits(n));
+        recent.refusals.note(
+            SystemTime::now(),
+            |seen| seen.client == address && seen.code == "not_found",
+            || refused(n),
+        );
+    };
+    (0..64).for_each(note);
+    c.bench_function("recent/refusal_again", |b| b.iter(|| note(black_box(63))));
+    c.bench_function("recent/refusal_flood", |b| {
+        b.iter(|| {
+            client += 1;
+            note(black_box(1000 + client));
+        });
+    });
+    c.bench_function("totals", |b| b.iter(|| metrics.totals()));
     c.bench_function("metrics/refusal", |b| b.iter(|| metrics.refusal(black_box("not_found"))));
     // All that one proxied request counts.
     c.bench_function("metrics/whole_request", |b| {

@@ -2,6 +2,7 @@
 //! log and the metrics call it, and when to come back.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use crate::json_rpc::EnvelopeError;
 
@@ -133,10 +134,35 @@ pub enum Refusal {
     UpstreamFailed,
     /// No first byte within `timeouts.response`.
     UpstreamTimeout,
+    /// An operator has put the route or the whole gateway in maintenance.
+    Maintenance {
+        /// What the client is told.
+        notice: Arc<Notice>,
+        /// `maintenance.retry_after`, or the operator's word.
+        retry_after_seconds: u32,
+    },
     /// The process is ending.
     ShuttingDown,
     /// A defect of the gateway's own.
     Internal,
+}
+
+/// What clients are told while a route is in maintenance: `maintenance`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// In the JSON forms.
+    pub message: String,
+    /// In place of the small JSON body, on routes that are no JSON-RPC ones.
+    pub page: Option<Page>,
+}
+
+/// A body with its media type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// `Content-Type`.
+    pub content_type: String,
+    /// The body.
+    pub body: String,
 }
 
 /// What a client is told whose batch a limit never lets pass.
@@ -180,6 +206,7 @@ impl Refusal {
     pub fn message(&self) -> Cow<'_, str> {
         match self {
             Refusal::Envelope(error) => Cow::Borrowed(error.message()),
+            Refusal::Maintenance { notice, .. } => Cow::Borrowed(&notice.message),
             _ => Cow::Borrowed(self.row().3),
         }
     }
@@ -194,6 +221,14 @@ impl Refusal {
             Refusal::FederationTokenNotNow(_) => {
                 Some(r#"{"error":"Unauthorized","message":"Federation JWT is not valid at this time."}"#)
             }
+            _ => None,
+        }
+    }
+
+    /// The operator's own body, where the route speaks no JSON-RPC.
+    pub fn page(&self) -> Option<&Page> {
+        match self {
+            Refusal::Maintenance { notice, .. } => notice.page.as_ref(),
             _ => None,
         }
     }
@@ -215,9 +250,9 @@ impl Refusal {
     pub fn retry_after_seconds(&self) -> Option<u32> {
         match self {
             Refusal::RateLimited { retry_after_seconds, .. } => Some(*retry_after_seconds),
-            Refusal::Overloaded { retry_after_seconds } | Refusal::RequestsExhausted { retry_after_seconds } => {
-                Some(*retry_after_seconds)
-            }
+            Refusal::Overloaded { retry_after_seconds }
+            | Refusal::RequestsExhausted { retry_after_seconds }
+            | Refusal::Maintenance { retry_after_seconds, .. } => Some(*retry_after_seconds),
             Refusal::NoHealthyUpstream
             | Refusal::UpstreamMaxRequests
             | Refusal::UpstreamMaxPending
@@ -338,6 +373,7 @@ impl Refusal {
             Refusal::UpstreamConnectTimeout => (504, "upstream_connect_timeout", -32603, "No Hive node could be reached in time."),
             Refusal::UpstreamFailed => (502, "upstream_failed", -32603, "The Hive node did not answer properly."),
             Refusal::UpstreamTimeout => (504, "upstream_timeout", -32603, "The Hive node did not answer in time."),
+            Refusal::Maintenance { .. } => (503, "maintenance", -32603, "Under maintenance. Try again later."),
             Refusal::ShuttingDown => (503, "shutting_down", -32603, "The gateway is restarting. Try again."),
             Refusal::Internal => (500, "internal_error", -32603, "Internal error."),
         }

@@ -2,6 +2,8 @@
 
 mod crl_refresh;
 mod fleet;
+mod history;
+mod maintenance;
 pub mod notify;
 mod reload_service;
 pub mod spiffe;
@@ -41,8 +43,8 @@ use crate::proxy::{Gateway, Shared};
 use crate::reload::{self, Origin, Reloader};
 use crate::snapshot::{Ground, Snapshot};
 
-/// What is logged unless `RUST_LOG` says otherwise (see the documentation of `env_logger`). What Pingora would say of a
-/// request or a connection is in the access log.
+/// What is logged unless `RUST_LOG` or an operator says otherwise (see the documentation of `env_logger`). What Pingora would
+/// say of a request or a connection is in the access log.
 pub const LOG_FILTER: &str = "info,pingora_proxy=off,pingora_core=off";
 
 /// How often an ending process looks whether its last request is done.
@@ -97,6 +99,7 @@ pub fn run(file: &Path) -> Result<(), RunError> {
     let agent = config.spiffe.clone().map(|endpoint| Agent::new(endpoint, metrics.clone(), clock.clone()));
     let snapshot = first_snapshot(Arc::new(config), agent.as_deref(), &metrics, &clock).map_err(RunError::Start)?;
     let shared = Shared::new(snapshot, clock, metrics, log);
+    maintenance::restore(&shared);
     let fleet = Fleet::new(shared.clone()).map_err(RunError::Start)?;
     let reloader = Reloader::new(origin, shared.clone());
     notify::start(&shared);
@@ -186,6 +189,10 @@ fn serve(
     server.add_service(background_service("health", reload_service::HealthChecks(shared.clone())));
     // On a thread of its own: commands of all requests meet there and go out together.
     server.add_service(background_service("redis", fleet));
+    let mut looks = background_service("history", history::Looks(shared.clone()));
+    looks.threads = Some(1);
+    server.add_service(looks);
+    server.add_service(background_service("maintenance", maintenance::FleetOrders(shared.clone())));
     #[cfg(feature = "otlp")]
     {
         let mut export = background_service("trace export", trace_export::TraceExport(shared.clone()));

@@ -1,19 +1,24 @@
 //! The admin API as a function: a request's head in, an answer out.
 
 use http::header::{
-    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
+    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use http::{HeaderMap, HeaderName, Method};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::AdminState;
 use super::bearer::Bearer;
-use super::origin;
+use super::endpoint::Endpoint;
+use super::page::PAGE;
+use super::query::Query;
+use super::{AdminState, Command, Denied, openapi, origin};
 use crate::observe::Exposition;
+use crate::policy::maintenance::Target;
+use crate::units::Span;
 
 const JSON: &str = "application/json";
-const GET_AND_HEAD: &str = "GET, HEAD";
-const POST: &str = "POST";
+/// Longest `retry_after`, seconds.
+const RETRY_AFTER_MAX: u32 = 7 * 24 * 3600;
 
 /// What goes out. `HEAD` is answered with the length of the body and without it.
 #[derive(Debug)]
@@ -21,15 +26,19 @@ pub(super) struct Answer {
     pub(super) status: u16,
     content_type: &'static str,
     pub(super) body: Vec<u8>,
-    /// One that only this status has.
-    special: Option<(HeaderName, &'static str)>,
+    /// Those that only some answers have.
+    special: Vec<(HeaderName, &'static str)>,
 }
 
 impl Answer {
     fn json(status: u16, body: &serde_json::Value) -> Self {
         let mut body = body.to_string().into_bytes();
         body.push(b'\n');
-        Self { status, content_type: JSON, body, special: None }
+        Self { status, content_type: JSON, body, special: Vec::new() }
+    }
+
+    fn text(content_type: &'static str, text: &str) -> Self {
+        Self { status: 200, content_type, body: text.as_bytes().to_vec(), special: Vec::new() }
     }
 
     /// The small error of every answer that is no JSON-RPC.
@@ -61,73 +70,117 @@ impl Answer {
     }
 }
 
-/// What is to be had. A new one gets its variant, its path and its function below.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Endpoint {
-    Health,
-    Ready,
-    Metrics,
-    Status,
-    Reload,
-}
-
-impl Endpoint {
-    fn at(path: &str) -> Option<Self> {
-        match path {
-            "/v1/health" => Some(Self::Health),
-            "/v1/ready" => Some(Self::Ready),
-            "/v1/metrics" => Some(Self::Metrics),
-            "/v1/status" => Some(Self::Status),
-            "/v1/reload" => Some(Self::Reload),
-            // The paths of clients are an open set.
-            _ => None,
-        }
-    }
-
-    /// Probes of an orchestrator carry no secret, and learn little.
-    fn is_open(self) -> bool {
-        match self {
-            Self::Health | Self::Ready => true,
-            Self::Metrics | Self::Status | Self::Reload => false,
-        }
-    }
-
-    /// Changes something, so it is no other site's to ask for.
-    fn changes(self) -> bool {
-        match self {
-            Self::Reload => true,
-            Self::Health | Self::Ready | Self::Metrics | Self::Status => false,
-        }
-    }
+/// What is asked.
+pub(super) struct Asked<'r> {
+    pub(super) method: &'r Method,
+    pub(super) path: &'r str,
+    pub(super) query: &'r str,
+    pub(super) headers: &'r HeaderMap,
 }
 
 /// Answers a request. Without the secret, where there is one, nothing is told of which other paths exist.
-pub(super) fn answer(state: &AdminState, method: &Method, path: &str, headers: &HeaderMap) -> Answer {
-    let endpoint = Endpoint::at(path);
+pub(super) fn answer(state: &AdminState, asked: &Asked<'_>) -> Answer {
+    let Asked { method, headers, .. } = *asked;
+    let endpoint = Endpoint::at(asked.path);
     let is_open = endpoint.is_some_and(Endpoint::is_open);
     if !is_open && (state.bearer)().is_some_and(|secret| !Bearer::new(&secret).admits(headers)) {
         let mut answer = Answer::error(401, "unauthorized", "Send the admin secret: Authorization: Bearer …");
-        answer.special = Some((WWW_AUTHENTICATE, "Bearer"));
+        answer.special = vec![(WWW_AUTHENTICATE, "Bearer")];
         return answer;
     }
     let Some(endpoint) = endpoint else {
         return Answer::error(404, "not_found", "Not found.");
     };
-    if endpoint.changes() {
-        return match *method {
-            Method::POST => change(state, endpoint, headers),
-            _ => method_not_allowed(POST),
-        };
+    let reads = method == Method::GET || method == Method::HEAD;
+    if !endpoint.methods().contains(if reads { &Method::GET } else { method }) {
+        let mut answer = Answer::error(405, "method_not_allowed", "HTTP method not allowed.");
+        answer.special = vec![(ALLOW, endpoint.allow())];
+        return answer;
     }
-    if method != Method::GET && method != Method::HEAD {
-        return method_not_allowed(GET_AND_HEAD);
+    if endpoint.is_for_operators()
+        && let Err(why) = origin::check(headers, state.loopback, reads)
+    {
+        return Answer::error(403, "cross_site_request", why);
     }
     match endpoint {
+        Endpoint::Page => page(),
         Endpoint::Health => health(state),
         Endpoint::Ready => ready(state),
         Endpoint::Metrics => metrics(state, headers),
-        Endpoint::Status | Endpoint::Reload => Answer::json(200, &(state.status)()),
+        Endpoint::Status => Answer::json(200, &(state.status)()),
+        Endpoint::OpenApi => Answer::text(JSON, openapi::DOCUMENT),
+        Endpoint::Reload => {
+            let reloaded = (state.reload)();
+            Answer::json(if reloaded.ok { 200 } else { 422 }, &reloaded.body)
+        }
+        Endpoint::Maintenance => told(maintenance(asked).and_then(|command| (state.carry_out)(&command))),
+        Endpoint::Drain => told(drain(asked).and_then(|command| (state.carry_out)(&command))),
+        Endpoint::LogLevel => told(log_level(state, asked, reads)),
     }
+}
+
+fn told(result: Result<Value, Denied>) -> Answer {
+    match result {
+        Ok(body) => Answer::json(200, &body),
+        Err(denied) => Answer::error(denied.status, denied.code, &denied.message),
+    }
+}
+
+fn bad_query(message: String) -> Denied {
+    Denied { status: 400, code: "bad_query", message }
+}
+
+/// `POST` begins it, `DELETE` ends it.
+fn maintenance(asked: &Asked<'_>) -> Result<Command, Denied> {
+    let begins = *asked.method == Method::POST;
+    let known = if begins { &["route", "retry_after", "fleet", "persist"][..] } else { &["route", "fleet"] };
+    let query = Query::read(asked.query, known).map_err(bad_query)?;
+    let target = query.get("route").map_or(Target::Gateway, |route| Target::Route(route.to_owned()));
+    command(&query, target, !begins).map_err(bad_query)
+}
+
+/// The same of a node.
+fn drain(asked: &Asked<'_>) -> Result<Command, Denied> {
+    let begins = *asked.method == Method::POST;
+    let known = if begins { &["upstream", "node", "fleet", "persist"][..] } else { &["upstream", "node", "fleet"] };
+    let query = Query::read(asked.query, known).map_err(bad_query)?;
+    let named = |name: &str| query.need(name).map(str::to_owned).map_err(bad_query);
+    let target = Target::Node { upstream: named("upstream")?, node: named("node")? };
+    command(&query, target, !begins).map_err(bad_query)
+}
+
+fn command(query: &Query, target: Target, ends: bool) -> Result<Command, String> {
+    let (fleet, persist) = (query.flag("fleet")?, query.flag("persist")?);
+    if fleet && persist {
+        return Err("The fleet's orders persist in Redis; leave out one of fleet and persist.".to_owned());
+    }
+    let retry_after = query.get("retry_after").map(|text| {
+        let seconds = text.parse::<Span>()?.0.as_secs();
+        let fits = u32::try_from(seconds).ok().filter(|s| (1..=RETRY_AFTER_MAX).contains(s));
+        fits.ok_or_else(|| format!("retry_after is {text}; write 1s to 7d."))
+    });
+    Ok(Command { target, ends, retry_after: retry_after.transpose()?, fleet, persist })
+}
+
+fn log_level(state: &AdminState, asked: &Asked<'_>, reads: bool) -> Result<Value, Denied> {
+    let query = Query::read(asked.query, if reads { &[] } else { &["filter"] }).map_err(bad_query)?;
+    let wanted = if reads { None } else { Some(query.need("filter").map_err(bad_query)?) };
+    let filter = (state.log_filter)(wanted).map_err(bad_query)?;
+    Ok(json!({ "filter": filter }))
+}
+
+/// Knows nothing by itself: what it shows it asks for, with the secret if there is one.
+fn page() -> Answer {
+    let page = &*PAGE;
+    let mut answer = Answer::text("text/html; charset=utf-8", page.html);
+    answer.special = vec![
+        (CONTENT_SECURITY_POLICY, &page.policy),
+        (REFERRER_POLICY, "no-referrer"),
+        (X_FRAME_OPTIONS, "DENY"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ];
+    answer
 }
 
 /// In the format that the reader prefers.
@@ -135,29 +188,7 @@ fn metrics(state: &AdminState, headers: &HeaderMap) -> Answer {
     let accept: Vec<_> = headers.get_all(ACCEPT).iter().map(|value| value.as_bytes()).collect();
     let format = Exposition::preferred(&accept.join(&b','));
     let body = state.metrics.encode_as(format).into_bytes();
-    Answer { status: 200, content_type: format.content_type(), body, special: None }
-}
-
-fn method_not_allowed(allow: &'static str) -> Answer {
-    let mut answer = Answer::error(405, "method_not_allowed", "HTTP method not allowed.");
-    answer.special = Some((ALLOW, allow));
-    answer
-}
-
-/// A request that changes something.
-fn change(state: &AdminState, endpoint: Endpoint, headers: &HeaderMap) -> Answer {
-    if let Err(why) = origin::check(headers, state.loopback) {
-        return Answer::error(403, "cross_site_request", why);
-    }
-    match endpoint {
-        Endpoint::Reload => {
-            let reloaded = (state.reload)();
-            Answer::json(if reloaded.ok { 200 } else { 422 }, &reloaded.body)
-        }
-        Endpoint::Health | Endpoint::Ready | Endpoint::Metrics | Endpoint::Status => {
-            Answer::error(404, "not_found", "Not found.")
-        }
-    }
+    Answer { status: 200, content_type: format.content_type(), body, special: Vec::new() }
 }
 
 /// The process lives. The members but `version` are the older gateway's (`hive-contract`, "Routes worth publishing").
@@ -206,6 +237,8 @@ mod tests {
             ready: Box::new(move || readiness.clone()),
             status: Box::new(|| json!({ "version": "1" })),
             reload: Box::new(|| Reloaded { ok: false, body: json!({ "error": "config_invalid" }) }),
+            carry_out: Box::new(|_| Ok(json!({ "orders": [] }))),
+            log_filter: Box::new(|_| Ok("info".into())),
             bearer: Box::new(|| None),
             loopback: true,
         }
@@ -219,7 +252,7 @@ mod tests {
             headers.insert(http::header::AUTHORIZATION, authorization.parse().unwrap());
         }
         headers.insert(http::header::HOST, "localhost:9901".parse().unwrap());
-        answer(&state, &method, path, &headers)
+        answer(&state, &Asked { method: &method, path, query: "", headers: &headers })
     }
 
     fn get(path: &str) -> Answer {
@@ -274,7 +307,7 @@ mod tests {
 
     #[test]
     fn unknown_paths_and_methods_get_the_small_error() {
-        for path in ["/", "/v1", "/v1/health/", "/V1/health", "//v1/health", "/v1/status%00"] {
+        for path in ["/x", "/v1", "/v1/health/", "/V1/health", "//v1/health", "/v1/status%00"] {
             let answer = get(path);
             assert_eq!((answer.status, &body(&answer)["error"]), (404, &json!("not_found")), "{path}");
         }
@@ -317,7 +350,8 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(http::header::HOST, "127.0.0.1:9901".parse().unwrap());
         headers.insert(http::header::ORIGIN, "https://evil.example".parse().unwrap());
-        let answer = answer(&state(Readiness::default()), &Method::POST, "/v1/reload", &headers);
+        let asked = Asked { method: &Method::POST, path: "/v1/reload", query: "", headers: &headers };
+        let answer = answer(&state(Readiness::default()), &asked);
         assert_eq!((answer.status, &body(&answer)["error"]), (403, &json!("cross_site_request")));
     }
 }

@@ -1,16 +1,26 @@
-//! The operator's own listener: health, readiness, metrics and status, on an address that clients don't reach.
+//! The operator's own listener: health, readiness, metrics, status, drain, maintenance and a page that shows it all, on an
+//! address that clients don't reach.
 //!
-//! [`answer`](self::answer::answer) is the whole API as a function of a request; [`mod@service`] puts it on a socket.
+//! [`answer`](self::answer::answer) is the whole API as a function of a request, [`endpoint`] its paths and [`openapi`] their
+//! description; [`mod@service`] puts it on a socket.
 
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use crate::observe::Metrics;
+use crate::policy::maintenance::Target;
 use crate::secret::Secret;
 
 pub mod status;
+pub mod status_traffic;
 mod answer;
 mod bearer;
+mod endpoint;
+mod openapi;
 mod origin;
+mod page;
+mod query;
 mod service;
 
 pub use service::{AdminApp, AdminService};
@@ -26,11 +36,46 @@ pub struct AdminState {
     pub status: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
     /// For `/v1/reload`: blocks until it is done.
     pub reload: Box<dyn Fn() -> Reloaded + Send + Sync>,
+    /// Begins or ends a drain or maintenance; what is out of service then. May block.
+    pub carry_out: CarryOut,
+    /// Takes another filter of the process' log into use, if one is given, and says which is.
+    pub log_filter: LogFilter,
     /// The secret to ask for: that of the moment, for it rotates too. Where there is one, health and readiness alone are
     /// open.
     pub bearer: Box<dyn Fn() -> Option<Secret> + Send + Sync>,
     /// The listener's address is a loopback one: a request that changes something must then call it by such a name.
     pub loopback: bool,
+}
+
+/// See [`AdminState::carry_out`].
+pub type CarryOut = Box<dyn Fn(&Command) -> Result<Value, Denied> + Send + Sync>;
+/// See [`AdminState::log_filter`].
+pub type LogFilter = Box<dyn Fn(Option<&str>) -> Result<String, String> + Send + Sync>;
+
+/// What an operator wants done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// With what.
+    pub target: Target,
+    /// It is back in service.
+    pub ends: bool,
+    /// `Retry-After` of the answers, seconds; none: as configured.
+    pub retry_after: Option<u32>,
+    /// For the whole fleet, and not for this gateway alone.
+    pub fleet: bool,
+    /// Across a restart.
+    pub persist: bool,
+}
+
+/// Why it was not done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denied {
+    /// The answer's.
+    pub status: u16,
+    /// Stable snake_case name.
+    pub code: &'static str,
+    /// For the operator.
+    pub message: String,
 }
 
 /// What came of a reload.

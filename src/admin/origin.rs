@@ -10,15 +10,19 @@ use http::{HeaderMap, HeaderName};
 /// Says for what a browser sends a request (Fetch Metadata Request Headers, section 2.3).
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Checks `Host`, `Origin` and `Sec-Fetch-Site`. `loopback`: the listener's address is one, so that another name in `Host`
+/// Checks `Host`, `Origin` and `Sec-Fetch-Site`. `reads`: nothing is changed, so only `Host` matters; what another site
+/// asks for it can't read. `loopback`: the listener's address is one, so that another name in `Host`
 /// is one that someone has pointed there (DNS rebinding).
 ///
 /// # Errors
 /// Says why not.
-pub(super) fn check(headers: &HeaderMap, loopback: bool) -> Result<(), &'static str> {
+pub(super) fn check(headers: &HeaderMap, loopback: bool, reads: bool) -> Result<(), &'static str> {
     let host = only(headers, &HOST)?.ok_or("A Host is needed.")?;
     if loopback && !names_loopback(host) {
         return Err("The Host is not a loopback address or localhost.");
+    }
+    if reads {
+        return Ok(());
     }
     if let Some(origin) = only(headers, &ORIGIN)? {
         let theirs = origin.strip_prefix("http://").or(origin.strip_prefix("https://"));
@@ -61,7 +65,17 @@ mod tests {
         for (name, value) in fields {
             headers.append(*name, value.parse().unwrap());
         }
-        check(&headers, loopback).is_ok()
+        check(&headers, loopback, false).is_ok()
+    }
+
+    #[test]
+    fn what_only_reads_needs_a_good_host_alone() {
+        let mut headers = HeaderMap::new();
+        headers.insert("sec-fetch-site", "cross-site".parse().unwrap());
+        headers.insert("host", "localhost:9901".parse().unwrap());
+        assert!(check(&headers, true, true).is_ok() && check(&headers, true, false).is_err());
+        headers.insert("host", "evil.example".parse().unwrap());
+        assert!(check(&headers, true, true).is_err());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use http::Method;
 use pingora::apps::ServerApp;
-use pingora::http::ResponseHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::l4::stream::Stream as TcpStream;
@@ -17,7 +17,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use super::AdminState;
-use super::answer::{Answer, answer};
+use super::answer::{Answer, Asked, answer};
 use crate::proxy::socket::Sockets;
 
 /// Connections at once: some scrapers, probes and operators.
@@ -132,13 +132,13 @@ impl AdminApp {
         }
         let head = session.req_header();
         let with_body = head.method != Method::HEAD;
-        let answer = if head.method == Method::POST {
+        let answer = if head.method == Method::POST || head.method == Method::DELETE {
             // It may take its time, and probes of an orchestrator don't wait for it.
-            let (state, path, headers) = (self.state.clone(), head.uri.path().to_owned(), head.headers.clone());
-            let doing = tokio::task::spawn_blocking(move || answer(&state, &Method::POST, &path, &headers));
+            let (state, head) = (self.state.clone(), head.clone());
+            let doing = tokio::task::spawn_blocking(move || answer(&state, &asked(&head)));
             doing.await.unwrap_or_else(|_| Answer::internal())
         } else {
-            answer(&self.state, &head.method, head.uri.path(), &head.headers)
+            answer(&self.state, &asked(head))
         };
         let sent = async {
             send(&mut session, answer, with_body).await?;
@@ -150,6 +150,11 @@ impl AdminApp {
             Ok(Err(_)) | Err(_) => None,
         }
     }
+}
+
+fn asked(head: &RequestHeader) -> Asked<'_> {
+    let query = head.uri.query().unwrap_or_default();
+    Asked { method: &head.method, path: head.uri.path(), query, headers: &head.headers }
 }
 
 async fn send(session: &mut ServerSession, answer: Answer, with_body: bool) -> pingora::Result<()> {

@@ -18,6 +18,8 @@ async fn start() -> Admin {
         ready: Box::new(Readiness::default),
         status: Box::new(|| serde_json::json!({ "version": "1" })),
         reload: Box::new(|| Reloaded { ok: true, body: serde_json::json!({ "generation": 2 }) }),
+        carry_out: Box::new(|_| Ok(serde_json::json!({ "orders": [] }))),
+        log_filter: Box::new(|_| Ok("info".into())),
         bearer: Box::new(|| Some(Secret::new("s3cret".into()))),
         loopback: true,
     });
@@ -100,11 +102,13 @@ async fn what_is_no_request_gets_the_small_error() {
 async fn status_and_metrics_ask_for_the_secret() {
     let admin = start().await;
     for path in ["/v1/status", "/v1/metrics"] {
-        let answer = talk(&admin, &format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")).await;
+        let answer =
+            talk(&admin, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")).await;
         assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
         assert!(answer.to_ascii_lowercase().contains("www-authenticate: bearer\r\n"), "{answer}");
-        let with =
-            format!("GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer s3cret\r\nConnection: close\r\n\r\n");
+        let with = format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer s3cret\r\nConnection: close\r\n\r\n"
+        );
         assert!(talk(&admin, &with).await.starts_with("HTTP/1.1 200 "));
     }
 }

@@ -2,6 +2,9 @@
 
 use serde::Serialize;
 
+use super::status_traffic::{FailedHandshakeStatus, PeerStatus, RefusalsStatus, TrafficStatus};
+use crate::policy::maintenance::{Order, Orders, Target};
+
 /// What runs here and how it is.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {
@@ -9,6 +12,10 @@ pub struct Status {
     pub version: &'static str,
     /// Since the process began, seconds.
     pub uptime_seconds: u64,
+    /// Seconds since 1970, of this answer.
+    pub time: i64,
+    /// What `/v1/ready` says.
+    pub ready: bool,
     /// The process is ending.
     pub draining: bool,
     /// The configuration in use.
@@ -29,6 +36,21 @@ pub struct Status {
     pub routes: Vec<RouteStatus>,
     /// The upstreams and their nodes.
     pub upstreams: Vec<UpstreamStatus>,
+    /// What operators have taken out of service.
+    pub orders: Vec<OrderStatus>,
+    /// Whether orders can outlive a restart (`server.state_dir`).
+    pub orders_can_persist: bool,
+    /// Whether the fleet can be told (`maintenance.fleet`).
+    pub orders_reach_fleet: bool,
+    /// The last five minutes.
+    pub traffic: TrafficStatus,
+    /// Peers that have called, those that called last first; at most 200. `other` are all beyond `metrics.peers_max`, `none`
+    /// the clients that are no peer.
+    pub peers: Vec<PeerStatus>,
+    /// What was refused.
+    pub refusals: RefusalsStatus,
+    /// The last handshakes with clients that failed, the newest first.
+    pub failed_handshakes: Vec<FailedHandshakeStatus>,
 }
 
 impl Status {
@@ -155,6 +177,8 @@ pub struct CertificateStatus {
     pub names: Vec<String>,
     /// Seconds since 1970.
     pub not_after: i64,
+    /// Until then, whole days; negative afterwards.
+    pub days_left: i64,
     /// Seconds since 1970.
     pub not_before: i64,
     /// Present if it names an OCSP responder that is asked.
@@ -189,6 +213,50 @@ pub struct RouteStatus {
     pub peers: Vec<String>,
     /// Where it goes.
     pub upstream: String,
+    /// Whether it answers 503 because an operator said so.
+    pub maintenance: bool,
+}
+
+/// `orders[]`
+#[derive(Debug, Clone, Serialize)]
+pub struct OrderStatus {
+    /// `gateway`, `route` or `node`.
+    pub kind: &'static str,
+    /// The route's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+    /// The node's upstream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<String>,
+    /// The node, as it was named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Seconds since 1970.
+    pub since: i64,
+    /// Whether it is the fleet's, and not this gateway's own.
+    pub fleet: bool,
+    /// Whether it outlives a restart.
+    pub persistent: bool,
+    /// `Retry-After` of the answers; absent: as configured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_seconds: Option<u32>,
+}
+
+impl OrderStatus {
+    /// What is shown of orders.
+    pub fn of(orders: &Orders) -> Vec<Self> {
+        let each = orders.all().map(|(target, order, fleet)| {
+            let (kind, route, upstream, node) = match target {
+                Target::Gateway => ("gateway", None, None, None),
+                Target::Route(route) => ("route", Some(route.clone()), None, None),
+                Target::Node { upstream, node } => ("node", None, Some(upstream.clone()), Some(node.clone())),
+            };
+            let persistent = order.kept || fleet;
+            let Order { since, retry_after: retry_after_seconds, .. } = *order;
+            Self { kind, route, upstream, node, since, fleet, persistent, retry_after_seconds }
+        });
+        each.collect()
+    }
 }
 
 /// `upstreams[]`
@@ -256,6 +324,8 @@ pub struct NodeStatus {
     pub health: &'static str,
     /// What its requests say: `in`, `ejected`, `half_open` or `probing`.
     pub outlier: &'static str,
+    /// Whether an operator has taken it out.
+    pub drained: bool,
     /// Its share.
     pub weight: u16,
     /// Its group.

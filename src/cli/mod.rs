@@ -51,8 +51,7 @@ struct RunArgs {
 pub fn run(cli: Cli) -> ExitCode {
     match cli.command {
         Command::Run(args) => {
-            let filter = env_logger::Env::default().default_filter_or(crate::server::LOG_FILTER);
-            env_logger::Builder::from_env(filter).init();
+            crate::observe::process_log::init(crate::server::LOG_FILTER);
             ended(crate::server::run(&args.config))
         }
         Command::Check(args) => check::run(&args),

@@ -61,6 +61,9 @@ pub struct File {
     pub spiffe: Option<Spiffe>,
     /// What gateways of a fleet share. Default: nothing.
     pub redis: Option<Redis>,
+    /// What clients are told while something is in maintenance.
+    #[serde(default)]
+    pub maintenance: Maintenance,
     /// What the process takes on, and what it sheds when it is behind.
     #[serde(default)]
     pub overload: Overload,

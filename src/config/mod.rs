@@ -36,6 +36,7 @@ use crate::policy::deny::AddressList;
 use crate::policy::peers::PeerRule;
 use crate::policy::waf::Waf;
 use crate::policy::{federation, rules};
+use crate::refusal::Notice;
 use crate::secret::Secret;
 use crate::units::Percent;
 use crate::upstream::{BreakerLimits, Discovery};
@@ -69,6 +70,8 @@ pub struct Config {
     pub spiffe: Option<crate::tls::Endpoint>,
     /// What gateways of a fleet share. Some, if a limit is shared.
     pub redis: Option<Redis>,
+    /// What clients are told while something is in maintenance.
+    pub maintenance: Maintenance,
     /// What the process takes on, and what it sheds when it is behind.
     pub overload: file::Overload,
     /// The operator's own listener.
@@ -296,6 +299,17 @@ pub struct Redis {
     pub key_prefix: String,
     /// Longest wait for an answer.
     pub timeout: Duration,
+}
+
+/// What clients are told while something is in maintenance.
+#[derive(Debug)]
+pub struct Maintenance {
+    /// `Retry-After`, seconds.
+    pub retry_after: u32,
+    /// The rest.
+    pub notice: Arc<Notice>,
+    /// Whether the fleet's orders are followed; then there is a Redis.
+    pub fleet: bool,
 }
 
 /// The operator's own listener.

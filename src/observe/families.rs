@@ -31,6 +31,7 @@ pub(super) struct NodeFamilies {
     pub(super) in_flight: IntGaugeVec,
     pub(super) tls_failures: IntCounterVec,
     pub(super) ejected: IntGaugeVec,
+    pub(super) drained: IntGaugeVec,
     pub(super) ejections: IntCounterVec,
     pub(super) live: Mutex<HashMap<(String, String), Weak<NodeMetrics>>>,
 }

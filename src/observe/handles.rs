@@ -344,6 +344,7 @@ pub struct NodeMetrics {
     up: IntGauge,
     in_flight: IntGauge,
     ejected: IntGauge,
+    drained: IntGauge,
     ejections: IntCounter,
     requests: Vec<IntCounter>,
 }
@@ -362,6 +363,7 @@ impl NodeMetrics {
             up: families.up.with_label_values(&[upstream, node]),
             in_flight: families.in_flight.with_label_values(&[upstream, node]),
             ejected: families.ejected.with_label_values(&[upstream, node]),
+            drained: families.drained.with_label_values(&[upstream, node]),
             ejections: families.ejections.with_label_values(&[upstream, node]),
             requests: requests.collect(),
             families: families.clone(),
@@ -384,6 +386,11 @@ impl NodeMetrics {
     /// A request has left the node.
     pub fn request_ended(&self) {
         self.in_flight.dec();
+    }
+
+    /// Whether an operator has taken it out.
+    pub fn set_drained(&self, drained: bool) {
+        self.drained.set(i64::from(drained));
     }
 
     /// The node is left alone because its requests failed.
@@ -420,6 +427,7 @@ impl Drop for NodeMetrics {
         // A missing series is what is wanted.
         let _ = self.families.up.remove_label_values(&labels);
         let _ = self.families.in_flight.remove_label_values(&labels);
+        let _ = self.families.drained.remove_label_values(&labels);
         let _ = self.families.ejected.remove_label_values(&labels);
         let _ = self.families.ejections.remove_label_values(&labels);
         for result in UpstreamResult::ALL {

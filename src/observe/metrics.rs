@@ -18,6 +18,7 @@ use super::handles::{
     RouteMetrics, SpanMetrics, UpstreamMetrics, WafMetrics,
 };
 use super::labels::UpstreamTlsFailure;
+use super::maintenance::MaintenanceGauges;
 use super::peers::{PeerFamilies, PeerHandles};
 use super::process::{self, ProcessMetrics};
 use super::refusals::RefusalTable;
@@ -76,6 +77,8 @@ definitions! {
         "From a request's header to the end of its answer, by peer.";
     REQUESTS_IN_FLIGHT: Kind::Gauge, "requests_in_flight", [],
         "Requests being served.";
+    MAINTENANCE: Kind::Gauge, "maintenance", ["route"],
+        "1 while the route answers 503 because an operator said so, else 0; absent: the route is unknown.";
     REFUSALS: Kind::Counter, "refusals_total", ["reason"],
         "Requests that the gateway answered itself, by reason.";
     RATE_LIMIT_DECISIONS: Kind::Counter, "rate_limit_decisions_total", ["limit", "decision"],
@@ -154,6 +157,8 @@ definitions! {
         "When the last good answer about an upstream's nodes came, seconds since 1970; 0: none has come.";
     UPSTREAM_NODE_EJECTED: Kind::Gauge, "upstream_node_ejected", ["upstream", "node"],
         "1 while the node is left alone because its requests failed, else 0.";
+    UPSTREAM_NODE_DRAINED: Kind::Gauge, "upstream_node_drained", ["upstream", "node"],
+        "1 while an operator has taken the node out, else 0.";
     UPSTREAM_EJECTIONS: Kind::Counter, "upstream_ejections_total", ["upstream", "node"],
         "How often a node was ejected because its requests failed.";
     UPSTREAM_CONCURRENCY_LIMIT: Kind::Gauge, "upstream_concurrency_limit", ["upstream"],
@@ -202,6 +207,19 @@ fn listener_families(registry: &Registry) -> ListenerFamilies {
     }
 }
 
+fn node_families(registry: &Registry) -> NodeFamilies {
+    NodeFamilies {
+        up: gauges(registry, &UPSTREAM_NODE_UP),
+        requests: counters(registry, &UPSTREAM_REQUESTS),
+        in_flight: gauges(registry, &UPSTREAM_IN_FLIGHT),
+        tls_failures: counters(registry, &UPSTREAM_TLS_FAILURES),
+        ejected: gauges(registry, &UPSTREAM_NODE_EJECTED),
+        drained: gauges(registry, &UPSTREAM_NODE_DRAINED),
+        ejections: counters(registry, &UPSTREAM_EJECTIONS),
+        live: Mutex::default(),
+    }
+}
+
 /// Both results from the start, so that the first failure is an increase and not a new series.
 fn by_result(family: IntCounterVec) -> IntCounterVec {
     for result in [RESULT_OK, RESULT_FAILED] {
@@ -219,12 +237,12 @@ pub(super) const RESULT_FAILED: &str = "failed";
 /// [`Metrics::upstream_node`]. The same names give the same counters again, so counts go on across a reload.
 pub struct Metrics {
     registry: Registry,
-    routes: Arc<RouteFamilies>,
+    pub(super) routes: Arc<RouteFamilies>,
     unmatched: RouteMetrics,
-    peers: Arc<PeerFamilies>,
+    pub(super) peers: Arc<PeerFamilies>,
     process: ProcessMetrics,
-    requests_in_flight: IntGauge,
-    refusals: IntCounterVec,
+    pub(super) requests_in_flight: IntGauge,
+    pub(super) refusals: IntCounterVec,
     refusals_by_code: RefusalTable,
     rate_limits: IntCounterVec,
     request_rules: IntCounterVec,
@@ -246,6 +264,7 @@ pub struct Metrics {
     concurrency_shown: Mutex<HashSet<String>>,
     nodes: Arc<NodeFamilies>,
     discovery: Arc<DiscoveryFamilies>,
+    pub(super) maintenance: MaintenanceGauges,
     body_memory: IntGauge,
     pub(super) access_log_lines: IntCounter,
     pub(super) access_log_dropped: IntCounter,
@@ -308,20 +327,13 @@ impl Metrics {
             at_scrape: Mutex::default(),
             upstream_concurrency: gauges(&r, &UPSTREAM_CONCURRENCY_LIMIT),
             concurrency_shown: Mutex::default(),
-            nodes: Arc::new(NodeFamilies {
-                up: gauges(&r, &UPSTREAM_NODE_UP),
-                requests: counters(&r, &UPSTREAM_REQUESTS),
-                in_flight: gauges(&r, &UPSTREAM_IN_FLIGHT),
-                tls_failures: counters(&r, &UPSTREAM_TLS_FAILURES),
-                ejected: gauges(&r, &UPSTREAM_NODE_EJECTED),
-                ejections: counters(&r, &UPSTREAM_EJECTIONS),
-                live: Mutex::default(),
-            }),
+            nodes: Arc::new(node_families(&r)),
             discovery: DiscoveryFamilies::new(
                 counters(&r, &DISCOVERY),
                 gauges(&r, &DISCOVERED_NODES),
                 gauges(&r, &DISCOVERY_LAST_SUCCESS),
             ),
+            maintenance: MaintenanceGauges::new(gauges(&r, &MAINTENANCE)),
             body_memory: gauge(&r, &BODY_MEMORY),
             access_log_lines: counter(&r, &ACCESS_LOG_LINES),
             access_log_dropped: counter(&r, &ACCESS_LOG_DROPPED),
@@ -520,6 +532,7 @@ mod tests {
         let node = metrics.upstream_node("hive", "10.0.0.1:3000");
         metrics.expect_tls("hive");
         Box::leak(Box::new(metrics.discovery("hive"))).succeeded(2, 1_800_000_000);
+        metrics.set_maintenance(&[("a2a", true)]);
         node.set_up(true);
         node.record(UpstreamResult::Ok);
         (metrics, vec![node])

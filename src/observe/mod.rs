@@ -26,8 +26,13 @@ mod breaker;
 mod crl;
 mod discovery;
 mod refusals;
+pub mod recent;
+pub mod totals;
+pub mod history;
+mod maintenance;
 mod line_limit;
 pub mod access_log;
+pub mod process_log;
 mod log_queue;
 pub mod trace;
 #[cfg(feature = "otlp")]

@@ -29,6 +29,11 @@ impl PeerFamilies {
         Self { requests, duration, live: Mutex::default() }
     }
 
+    /// The counter behind all of them.
+    pub(super) fn requests(&self) -> &IntCounterVec {
+        &self.requests
+    }
+
     fn series(self: &Arc<Self>, label: &str, own: Option<PeerName>) -> Arc<PeerMetrics> {
         Arc::new(PeerMetrics {
             classes: CLASSES.map(|class| self.requests.with_label_values(&[label, class])),

@@ -8,6 +8,7 @@ pub mod deny;
 pub mod federation;
 pub mod json_rpc;
 pub mod load;
+pub mod maintenance;
 pub mod overload;
 pub mod peers;
 pub mod rate_limit;

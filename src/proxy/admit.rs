@@ -122,7 +122,13 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     if let Some(trace) = &mut ctx.trace {
         trace.admitted(shared.clock.now());
     }
+    let in_maintenance = || shared.maintenance.check(&route, &snapshot.config.maintenance);
+    if route.json_rpc.is_none() {
+        in_maintenance()?;
+    }
     let body = take_body(shared, session, ctx, &route, &limits).await?;
+    // Of a call not before its body is read: the answer carries its id.
+    in_maintenance()?;
     filter::check_waf(shared, session, ctx, &connection, listener, &body).await?;
     overload.upstream(ctx, &route)?;
     Ok(body)

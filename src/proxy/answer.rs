@@ -39,8 +39,19 @@ impl Form {
             }
             // The codes are words of the source; none needs escaping.
             None if older => format!(r#"{{"error":"{}"}}"#, refusal.gateway_v1().1).into(),
-            None => small_body(refusal).into(),
+            None => match refusal.page() {
+                Some(page) => page.body.clone().into(),
+                None => small_body(refusal).into(),
+            },
         }
+    }
+
+    /// Its media type.
+    pub fn content_type(self, refusal: &Refusal) -> HeaderValue {
+        let page = refusal.page().filter(|_| !self.on_json_rpc && self.reply == LocalReply::Hive);
+        // A media type that can't be sent is refused with the configuration.
+        let own = page.and_then(|page| HeaderValue::from_str(&page.content_type).ok());
+        own.unwrap_or(HeaderValue::from_static("application/json"))
     }
 
     /// The fields that only some refusals have.

@@ -337,7 +337,7 @@ impl Listener {
         if !self.may_write_failure() {
             return None;
         }
-        self.shared.log().record_handshake(&HandshakeRecord {
+        let record = HandshakeRecord {
             time: self.shared.clock.wall(),
             listener: self.listener.name.as_str(),
             client: remote.ip().to_canonical(),
@@ -348,7 +348,9 @@ impl Listener {
             subject: failure.subject.as_deref(),
             issuer: failure.issuer.as_deref(),
             duration: took,
-        });
+        };
+        self.shared.recent.handshake_failed(&record);
+        self.shared.log().record_handshake(&record);
         None
     }
 

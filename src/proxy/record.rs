@@ -7,7 +7,9 @@ use super::context::{Begun, Context};
 use super::overload::Places;
 use super::{Shared, body, check, trace};
 use crate::headers;
+use crate::observe::recent::{RefusedRequest, readable};
 use crate::observe::{AccessRecord, MethodLabel};
+use crate::refusal::Refusal;
 
 /// The status that is logged when the client left before there was one (nginx's 499).
 const CLIENT_GONE: u16 = 499;
@@ -31,6 +33,7 @@ pub fn record(shared: &Shared, session: &mut Session, ctx: &mut Context) {
     begun.snapshot.peer_metrics.of(ctx.peer.as_ref().map(|p| p.index)).record(status, duration);
     if let Some(refusal) = &ctx.refusal {
         shared.metrics.refusal(refusal.code());
+        note_refusal(shared, session, ctx, &begun, refusal, status);
     }
     log(shared, session, ctx, &begun, status, duration);
     if let Some(trace) = ctx.trace.take() {
@@ -55,6 +58,32 @@ pub fn record(shared: &Shared, session: &mut Session, ctx: &mut Context) {
     way.permit = None;
     ctx.places = Places::default();
     shared.request_ended();
+}
+
+/// For operators who ask what was refused last.
+fn note_refusal(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, refusal: &Refusal, status: u16) {
+    let code = refusal.code();
+    let client = ctx.client.as_ref().map_or_else(|| begun.remote_ip(), |c| c.address);
+    let listener = begun.connection.listener.name.as_str();
+    let route = ctx.route.as_ref().map(|r| r.name.as_str());
+    let peer = ctx.peer.as_ref().map(|p| p.name.as_str());
+    shared.recent.refusals.note(
+        begun.wall,
+        |seen| {
+            let same = seen.client == client && seen.code == code && seen.route.as_deref() == route;
+            same && seen.peer.as_deref() == peer && seen.listener == listener
+        },
+        || RefusedRequest {
+            code,
+            status,
+            listener: listener.to_owned(),
+            client,
+            peer: peer.map(str::to_owned),
+            route: route.map(str::to_owned),
+            path: readable(check::path_of(session.req_header().raw_path())),
+            request_id: ctx.request_id.as_ref().and_then(|id| id.to_str().ok()).map(str::to_owned),
+        },
+    );
 }
 
 fn log(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, status: u16, duration: std::time::Duration) {

@@ -47,7 +47,7 @@ async fn write_answer(session: &mut Session, ctx: &Context, refusal: &Refusal) -
     let form = Form { reply: local_reply(ctx), on_json_rpc };
     let body = form.body(refusal, id);
     let mut header = ResponseHeader::build(form.status(refusal), Some(8))?;
-    header.insert_header(headers::CONTENT_TYPE, HeaderValue::from_static("application/json"))?;
+    header.insert_header(headers::CONTENT_TYPE, form.content_type(refusal))?;
     header.insert_header(headers::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
     header.insert_header(headers::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
     header.insert_header(headers::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))?;

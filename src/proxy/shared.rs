@@ -10,11 +10,15 @@ use tokio::sync::watch;
 
 use super::connection::Connection;
 use super::downstream::Unparsed;
+use super::maintenance::Maintenance;
 use super::sketch::CountMin;
 use crate::clock::Clock;
+use crate::observe::history::History;
+use crate::observe::recent::{Recent, RefusedRequest};
 use crate::observe::trace::TraceQueue;
 use crate::observe::{AccessLog, AccessRecord, ConnectionRefusal, Metrics, OverloadAction, OverloadLimit};
 use crate::policy::body_memory::BodyMemory;
+use crate::policy::maintenance::Orders;
 use crate::policy::overload::{Class, Lag};
 use crate::policy::rate_limit::{RateLimiter, SharedRates};
 use crate::reload::Running;
@@ -43,6 +47,12 @@ pub struct Shared {
     pub rates: RateLimiter<CountMin>,
     /// What those of them count that are shared; none without `redis`.
     pub fleet_rates: ArcSwapOption<SharedRates>,
+    /// What was refused last.
+    pub recent: Recent,
+    /// The last minutes, in steps.
+    pub history: Mutex<History>,
+    /// What operators have taken out of service.
+    pub maintenance: Maintenance,
     /// Requests between their header and their log line.
     requests: AtomicU64,
     /// Connections from accept to close.
@@ -58,7 +68,12 @@ impl Shared {
         let server = &snapshot.config.server;
         let bodies = BodyMemory::new(server.body_memory);
         let rates = RateLimiter::new(server.rate_limit_keys, server.rate_limit_ipv6_prefix, clock.now());
+        let maintenance = Maintenance::default();
+        maintenance.apply(&snapshot, &metrics, clock.now());
         Arc::new(Self {
+            maintenance,
+            recent: Recent::default(),
+            history: Mutex::default(),
             snapshot: ArcSwap::from_pointee(snapshot),
             clock,
             traces: TraceQueue::new(metrics.spans()),
@@ -115,6 +130,18 @@ impl Shared {
     /// Brings the gauge of waiting bodies up to date.
     pub(super) fn show_body_memory(&self) {
         self.metrics.body_memory().set(i64::try_from(self.bodies.used()).unwrap_or(i64::MAX));
+    }
+
+    /// Changes what is out of service, if that is a change.
+    pub fn change_orders(&self, change: impl FnOnce(&mut Orders)) {
+        let _changing = self.maintenance.changing.lock();
+        let before = self.maintenance.orders();
+        let mut orders = (*before).clone();
+        change(&mut orders);
+        if orders != *before {
+            self.maintenance.set(orders);
+            self.maintenance.apply(&self.snapshot(), &self.metrics, self.clock.now());
+        }
     }
 
     /// Counts a request in, and says how many there are with it.
@@ -183,7 +210,10 @@ impl Running for Shared {
     fn swap(&self, snapshot: Arc<Snapshot>, log: Option<Arc<AccessLog>>) {
         self.bodies.set_limit(snapshot.config.server.body_memory);
         let generation = snapshot.generation;
+        let changing = self.maintenance.changing.lock();
+        self.maintenance.apply(&snapshot, &self.metrics, self.clock.now());
         self.snapshot.store(snapshot);
+        drop(changing);
         let _ = self.swapped.send_replace(generation);
         if let Some(log) = log {
             let old = self.log.swap(log);
@@ -217,6 +247,21 @@ impl Unparsed for Shared {
         let tls = connection.tls.as_ref();
         let snapshot = self.snapshot();
         let peer = connection.peer(&snapshot);
+        let (listener, client) = (connection.listener.name.as_str(), connection.remote_ip());
+        self.recent.refusals.note(
+            self.clock.wall(),
+            |seen| std::ptr::eq(seen.code, code) && seen.client == client && seen.listener == listener,
+            || RefusedRequest {
+                code,
+                status,
+                listener: listener.to_owned(),
+                client,
+                peer: peer.as_ref().map(|p| p.name.as_str().to_owned()),
+                route: None,
+                path: String::new(),
+                request_id: None,
+            },
+        );
         self.log().record(&AccessRecord {
             peer: peer.as_ref().map(|p| p.name.as_str()),
             spiffe_id: identity.and_then(|i| i.spiffe_id.as_ref()).map(|id| id.as_str()),

@@ -24,6 +24,9 @@ const CONNECTIONS: usize = 2;
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 const LOOK_LEAST: Duration = Duration::from_millis(200);
 
+/// Longest wait for an answer that no request waits for.
+const ASK_WAIT: Duration = Duration::from_secs(1);
+
 /// Least time between two complaints in the log.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
@@ -161,6 +164,26 @@ impl Client {
         if last.is_none_or(|last| now.saturating_duration_since(last) >= COMPLAIN_EVERY) {
             *last = Some(now);
             log::warn!("redis: {why}; this gateway counts the shared rate limit by itself");
+        }
+    }
+
+    /// Sends another command, which is about this key. It is none of a request's, so it may take its time.
+    ///
+    /// # Errors
+    /// Says why there is no answer, or what Redis has against it.
+    pub async fn ask(&self, key: &[u8], words: &[&[u8]]) -> Result<Reply, String> {
+        let link = self.nodes.load().link(key).cloned();
+        let answered = link.and_then(|link| link.send(command(words))).ok_or("there is no connection to Redis")?;
+        match timeout(ASK_WAIT, answered).await {
+            Ok(Ok(Reply::Error(why))) => {
+                if why.starts_with("MOVED") || why.starts_with("ASK") {
+                    self.look.notify_one();
+                }
+                Err(why)
+            }
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(_)) => Err("the connection to Redis broke".to_owned()),
+            Err(_) => Err(format!("Redis has not answered within {ASK_WAIT:?}")),
         }
     }
 

@@ -13,3 +13,4 @@ mod wire;
 
 pub use client::{Client, Settings, Unavailable};
 pub use url::{Target, parse_url};
+pub use wire::Reply;

@@ -5,13 +5,18 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
+use super::maintenance;
 use super::spiffe::Agent;
 use crate::admin::status::{
     BreakerStatus, CertificateStatus, ConfigStatus, CrlSourceStatus, CrlStatus, DiscoveryStatus, ListenerStatus,
-    NodeStatus, ReloadError, ReloadStatus, RouteStatus, SpiffeStatus, StapleStatus, Status, UpstreamStatus,
+    NodeStatus, OrderStatus, ReloadError, ReloadStatus, RouteStatus, SpiffeStatus, StapleStatus, Status,
+    UpstreamStatus,
 };
+use crate::admin::status_traffic::{FailedHandshakeStatus, PeerStatus, RefusalsStatus, TrafficStatus};
 use crate::admin::{AdminState, Readiness, Reloaded};
 use crate::config::{self, Config, RoutePeers};
+use crate::observe::process_log;
+use crate::policy::maintenance::Orders;
 use crate::proxy::Shared;
 use crate::reload::{Reloader, Report, Trigger};
 use crate::snapshot::{ListenerSnapshot, Snapshot, UpstreamSnapshot};
@@ -21,7 +26,7 @@ use crate::tls::{CertificateFacts, CrlFacts, Staple};
 pub fn admin_state(shared: &Arc<Shared>, reloader: &Arc<Reloader>, agent: Option<Arc<Agent>>) -> AdminState {
     let started = shared.clock.now();
     let (for_ready, for_status, for_bearer) = (shared.clone(), shared.clone(), shared.clone());
-    let agent_for_ready = agent.clone();
+    let (agent_for_ready, for_orders) = (agent.clone(), shared.clone());
     let (reloads, for_reload) = (reloader.clone(), reloader.clone());
     AdminState {
         metrics: shared.metrics.clone(),
@@ -30,6 +35,11 @@ pub fn admin_state(shared: &Arc<Shared>, reloader: &Arc<Reloader>, agent: Option
         reload: Box::new(move || {
             let report = for_reload.reload(Trigger::Admin);
             reloaded(&report, &for_reload.needs_restart())
+        }),
+        carry_out: Box::new(move |command| maintenance::carry_out(&for_orders, command)),
+        log_filter: Box::new(|wanted| {
+            wanted.map_or(Ok(()), process_log::set)?;
+            Ok(process_log::current())
         }),
         bearer: Box::new(move || for_bearer.snapshot().config.admin.bearer.clone()),
         loopback: shared.snapshot().config.admin.address.ip().is_loopback(),
@@ -104,10 +114,14 @@ fn readiness(shared: &Shared, agent: Option<&Agent>, started: Instant) -> Readin
 
 fn status(shared: &Shared, reloader: &Reloader, agent: Option<&Agent>, started: Instant) -> Status {
     let snapshot = shared.snapshot();
-    let config = &snapshot.config;
+    let (config, orders) = (&snapshot.config, shared.maintenance.orders());
+    let now = shared.clock.unix_seconds();
+    let history = shared.history.lock();
     Status {
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: shared.clock.now().saturating_duration_since(started).as_secs(),
+        time: now,
+        ready: readiness(shared, agent, started).is_ready(),
         draining: shared.draining(),
         config: ConfigStatus {
             path: config.source.display().to_string(),
@@ -119,8 +133,15 @@ fn status(shared: &Shared, reloader: &Reloader, agent: Option<&Agent>, started: 
         needs_restart: reloader.needs_restart(),
         spiffe: agent.map(|agent| spiffe(agent, &snapshot)),
         listeners: config.listeners.iter().zip(&snapshot.listeners).map(|(c, l)| listener(shared, c, l)).collect(),
-        routes: config.routes.iter().map(|r| route(config, r)).collect(),
-        upstreams: snapshot.upstreams.iter().map(|u| upstream(u)).collect(),
+        routes: config.routes.iter().map(|r| route(config, r, &orders)).collect(),
+        upstreams: snapshot.upstreams.iter().map(|u| upstream(u, now)).collect(),
+        orders: OrderStatus::of(&orders),
+        orders_can_persist: config.server.state_dir.is_some(),
+        orders_reach_fleet: config.maintenance.fleet,
+        traffic: TrafficStatus::of(&history),
+        peers: PeerStatus::of(&history),
+        refusals: RefusalsStatus::of(&history, shared.recent.refusals.all()),
+        failed_handshakes: FailedHandshakeStatus::of(shared.recent.handshakes.all()),
     }
 }
 
@@ -141,7 +162,10 @@ fn listener(shared: &Shared, config: &config::Listener, built: &ListenerSnapshot
     let now = shared.clock.unix_seconds();
     let certificates = built.tls.iter().flat_map(|tls| {
         let each = tls.certificates().iter().zip(tls.staples());
-        each.map(|(facts, own)| CertificateStatus { ocsp: own.as_ref().map(|s| staple(s, now)), ..certificate(facts) })
+        each.map(|(facts, own)| CertificateStatus {
+            ocsp: own.as_ref().map(|s| staple(s, now)),
+            ..certificate(facts, now)
+        })
     });
     let crls = built.tls.iter().filter_map(|tls| tls.revocation()).flat_map(|r| r.facts());
     let sources = built.tls.iter().filter_map(|tls| tls.revocation()).flat_map(|r| r.source_facts());
@@ -170,12 +194,13 @@ fn crl(facts: &CrlFacts) -> CrlStatus {
     }
 }
 
-fn certificate(facts: &CertificateFacts) -> CertificateStatus {
+fn certificate(facts: &CertificateFacts, now: i64) -> CertificateStatus {
     CertificateStatus {
         subject: facts.subject.clone(),
         serial: facts.serial.clone(),
         names: facts.names.clone(),
         not_after: facts.not_after,
+        days_left: facts.not_after.saturating_sub(now).div_euclid(24 * 3600),
         not_before: facts.not_before,
         ocsp: None,
     }
@@ -187,7 +212,7 @@ fn staple(staple: &Staple, now: i64) -> StapleStatus {
     StapleStatus { responder: staple.responder().to_owned(), status, next_update: last.map(|last| last.until()) }
 }
 
-fn route(config: &Config, route: &config::Route) -> RouteStatus {
+fn route(config: &Config, route: &config::Route, orders: &Orders) -> RouteStatus {
     let upstream = config.upstreams.get(route.upstream);
     RouteStatus {
         name: route.name.as_str().to_owned(),
@@ -202,15 +227,17 @@ fn route(config: &Config, route: &config::Route) -> RouteStatus {
             }
         },
         upstream: upstream.map(|u| u.name.as_str().to_owned()).unwrap_or_default(),
+        maintenance: orders.of_route(route.name.as_str()).is_some(),
     }
 }
 
-fn upstream(built: &UpstreamSnapshot) -> UpstreamStatus {
+fn upstream(built: &UpstreamSnapshot, now: i64) -> UpstreamStatus {
     let nodes = built.upstream.status().into_iter().map(|n| NodeStatus {
         url: n.url.to_string(),
         address: n.address.to_string(),
         health: n.health.as_str(),
         outlier: n.standing.as_str(),
+        drained: n.drained,
         weight: n.weight,
         priority: n.priority,
         in_flight: n.in_flight,
@@ -238,7 +265,7 @@ fn upstream(built: &UpstreamSnapshot) -> UpstreamStatus {
             last_success: d.last_success.map(unix_seconds),
             error: d.error,
         }),
-        certificate: built.tls.as_ref().and_then(|tls| tls.certificate.as_ref()).map(certificate),
+        certificate: built.tls.as_ref().and_then(|tls| tls.certificate.as_ref()).map(|c| certificate(c, now)),
         nodes: nodes.collect(),
     }
 }

@@ -74,6 +74,8 @@ pub struct Upstream {
     outlier: file::Outlier,
     /// Held while a node is ejected; shared with the upstream of the next configuration, as the nodes' states are.
     ejecting: Arc<Mutex<()>>,
+    /// Nodes that operators have taken out, as they named them.
+    drained: Mutex<Box<[Box<str>]>>,
     breaker: Breaker,
     metrics: Arc<UpstreamMetrics>,
     http2: bool,
@@ -125,6 +127,7 @@ impl Upstream {
             health_check: settings.health_check,
             outlier: settings.outlier,
             ejecting: previous.map_or_else(Arc::default, |p| p.ejecting.clone()),
+            drained: Mutex::default(),
             breaker: Breaker::new(settings.circuit_breaker, name, metrics, previous.map(|p| &p.breaker)),
             metrics: metrics.upstream(name),
             http2: matches!(settings.protocol, file::UpstreamProtocol::Http2),
@@ -214,6 +217,26 @@ impl Upstream {
         self.view.load().mode == Mode::Panic
     }
 
+    /// Drains the nodes that one of these texts names, by URL or address, and returns all others. A node that returns gets
+    /// its share back step by step, as one does that was down.
+    pub fn drain_only(&self, named: &[&str], now: Instant) {
+        *self.drained.lock() = named.iter().map(|text| (*text).into()).collect();
+        for node in self.nodes().iter() {
+            let drained = named.iter().any(|text| node.is_named(text));
+            if !node.set_drained(drained) {
+                continue;
+            }
+            let (name, url) = (&self.name, node.url());
+            if drained {
+                info!("upstream {name}: node {url} is drained: it gets no new requests");
+            } else {
+                node.state.ejection.recovered(now);
+                info!("upstream {name}: node {url} is returned");
+            }
+        }
+        self.refresh();
+    }
+
     /// What the admin page shows, one entry per node.
     pub fn status(&self) -> Vec<NodeStatus> {
         self.nodes().iter().map(|n| n.status()).collect()
@@ -238,6 +261,10 @@ impl Upstream {
 
     /// Must follow every change of a node's usability. Lays the nodes out again if anything has changed.
     fn refresh(&self) {
+        for text in self.drained.lock().iter() {
+            // Among the nodes may be new ones that were named before.
+            self.nodes().iter().filter(|node| node.is_named(text)).for_each(|node| _ = node.set_drained(true));
+        }
         let before = self.view.load_full();
         if !before.is_stale() {
             return;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::{HeaderMap, HeaderValue};
@@ -139,6 +139,11 @@ impl Node {
         &self.url
     }
 
+    /// Whether an operator means it: by its URL as configured, or by its address.
+    pub fn is_named(&self, text: &str) -> bool {
+        *self.url == *text || text.parse() == Ok(self.address)
+    }
+
     /// Where it is.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -223,9 +228,21 @@ impl Node {
         if self.ejects { self.state.ejection.standing() } else { Standing::In }
     }
 
-    /// Whether a request may go there: probes and requests have nothing against it, or it is time to try it again.
+    /// Whether an operator has taken it out: it gets no new requests, and is probed all the same.
+    pub fn is_drained(&self) -> bool {
+        self.state.drained.load(Ordering::Acquire)
+    }
+
+    /// Takes it out, or returns it. Whether that was a change.
+    pub(super) fn set_drained(&self, drained: bool) -> bool {
+        self.state.metrics.set_drained(drained);
+        self.state.drained.swap(drained, Ordering::AcqRel) != drained
+    }
+
+    /// Whether a request may go there: probes, requests and operators have nothing against it, or it is time to try it
+    /// again.
     pub fn is_usable(&self) -> bool {
-        self.is_healthy() && matches!(self.standing(), Standing::In | Standing::HalfOpen)
+        !self.is_drained() && self.is_healthy() && matches!(self.standing(), Standing::In | Standing::HalfOpen)
     }
 
     /// Requests under way, those of an older configuration included.
@@ -300,6 +317,7 @@ impl Node {
             priority: self.priority,
             health: self.health(),
             standing: self.standing(),
+            drained: self.is_drained(),
             in_flight: self.in_flight(),
             requests: self.state.requests.load(Ordering::Relaxed),
             connect_failures: self.state.connect_failures.load(Ordering::Relaxed),
@@ -371,6 +389,8 @@ pub struct NodeStatus {
     pub standing: Standing,
     /// What the probes say. [`Health::Up`] is the only one that is confirmed.
     pub health: Health,
+    /// Whether an operator has taken it out.
+    pub drained: bool,
     /// Requests under way.
     pub in_flight: u32,
     /// Requests sent there since the process started.
@@ -408,6 +428,7 @@ pub(super) struct State {
     id: NodeId,
     joins: Joins,
     pub(super) ejection: Ejection,
+    drained: AtomicBool,
     health: AtomicU8,
     pub(super) in_flight: AtomicU32,
     pub(super) requests: AtomicU64,
@@ -459,6 +480,7 @@ impl State {
             id: NodeId::next(),
             joins,
             ejection: Ejection::default(),
+            drained: AtomicBool::new(false),
             health: AtomicU8::new(Health::Unknown as u8),
             in_flight: AtomicU32::new(0),
             requests: AtomicU64::new(0),

@@ -274,7 +274,9 @@ impl Upstream {
         let nodes = self.nodes();
         let out = nodes.iter().filter(|n| n.standing() != Standing::In).count();
         let most = (nodes.len() * usize::from(self.outlier.max_ejected.0) / 1000).max(1);
-        let others = nodes.iter().any(|n| n.id() != node.id() && n.is_healthy() && n.standing() == Standing::In);
+        let others = nodes
+            .iter()
+            .any(|n| n.id() != node.id() && n.is_healthy() && !n.is_drained() && n.standing() == Standing::In);
         out < most && others
     }
 }

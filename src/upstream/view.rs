@@ -48,6 +48,7 @@ impl NodeSet {
 /// What the layout depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Seen {
+    drained: bool,
     healthy: bool,
     /// Not known yet, so that it neither counts as usable nor as out.
     held_back: bool,
@@ -56,7 +57,7 @@ struct Seen {
     times: Times,
 }
 
-/// Which of the nodes that are out get requests all the same.
+/// Which of the nodes that are out get requests all the same. Drained ones never do: what an operator says is no guess.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
     /// None.
@@ -134,8 +135,8 @@ impl View {
     pub(super) fn takes(&self, node: &Node) -> bool {
         match self.mode {
             Mode::Normal => node.is_usable(),
-            Mode::LastResort => node.is_healthy(),
-            Mode::Panic => !node.is_held_back(),
+            Mode::LastResort => node.is_healthy() && !node.is_drained(),
+            Mode::Panic => !node.is_drained() && !node.is_held_back(),
         }
     }
 
@@ -171,6 +172,7 @@ fn look(nodes: &[Arc<Node>]) -> Box<[Seen]> {
     let seen = nodes.iter().map(|node| {
         let standing = node.standing();
         Seen {
+            drained: node.is_drained(),
             healthy: node.is_healthy(),
             held_back: node.is_held_back(),
             standing_in: standing == Standing::In,
@@ -184,6 +186,9 @@ fn look(nodes: &[Arc<Node>]) -> Box<[Seen]> {
 impl Seen {
     /// Whether the node gets requests.
     fn counts(&self, mode: Mode) -> bool {
+        if self.drained {
+            return false;
+        }
         match mode {
             Mode::Normal => self.healthy && (self.standing_in || self.half_open),
             Mode::LastResort => self.healthy,
@@ -196,18 +201,19 @@ impl Seen {
 fn mode_and_shares(set: &NodeSet, seen: &[Seen], panic_threshold: Percent) -> (Mode, Vec<u32>) {
     let shares = |mode: Mode| {
         let available = set.groups.iter().map(|all| {
-            let known = all.indexes.iter().map(|i| &seen[usize::from(*i)]).filter(|s| !s.held_back);
-            let usable = known.clone().filter(|s| s.counts(mode)).count();
-            (usable * OVERPROVISIONING / known.count().max(1)).min(1000)
+            let members = all.indexes.iter().map(|i| &seen[usize::from(*i)]).filter(|s| !s.drained && !s.held_back);
+            let usable = members.clone().filter(|s| s.counts(mode)).count();
+            (usable * OVERPROVISIONING / members.count().max(1)).min(1000)
         });
         split(&available.collect::<Vec<_>>())
     };
-    let well = seen.iter().filter(|s| s.healthy && s.standing_in).count();
+    // Of drained nodes nothing is expected, so nothing is missing while they are out.
+    let members = seen.iter().filter(|s| !s.drained && !s.held_back);
+    let well = members.clone().filter(|s| s.healthy && s.standing_in).count();
     let (enough, normal) = shares(Mode::Normal);
-    let known = seen.iter().filter(|s| !s.held_back).count();
-    if !enough && well * 1000 < known * usize::from(panic_threshold.0) {
+    if !enough && well * 1000 < members.clone().count() * usize::from(panic_threshold.0) {
         (Mode::Panic, shares(Mode::Panic).1)
-    } else if well == 0 && seen.iter().any(|s| s.healthy) {
+    } else if well == 0 && members.clone().any(|s| s.healthy) {
         (Mode::LastResort, shares(Mode::LastResort).1)
     } else {
         (Mode::Normal, normal)

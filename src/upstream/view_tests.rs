@@ -110,3 +110,29 @@ fn another_priority_that_carries_all_keeps_panic_away() {
     assert!(!upstream.is_in_panic());
     assert_eq!(by_priority(&upstream), [0, 1000, 0]);
 }
+
+#[test]
+fn a_drained_node_gets_nothing_in_any_mode_and_nothing_is_missing_without_it() {
+    for balance in [Balance::RoundRobin, Balance::LeastRequests, Balance::ConsistentHash] {
+        // Five of ten are drained, the other five carry all: nothing goes to the second priority.
+        let upstream = upstream(&[[0; 10], [1; 10], [2; 10]].concat(), balance, 500);
+        set(&upstream, 0..30, true);
+        let named: Vec<String> = upstream.nodes()[..5].iter().map(|n| n.url().to_string()).collect();
+        let named: Vec<&str> = named.iter().map(String::as_str).collect();
+        upstream.drain_only(&named, Instant::now());
+        assert!(near(by_priority(&upstream), [1000, 0, 0]), "{balance:?}");
+        let drained = |upstream: &Upstream| -> u64 { upstream.status()[..5].iter().map(|n| n.requests).sum() };
+        assert_eq!(drained(&upstream), 0, "{balance:?}");
+        // All others down is panic; the drained ones stay out all the same.
+        set(&upstream, 0..30, false);
+        assert!(upstream.is_in_panic());
+        by_priority(&upstream);
+        assert_eq!(drained(&upstream), 0, "{balance:?}");
+        let all: Vec<String> = upstream.nodes().iter().map(|n| n.url().to_string()).collect();
+        upstream.drain_only(&all.iter().map(String::as_str).collect::<Vec<_>>(), Instant::now());
+        assert!(upstream.pick(&plain()).is_none() && !upstream.has_usable(), "{balance:?}");
+        set(&upstream, 0..30, true);
+        upstream.drain_only(&[], Instant::now());
+        assert!(upstream.pick(&plain()).is_some(), "{balance:?}");
+    }
+}

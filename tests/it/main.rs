@@ -6,6 +6,7 @@ mod support;
 
 mod a2a;
 mod admin;
+mod admin_api;
 mod answers;
 mod balancing;
 mod bodies;
@@ -31,6 +32,7 @@ mod headers;
 mod limits;
 mod log;
 mod log_format;
+mod maintenance;
 mod metrics;
 mod hostile;
 mod node_identity;
@@ -48,6 +50,7 @@ mod shared_limits;
 mod spiffe;
 mod spiffe_federation;
 mod stapling;
+mod status_page;
 mod streams;
 mod tls;
 #[cfg(feature = "otlp")]

@@ -1,4 +1,4 @@
-//! Blocks of the gateway as a whole: `redis`, `admin`, `identity_headers`, `server`.
+//! Blocks of the gateway as a whole: `redis`, `maintenance`, `admin`, `identity_headers`, `server`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -33,6 +33,29 @@ fn redis_key_prefix() -> String {
 
 fn redis_timeout() -> Span {
     Span(Duration::from_millis(20))
+}
+
+/// `maintenance`: what clients are told while the admin API has a route or the whole gateway in maintenance (503).
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Maintenance {
+    /// `Retry-After`, 1s to 1d. Default 60s.
+    pub retry_after: Span,
+    /// `message` of the JSON answers. Default `Under maintenance. Try again later.`
+    pub message: String,
+    /// The body on routes without `json_rpc`, as it stands; at most 64 KiB. Default: the small JSON body.
+    pub body: Option<String>,
+    /// Media type of [`Self::body`]. Default `text/html; charset=utf-8`.
+    pub content_type: Option<String>,
+    /// Whether orders of the whole fleet, kept in Redis, are followed and may be given. Default false.
+    pub fleet: bool,
+}
+
+impl Default for Maintenance {
+    fn default() -> Self {
+        let message = "Under maintenance. Try again later.".into();
+        Self { retry_after: seconds(60), message, body: None, content_type: None, fleet: false }
+    }
 }
 
 /// `admin`
@@ -92,7 +115,7 @@ pub struct Server {
     /// `POST /v1/reload`, so that an editor's half-done work is never taken into use.
     pub watch_config: bool,
     /// Directory of the gateway's own, which exists: what was fetched (revocation lists, OCSP answers) is kept there for
-    /// the next start. Two processes may share it. Default: none, what was fetched is gone with the process.
+    /// the next start, and what the admin API is told to keep (`persist=true`). Two processes may share it. Default: none, what was fetched is gone with the process.
     pub state_dir: Option<String>,
 }
 

@@ -7,6 +7,7 @@ mod endpoint;
 mod federation;
 mod json_rpc;
 mod listeners;
+mod maintenance;
 mod observe;
 mod overload;
 mod patterns;
@@ -62,7 +63,8 @@ pub(super) fn resolve(
     resilience::check_hash_keys(&mut r, &upstreams, &routes);
     rate_limits::check(&mut r, &listeners, &routes, &hive.federation);
     let redis = redis::resolve(&mut r, file.redis);
-    redis::check_shared(&mut r, redis.is_some(), &listeners, &routes);
+    let maintenance = maintenance::resolve(&mut r, file.maintenance, redis.is_some());
+    redis::check_shared(&mut r, redis.is_some(), &listeners, &routes, maintenance.fleet);
     let overload = overload::overload(&mut r, file.overload);
     let admin = process::admin(&mut r, file.admin);
     let access_log = observe::access_log(&mut r, file.access_log);
@@ -85,6 +87,7 @@ pub(super) fn resolve(
         upstreams,
         spiffe,
         redis,
+        maintenance,
         overload,
         admin,
         access_log,

@@ -48,8 +48,8 @@ pub(super) fn resolve(r: &mut Resolver<'_>, raw: Option<file::Redis>) -> Option<
     Some(Redis { target, ca, key_prefix: raw.key_prefix, timeout: raw.timeout.0 })
 }
 
-/// Shared limits without Redis, and Redis without shared limits.
-pub(super) fn check_shared(r: &mut Resolver<'_>, redis: bool, listeners: &[Listener], routes: &[Route]) {
+/// Shared limits without Redis, and Redis that nothing is shared in.
+pub(super) fn check_shared(r: &mut Resolver<'_>, redis: bool, listeners: &[Listener], routes: &[Route], fleet: bool) {
     let of_listeners = listeners.iter().enumerate().map(|(i, l)| (format!("listeners[{i}]"), &l.rate_limits));
     let of_routes = routes.iter().enumerate().map(|(i, x)| (format!("routes[{i}]"), &x.rate_limits));
     let mut any = false;
@@ -61,7 +61,7 @@ pub(super) fn check_shared(r: &mut Resolver<'_>, redis: bool, listeners: &[Liste
             }
         }
     }
-    if redis && !any {
-        r.warn("redis", "no limit is shared, so nothing is counted there; write shared: true on one");
+    if redis && !any && !fleet {
+        r.warn("redis", "no limit is shared, so nothing is counted there; write shared: true on one, or maintenance: { fleet: true }");
     }
 }

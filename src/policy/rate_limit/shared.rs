@@ -50,6 +50,11 @@ impl SharedRates {
         Self { client, key_prefix: key_prefix.into() }
     }
 
+    /// A key of the fleet's that is no limit's.
+    pub fn own_key(&self, name: &str) -> String {
+        format!("{}{name}", self.key_prefix)
+    }
+
     /// Longest wait for an answer.
     pub fn timeout(&self) -> std::time::Duration {
         self.client.timeout()

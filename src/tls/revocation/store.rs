@@ -1,15 +1,14 @@
 //! What was fetched, kept on disk (`server.state_dir`), so that a restart while the CA's server is away lets clients in as
 //! before. Nothing there is believed: what is read back is verified as if it had been fetched just now.
 
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use openssl::sha::sha256;
 
-use crate::files::open_regular;
+use crate::files::{open_regular, replace};
 
 /// What nobody has used for so long is removed at the start.
 const UNUSED_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -46,18 +45,7 @@ impl StateDir {
     /// # Errors
     /// The system's.
     pub fn write(&self, key: &[u8], bytes: &[u8]) -> io::Result<()> {
-        let path = self.path(key);
-        let new = path.with_extension(format!("new-{}", std::process::id()));
-        let written = || {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            // It may be there from a process that was stopped in the midst of it.
-            file.set_permissions(Permissions::from_mode(0o600))?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            File::open(&self.0)?.sync_all()
-        };
-        written().inspect_err(|_| _ = fs::remove_file(&new))
+        replace(&self.path(key), bytes)
     }
 
     /// Whether something of this length is kept under a key.
@@ -85,6 +73,8 @@ impl StateDir {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::tls::fixture_tests::Dir;
 

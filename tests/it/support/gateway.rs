@@ -339,6 +339,12 @@ impl Gateway {
         Connection::plain(self.admin).unwrap().exchange(head.as_bytes()).unwrap()
     }
 
+    /// Another request without a body that changes something.
+    pub fn admin_ask(&self, method: &str, target: &str) -> Response {
+        let head = format!("{method} {target} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.admin);
+        Connection::plain(self.admin).unwrap().exchange(head.as_bytes()).unwrap()
+    }
+
     /// `POST /v1/reload`.
     pub fn reload(&self) -> Response {
         self.admin_post("/v1/reload", "")

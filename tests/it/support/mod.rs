@@ -1,5 +1,6 @@
 //! What the tests stand on: certificates, a gateway that really runs, raw clients and a programmable Hive node.
 
+pub mod browser;
 pub mod certs;
 pub mod client;
 #[cfg(feature = "otlp")]

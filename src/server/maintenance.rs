@@ -1,0 +1,208 @@
+//! Carries out what the admin API says of nodes, routes and the gateway; keeps what is to be kept; follows the fleet.
+
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+use serde_json::{Value, json};
+
+use crate::admin::status::OrderStatus;
+use crate::admin::{Command, Denied};
+use crate::files;
+use crate::policy::maintenance::{ORDERS_MAX, Order, Scope, Target, from_json, to_json};
+use crate::policy::rate_limit::SharedRates;
+use crate::proxy::Shared;
+use crate::redis::Reply;
+use crate::snapshot::Snapshot;
+
+/// In `server.state_dir`.
+const FILE: &str = "maintenance.json";
+/// Longest file that is read back.
+const FILE_MAX: u64 = 4 << 20;
+/// The hash in Redis, after `redis.key_prefix`.
+const KEY: &str = "maintenance";
+/// How often the fleet's orders are asked for, and how often until they were had once.
+const FOLLOW_EVERY: Duration = Duration::from_secs(1);
+const FOLLOW_FIRST: Duration = Duration::from_millis(50);
+
+fn file(snapshot: &Snapshot) -> Option<PathBuf> {
+    snapshot.config.server.state_dir.as_ref().map(|dir| dir.join(FILE))
+}
+
+/// Takes the orders into force that were kept before the last end of the process.
+pub fn restore(shared: &Shared) {
+    let Some(path) = file(&shared.snapshot()) else { return };
+    let mut text = Vec::new();
+    let read = files::open_regular(&path).and_then(|file| file.take(FILE_MAX).read_to_end(&mut text));
+    match read.map_err(|e| (e.kind() == io::ErrorKind::NotFound, e.to_string())) {
+        Ok(_) => match from_json(&text) {
+            Ok(kept) => shared.change_orders(|orders| orders.own = kept),
+            Err(why) => log::error!("{}: {why}; what was drained or in maintenance is not any more", path.display()),
+        },
+        Err((true, _)) => {}
+        Err((false, why)) => log::error!("{}: {why}; what was drained or in maintenance is not", path.display()),
+    }
+}
+
+/// Begins or ends an order, and says what is out of service then.
+///
+/// # Errors
+/// It was not done, and why.
+pub fn carry_out(shared: &Shared, command: &Command) -> Result<Value, Denied> {
+    let snapshot = shared.snapshot();
+    let order = match command.ends {
+        true => None,
+        false => {
+            check_target(&snapshot, &command.target)?;
+            let Command { retry_after, persist: kept, .. } = *command;
+            Some(Order { since: shared.clock.unix_seconds(), retry_after, kept })
+        }
+    };
+    if command.fleet {
+        let _turn = shared.maintenance.fleet.blocking_lock();
+        tell_fleet(shared, &snapshot, &command.target, order.as_ref())?;
+        shared.change_orders(|orders| put(&mut orders.fleet, &command.target, order));
+    } else {
+        change_own(shared, &snapshot, &command.target, order)?;
+    }
+    let orders = shared.maintenance.orders();
+    Ok(json!({ "orders": OrderStatus::of(&orders) }))
+}
+
+/// An order that is given again is as old as it was.
+fn put(scope: &mut Scope, target: &Target, order: Option<Order>) {
+    match order {
+        None => _ = scope.remove(target),
+        Some(order) => {
+            let since = scope.get(target).map_or(order.since, |before| before.since);
+            scope.insert(target.clone(), Order { since, ..order });
+        }
+    }
+}
+
+fn check_target(snapshot: &Snapshot, target: &Target) -> Result<(), Denied> {
+    let unknown = |code, message| Err(Denied { status: 404, code, message });
+    match target {
+        Target::Gateway => Ok(()),
+        Target::Route(name) if snapshot.config.routes.iter().any(|r| r.name.as_str() == name) => Ok(()),
+        Target::Route(name) => unknown("unknown_route", format!("No route is named {name:?}.")),
+        Target::Node { upstream, node } => {
+            let Some(built) = snapshot.upstreams.iter().find(|u| u.upstream.name().as_str() == upstream) else {
+                return unknown("unknown_upstream", format!("No upstream is named {upstream:?}."));
+            };
+            match built.upstream.nodes().iter().any(|n| n.is_named(node)) {
+                true => Ok(()),
+                false => unknown("unknown_node", format!("Upstream {upstream} has no node {node:?}.")),
+            }
+        }
+    }
+}
+
+fn change_own(shared: &Shared, snapshot: &Snapshot, target: &Target, order: Option<Order>) -> Result<(), Denied> {
+    let (path, before) = (file(snapshot), shared.maintenance.orders());
+    let keeps = order.as_ref().is_some_and(|order| order.kept);
+    if keeps && path.is_none() {
+        let message = "Nothing can be kept without server.state_dir.".to_owned();
+        return Err(Denied { status: 409, code: "no_state_dir", message });
+    }
+    let ends = order.is_none();
+    let mut own = before.own.clone();
+    put(&mut own, target, order.clone());
+    if let Some(path) = path.filter(|_| to_json(&own) != to_json(&before.own))
+        && let Err(e) = files::replace(&path, to_json(&own).as_bytes())
+    {
+        let message = format!("{}: {e}", path.display());
+        log::error!("{message}");
+        // What is to end must end, also on a full disk.
+        if !ends {
+            return Err(Denied { status: 500, code: "not_kept", message });
+        }
+    }
+    shared.change_orders(|orders| put(&mut orders.own, target, order));
+    Ok(())
+}
+
+/// Writes an order of the fleet's down in Redis, or takes it out. Each is a field of its own, so that gateways that are told
+/// different things at once don't undo each other's.
+fn tell_fleet(shared: &Shared, snapshot: &Snapshot, target: &Target, order: Option<&Order>) -> Result<(), Denied> {
+    let client = shared.fleet_rates.load_full().filter(|_| snapshot.config.maintenance.fleet);
+    let Some(redis) = client else {
+        let message = "The fleet is told only with maintenance.fleet and a Redis.".to_owned();
+        return Err(Denied { status: 409, code: "no_fleet", message });
+    };
+    let (key, field) = (redis.own_key(KEY), target.key());
+    let value = order.map(|order| serde_json::to_string(order).unwrap_or_default());
+    let words: Vec<&[u8]> = match &value {
+        Some(value) => vec![b"HSET", key.as_bytes(), field.as_bytes(), value.as_bytes()],
+        None => vec![b"HDEL", key.as_bytes(), field.as_bytes()],
+    };
+    // The admin listener gives a change a thread that may wait.
+    let asked = tokio::runtime::Handle::current().block_on(redis.client.ask(key.as_bytes(), &words));
+    asked.map(|_| ()).map_err(|message| Denied { status: 503, code: "redis_unavailable", message })
+}
+
+/// Follows the fleet's orders. What is not known for a while stays as it was known last.
+pub struct FleetOrders(pub Arc<Shared>);
+
+impl FleetOrders {
+    async fn look(&self) -> Result<bool, String> {
+        let shared = &self.0;
+        if !shared.snapshot().config.maintenance.fleet {
+            shared.change_orders(|orders| orders.fleet.clear());
+            return Ok(true);
+        }
+        let Some(redis) = shared.fleet_rates.load_full() else { return Ok(false) };
+        let _turn = shared.maintenance.fleet.lock().await;
+        let fleet = read(&redis).await?;
+        shared.change_orders(|orders| orders.fleet = fleet);
+        Ok(true)
+    }
+}
+
+async fn read(redis: &SharedRates) -> Result<Scope, String> {
+    let key = redis.own_key(KEY);
+    let reply = redis.client.ask(key.as_bytes(), &[b"HGETALL", key.as_bytes()]).await?;
+    let pairs = reply.array().chunks_exact(2).take(ORDERS_MAX);
+    let parsed = pairs.filter_map(|pair| match pair {
+        [Reply::Bulk(Some(field)), Reply::Bulk(Some(value))] => {
+            let target = Target::parse(std::str::from_utf8(field).ok()?)?;
+            Some((target, serde_json::from_slice(value).ok()?))
+        }
+        _ => None,
+    });
+    Ok(parsed.collect())
+}
+
+#[async_trait]
+impl BackgroundService for FleetOrders {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let (mut known, mut silent) = (false, false);
+        loop {
+            match self.look().await {
+                Ok(true) => {
+                    if std::mem::take(&mut silent) {
+                        log::info!("the fleet's orders are known again");
+                    }
+                    known = true;
+                }
+                Ok(false) => {}
+                Err(why) => {
+                    if known && !silent {
+                        log::warn!("the fleet's orders can't be read: {why}; those known last stay in force");
+                        silent = true;
+                    }
+                }
+            }
+            let wait = if known { FOLLOW_EVERY } else { FOLLOW_FIRST };
+            tokio::select! {
+                // An error means that the sender is gone, which is an end too.
+                _ = shutdown.wait_for(|stop| *stop) => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+}
