@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 CARGO ?= cargo
 
-.PHONY: help setup run build test check check-packaging deb bench clean
+.PHONY: help setup run build test check check-packaging deb bench bench-peers clean
 
 help: ## Says what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,8 +35,12 @@ deb: build ## A Debian package in target/debian (installs cargo-deb into target/
 	command -v cargo-deb >/dev/null || test -x target/tools/bin/cargo-deb || $(CARGO) install --locked --root target/tools cargo-deb
 	PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) deb --no-build
 
-bench: build ## Hot functions by criterion, then load on a whole gateway (about five minutes; leave the machine alone)
+bench: build ## Hot functions by criterion, load on a whole gateway, instructions (fails if 5 % more); leave the machine alone
 	$(CARGO) bench --locked
+	scripts/growth
+
+bench-peers: ## Processor time beside the nginx and HAProxy that Debian installs
+	$(CARGO) bench --locked --bench peers
 
 clean: ## Removes what was built
 	$(CARGO) clean

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use gateway::{CALL, Gateway, H1, h1_request, h2_call};
+use gateway::{CALL, Gateway, H1, Policies, h1_request, h2_call};
 
 /// Beyond it a count is a regression, percent.
 const MORE_MAX: f64 = 5.0;
@@ -99,7 +99,7 @@ fn main() {
     let program: Vec<_> = program.map(str::to_owned).into_iter().chain([gateway::built()]).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let counted = runtime.block_on(async {
-        let gateway = Gateway::start_as(&program, Duration::from_secs(180)).await;
+        let gateway = Gateway::start_as(&program, &Policies::asked(), Duration::from_secs(180)).await;
         measure(&gateway).await
     });
 

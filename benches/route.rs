@@ -1,4 +1,5 @@
-//! Route look-up among 10, 100 and 1,000 routes, and the checks that every request passes before it.
+//! Route look-up among 10, 100 and 1,000 routes, peer look-up among 10 to 100,000 peers, and the checks that every request
+//! passes before them.
 //!
 //! `cargo bench --bench route`
 #![allow(missing_docs, clippy::unwrap_used)]
@@ -7,6 +8,9 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use hive_gateway::headers::{ProductHeaders, Spoofable};
+use hive_gateway::identity::{PeerIdentity, SpiffeId};
+use hive_gateway::names::PeerName;
+use hive_gateway::policy::peers::{PeerMatcher, PeerRule, Peers};
 use hive_gateway::request::{Head, TrustedProxies, check_form, client_address};
 use hive_gateway::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
 use http::{HeaderMap, HeaderName, Method, Version};
@@ -47,6 +51,43 @@ fn routes(c: &mut Criterion) {
     group.finish();
 }
 
+fn peers(c: &mut Criterion) {
+    let uri = |i: u32| format!("spiffe://mesh.example/hive/node-{i}");
+    let mut group = c.benchmark_group("peer");
+    for count in [10, 1_000, 100_000] {
+        let matchers = (0..count).map(|i| PeerMatcher {
+            name: PeerName::new(&format!("node-{i}")).unwrap(),
+            rule: PeerRule::parse_uri(&uri(i)).unwrap(),
+        });
+        let peers = Peers::build(matchers.collect()).unwrap();
+        let identities: Vec<_> = (0..256u32).map(|i| identity(uri(i.wrapping_mul(2_654_435_761) % count))).collect();
+        let mut turn = 0;
+        group.bench_function(BenchmarkId::new("uri", count), |b| {
+            b.iter(|| {
+                turn = (turn + 1) % identities.len();
+                peers.find(black_box(&identities[turn])).is_some()
+            });
+        });
+    }
+    group.finish();
+}
+
+fn identity(uri: String) -> PeerIdentity {
+    PeerIdentity {
+        spiffe_id: SpiffeId::parse(&uri).ok(),
+        uris: vec![uri],
+        dns: Vec::new(),
+        subject: "CN=node".into(),
+        issuer: "CN=Mesh".into(),
+        serial: "01".into(),
+        fingerprint: [7; 32],
+        not_before: 0,
+        not_after: i64::MAX,
+        xfcc: String::new(),
+        client_cert: String::new(),
+    }
+}
+
 const HEAD: &str = "POST /api/a2a/jsonrpc HTTP/1.1\r\nHost: federation.example.com\r\nUser-Agent: a2a-sdk/1.3.0\r\nAccept: \
                     application/json, text/event-stream\r\nAccept-Encoding: gzip, deflate\r\nContent-Type: application/json\r\n\
                     Content-Length: 300\r\nConnection: keep-alive\r\nA2A-Version: 1.0\r\n\
@@ -78,5 +119,5 @@ fn checks(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, routes, checks);
+criterion_group!(benches, routes, peers, checks);
 criterion_main!(benches);

@@ -4,7 +4,7 @@
 
 use std::future::poll_fn;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -38,44 +38,37 @@ pub struct Gateway {
 
 impl Gateway {
     pub async fn start() -> Self {
-        Self::start_as(&[built()], Duration::from_secs(20)).await
+        Self::start_as(&[built()], &Policies::asked(), Duration::from_secs(20)).await
     }
 
     /// `program` with its first arguments: a wrapper may stand before the gateway. `{directory}` in them is its own.
-    pub async fn start_as(program: &[String], patience: Duration) -> Self {
-        let directory = std::env::temp_dir().join(format!("hive-gateway-load-{}-{}", std::process::id(), started()));
-        std::fs::create_dir(&directory).unwrap();
-        let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
-        let validity = Validity::hours_from(i64::try_from(now).unwrap(), 24);
-        let ca = Development::new("Load", validity).unwrap();
-        let server = CertificateSpec::server("localhost", validity).dns("localhost").issue(&ca.intermediate).unwrap();
-        let client = CertificateSpec::client("load", validity).uri("spiffe://mesh.example/load");
-        let client = client.issue(&ca.intermediate).unwrap();
-        write_issued(&directory, "server", &server, true).unwrap();
-        std::fs::write(directory.join("ca.pem"), ca.root.cert_pem().unwrap()).unwrap();
-
-        let (a, b) = (Node::bind("a").await.unwrap(), Node::bind("b").await.unwrap());
-        let nodes = [a.address().unwrap(), b.address().unwrap()];
-        tokio::spawn(a.serve());
-        tokio::spawn(b.serve());
-        let free = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let (front, admin) = (free(), free());
-        let (address, admin_address) = (front.local_addr().unwrap(), admin.local_addr().unwrap());
-        drop((front, admin));
-        std::fs::write(directory.join("gateway.yaml"), config(address, admin_address, nodes)).unwrap();
+    pub async fn start_as(program: &[String], policies: &Policies, patience: Duration) -> Self {
+        let stage = Stage::set().await;
+        let nodes = stage.nodes;
+        let (address, admin) = (free_address(), free_address());
+        std::fs::write(stage.directory.join("gateway.yaml"), config(policies, address, admin, nodes)).unwrap();
         let words: Vec<_> =
-            program.iter().map(|word| word.replace("{directory}", &directory.to_string_lossy())).collect();
-        let child = Command::new(&words[0])
-            .args(&words[1..])
-            .args(["run", "--config"])
-            .arg(directory.join("gateway.yaml"))
-            .env("RUST_LOG", "error")
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let gateway = Self { child, address, client: client_context(&ca, &client), directory };
-        gateway.wait_ready(admin_address, patience).await;
+            program.iter().map(|word| word.replace("{directory}", &stage.directory.to_string_lossy())).collect();
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).args(["run", "--config"]).arg(stage.directory.join("gateway.yaml"));
+        let gateway = stage.start(command.env("RUST_LOG", "error"), address);
+        gateway.wait_ready(admin, patience).await;
         gateway
+    }
+
+    /// Another proxy in the gateway's place: `command` gets to know where the certificates lie, where to listen, and where
+    /// the nodes are.
+    pub async fn start_other(command: impl FnOnce(&Path, SocketAddr, [SocketAddr; 2]) -> Command) -> Self {
+        let stage = Stage::set().await;
+        let address = free_address();
+        let mut command = command(&stage.directory, address, stage.nodes);
+        let other = stage.start(&mut command, address);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while TcpStream::connect(address).await.is_err() {
+            assert!(Instant::now() < deadline, "{command:?} does not listen");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        other
     }
 
     async fn wait_ready(&self, admin: SocketAddr, patience: Duration) {
@@ -141,6 +134,65 @@ impl Drop for Gateway {
     }
 }
 
+/// What a gateway is to do.
+pub struct Policies {
+    /// More keys of the route.
+    pub route: String,
+    /// More keys of the listener.
+    pub listener: String,
+    /// `server.threads`; none: one for each processor.
+    pub threads: Option<usize>,
+}
+
+impl Policies {
+    /// By the command line: `--route`, `--listener`.
+    pub fn asked() -> Self {
+        Self {
+            route: argument("--route").unwrap_or_else(|| "peers: [load], json_rpc: {}".to_owned()),
+            listener: argument("--listener").unwrap_or_default(),
+            threads: None,
+        }
+    }
+}
+
+/// What a proxy needs around it.
+struct Stage {
+    directory: PathBuf,
+    nodes: [SocketAddr; 2],
+    ca: Development,
+    client: Issued,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let directory = std::env::temp_dir().join(format!("hive-gateway-load-{}-{}", std::process::id(), started()));
+        std::fs::create_dir(&directory).unwrap();
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        let validity = Validity::hours_from(i64::try_from(now).unwrap(), 24);
+        let ca = Development::new("Load", validity).unwrap();
+        let server = CertificateSpec::server("localhost", validity).dns("localhost").issue(&ca.intermediate).unwrap();
+        let client = CertificateSpec::client("load", validity).uri("spiffe://mesh.example/load");
+        let client = client.issue(&ca.intermediate).unwrap();
+        write_issued(&directory, "server", &server, true).unwrap();
+        std::fs::write(directory.join("ca.pem"), ca.root.cert_pem().unwrap()).unwrap();
+
+        let (a, b) = (Node::bind("a").await.unwrap(), Node::bind("b").await.unwrap());
+        let nodes = [a.address().unwrap(), b.address().unwrap()];
+        tokio::spawn(a.serve());
+        tokio::spawn(b.serve());
+        Self { directory, nodes, ca, client }
+    }
+
+    fn start(self, command: &mut Command, address: SocketAddr) -> Gateway {
+        let child = command.stdout(Stdio::null()).spawn().unwrap();
+        Gateway { child, address, client: client_context(&self.ca, &self.client), directory: self.directory }
+    }
+}
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+}
+
 /// The gateway that is measured: `--gateway FILE`, or the one that was built with the bench.
 pub fn built() -> String {
     argument("--gateway").unwrap_or_else(|| env!("CARGO_BIN_EXE_hive-gateway").to_owned())
@@ -153,9 +205,9 @@ fn started() -> usize {
 }
 
 /// As the demo's, with limits that let one machine be many clients, and the access log written as in production.
-fn config(front: SocketAddr, admin: SocketAddr, [a, b]: [SocketAddr; 2]) -> String {
-    let policies = argument("--route").unwrap_or_else(|| "peers: [load], json_rpc: {}".to_owned());
-    let limits = argument("--listener").unwrap_or_default();
+fn config(policies: &Policies, front: SocketAddr, admin: SocketAddr, [a, b]: [SocketAddr; 2]) -> String {
+    let Policies { route: policies, listener: limits, threads } = policies;
+    let threads = threads.map(|n| format!(", threads: {n}")).unwrap_or_default();
     format!(
         "
 listeners:
@@ -175,7 +227,7 @@ upstreams:
   - {{ name: hive, endpoints: [\"http://{a}\", \"http://{b}\"] }}
 admin: {{ address: {admin} }}
 access_log: {{ path: access.log }}
-server: {{ drain: 1s }}
+server: {{ drain: 1s{threads} }}
 "
     )
 }
