@@ -1,7 +1,7 @@
 //! Connections to one node that wait for their next request.
 //!
-//! Each worker thread has a shelf of its own: a connection is woken by the runtime that made it. The last one laid down
-//! is the first one taken, so that under little load the rest grow old and are closed.
+//! Each worker thread has a shelf of its own, so that threads don't wait for each other. The last one laid down is the first
+//! one taken, so that under little load the rest grow old and are closed.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -47,15 +47,22 @@ impl IdleLinks {
         Self { shelves: std::array::from_fn(|_| Mutex::new(Vec::new())), closed: AtomicBool::new(false) }
     }
 
-    /// A connection that is still open, made with the TLS material of `generation`, that has rested for less than `limit`.
+    /// A connection that is still open, made with the TLS material of `generation`, that has rested for less than `limit`:
+    /// of this thread's shelf, else of another's. A task may have been moved to this thread, and a new connection costs
+    /// more than one whose wake-ups come from elsewhere.
     pub(super) fn take(&self, generation: u64, now: Instant, limit: Duration) -> Option<Link> {
-        let mut shelf = self.shelf().lock();
-        while let Some(mut idle) = shelf.pop() {
-            if idle.is_of_use(generation, now, limit) && idle.link.is_alive() {
-                return Some(idle.link);
+        let own = SHELF.get();
+        let others = (own + 1..SHELVES).chain(0..own);
+        let mut each = std::iter::once(self.shelves[own].lock())
+            .chain(others.filter_map(|other| self.shelves[other].try_lock()));
+        each.find_map(|mut shelf| {
+            while let Some(mut idle) = shelf.pop() {
+                if idle.is_of_use(generation, now, limit) && idle.link.is_alive() {
+                    return Some(idle.link);
+                }
             }
-        }
-        None
+            None
+        })
     }
 
     /// Keeps a connection for the next request.
