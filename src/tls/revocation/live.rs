@@ -2,7 +2,7 @@
 //! under running handshakes and requests.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ahash::AHashMap;
@@ -66,6 +66,9 @@ struct Lists {
     rolled_back: Vec<String>,
     /// By URL.
     fetched: AHashMap<String, FromUrl>,
+    /// Those that took over from this one: what comes for it afterwards is theirs too, or a list that is read while a new
+    /// snapshot is built would be lost. Those that never came into use are dropped.
+    heirs: Vec<Weak<Revocation>>,
 }
 
 impl Revocation {
@@ -205,6 +208,8 @@ impl Revocation {
     /// A URL has been asked: nobody waits for it any more.
     pub fn note_asked(&self, url: &CrlUrl) {
         self.followed.note_asked(url);
+        let heirs = self.lists.lock().heirs.clone();
+        heirs.iter().filter_map(Weak::upgrade).for_each(|heir| heir.note_asked(url));
     }
 
     /// Where the configuration has lists fetched from.
@@ -268,13 +273,29 @@ impl Revocation {
         if let Some(old) = before.into_iter().flatten().find(lacks) {
             return Err(format!("the CRL of {:?} that this URL gave before is not there any more", old.issuer_name));
         }
-        let same =
-            before.is_some_and(|old| old.len() == read.len() && old.iter().zip(&read).all(|(a, b)| Arc::ptr_eq(a, b)));
-        lists.fetched.insert(url.as_str().to_owned(), FromUrl { lists: read, tag });
-        if !same {
-            self.put_together(&mut lists);
+        Ok(self.take(&mut lists, url, FromUrl { lists: read, tag }))
+    }
+
+    /// Puts what a URL gave into use, here and where it was handed on to. Returns whether anything changed here.
+    fn take(&self, lists: &mut Lists, url: &CrlUrl, from: FromUrl) -> bool {
+        let before = lists.fetched.get(url.as_str()).map(|before| &before.lists);
+        let alike = |old: &Vec<Arc<Crl>>| {
+            old.len() == from.lists.len() && old.iter().zip(&from.lists).all(|(a, b)| Arc::ptr_eq(a, b))
+        };
+        let same = before.is_some_and(alike);
+        // Always in the order of their making: from one to its heirs.
+        for heir in lists.heirs.iter().filter_map(Weak::upgrade).filter(|heir| heir.trusts(&from)) {
+            heir.take(&mut heir.lists.lock(), url, from.clone());
         }
-        Ok(!same)
+        lists.fetched.insert(url.as_str().to_owned(), from);
+        if !same {
+            self.put_together(lists);
+        }
+        !same
+    }
+
+    fn trusts(&self, from: &FromUrl) -> bool {
+        from.lists.iter().all(|crl| self.bundle.contains(crl.issuer))
     }
 
     /// Takes into use what a URL gave to an earlier process, if nothing from there is in use. A list past its end counts
@@ -306,8 +327,12 @@ impl Revocation {
     /// Takes over what an earlier snapshot of the same listener has fetched, as far as this one's CAs signed it. A file's
     /// list that is older than the one that was in use does not take its place: whose revocations it lacks would be let
     /// in, and a file goes back by mistake (a backup, a slow mirror) rather than on purpose.
-    pub fn adopt(&self, before: &Revocation) {
-        let old = before.lists.lock();
+    ///
+    /// What is fetched for the earlier one from now on is this one's too.
+    pub fn adopt(self: &Arc<Self>, before: &Revocation) {
+        let mut old = before.lists.lock();
+        old.heirs.retain(|heir| heir.strong_count() > 0);
+        old.heirs.push(Arc::downgrade(self));
         let mut lists = self.lists.lock();
         let mut rolled_back = Vec::new();
         for crl in &mut lists.from_files {
@@ -319,8 +344,8 @@ impl Revocation {
         }
         lists.rolled_back = rolled_back;
         self.followed.adopt(&before.followed);
-        let trusted = |from: &FromUrl| from.lists.iter().all(|crl| self.bundle.contains(crl.issuer));
-        lists.fetched = old.fetched.iter().filter(|(_, f)| trusted(f)).map(|(u, f)| (u.clone(), f.clone())).collect();
+        lists.fetched =
+            old.fetched.iter().filter(|(_, f)| self.trusts(f)).map(|(u, f)| (u.clone(), f.clone())).collect();
         self.put_together(&mut lists);
     }
 
