@@ -263,6 +263,37 @@ fn a_client_that_waits_for_an_answer_is_told_that_it_is_revoked() {
 }
 
 #[test]
+fn a_client_that_is_revoked_while_it_sends_a_body_reaches_nobody() {
+    let node = Node::start();
+    // One that looks after the body alone, and one that looks meanwhile too.
+    for (timeouts, comes_to_its_end) in [("revocation: 1h", true), ("revocation: 300ms", false)] {
+        let (gateway, server) = with_server(&node, timeouts);
+        let bad = alice(gateway.pki());
+        let client = gateway.client_with(Some(bad.clone()));
+        let mut h1 = client.connect(gateway.address).unwrap();
+        h1.send(b"POST /echo HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 2\r\n\r\n{").unwrap();
+        let h2 = H2::connect(&client, gateway.address).unwrap();
+        let request = H2::request("POST", "/echo").body(()).unwrap();
+        let (answer, mut body) = h2.begin(request, false).unwrap();
+        body.send_data("{".into(), false).unwrap();
+        gateway.wait_metric("hive_gateway_requests_in_flight", &[], 2.0);
+        server.set(Some(list(gateway.pki(), -30, 3600, &[&bad])));
+        gateway.wait_metric("hive_gateway_crl_entries", &[], 1.0);
+        if comes_to_its_end {
+            h1.send(b"}").unwrap();
+            h2.send_body(&mut body, b"}").unwrap();
+        }
+        let told = h1.response(false).unwrap();
+        assert_eq!((told.status, told.json()["error"].as_str()), (401, Some("certificate_revoked")));
+        h1.closed_after().unwrap();
+        assert_eq!(h2.finish(answer).unwrap().status, 401);
+        h2.wait_ended();
+        gateway.wait_metric("hive_gateway_refusals_total", &[("reason", "certificate_revoked")], 2.0);
+        assert_eq!(node.count(), 0, "the node saw a request of a revoked client");
+    }
+}
+
+#[test]
 fn a_certificate_that_expires_while_connected_is_sent_away() {
     let node = endless();
     let mut setup = Setup::new(&[node.address]);
