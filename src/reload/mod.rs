@@ -342,8 +342,11 @@ impl Reloader {
         };
         match attempt.result {
             // The next look sees what they have changed to.
-            Ok(_) if attempt.torn => {}
+            Ok(_) if attempt.torn && !state.origin.settle.never_rests(state.origin.clock.now()) => {}
             Ok(built) => {
+                if attempt.torn {
+                    log::warn!("files change more often than they can be read: what was read is taken into use");
+                }
                 self.take(state, built, trigger);
                 count(true);
             }
