@@ -299,11 +299,17 @@ impl Snapshot {
     pub fn publish_expiries(&self, metrics: &Metrics) {
         let expiries: Vec<_> = self
             .certificates()
-            .map(|(kind, owner, c)| Expiry { kind, owner, not_after: c.not_after, subject: &c.subject })
+            .map(|(kind, owner, c)| Expiry {
+                kind,
+                owner,
+                not_after: c.not_after,
+                subject: &c.subject,
+                serial: &c.serial,
+            })
             .collect();
         let staples = self.staples().filter_map(|(owner, c, staple)| {
             let not_after = staple.last().filter(|last| !last.is_revoked())?.until();
-            Some(Expiry { kind: Expiring::Staple, owner, not_after, subject: &c.subject })
+            Some(Expiry { kind: Expiring::Staple, owner, not_after, subject: &c.subject, serial: &c.serial })
         });
         metrics.set_expiries(&expiries.into_iter().chain(staples).collect::<Vec<_>>());
     }

@@ -263,7 +263,14 @@ fn expiry_is_shown_of_the_certificate_in_use_and_warned_of_after_two_thirds_of_i
     replace(gateway.dir(), "server", &new);
     gateway.reload_ok();
     let series: Vec<_> = gateway.metrics().lines().filter(|l| l.starts_with(name)).map(str::to_owned).collect();
-    assert_eq!(series, [format!("{name}{{listener=\"front\",subject=\"CN=second\"}} {}", leaf.validity.not_after)]);
+    assert_eq!(
+        series,
+        [format!(
+            "{name}{{listener=\"front\",serial=\"{}\",subject=\"CN=second\"}} {}",
+            serial(&new.cert),
+            leaf.validity.not_after
+        )]
+    );
     let warning = format!("its certificate \"CN=second\" (serial {}) expires in 2 hours", serial(&new.cert));
     wait_until("the log warns", || gateway.stderr().contains(&warning));
     gateway.reload_ok();
