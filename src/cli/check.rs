@@ -166,6 +166,7 @@ fn listeners(text: &mut String, config: &Config, now_unix: i64, issued: Option<&
         line(text, format_args!("    {versions}"));
         if context.asks_clients() {
             lists(text, &context, now_unix);
+            responders(text, &settings.client_auth);
         }
     }
 }
@@ -190,6 +191,24 @@ fn lists(text: &mut String, context: &tls::ServerContext, now_unix: i64) {
     if revocation.follows_points() {
         line(text, format_args!("    CRLs from clients' distribution points"));
     }
+}
+
+/// Who is asked about clients.
+fn responders(text: &mut String, auth: &file::ClientAuth) {
+    if auth.ocsp == file::OcspCheck::Off {
+        return;
+    }
+    for prefix in &auth.ocsp_responders {
+        line(text, format_args!("    OCSP about clients by responders that they name below {prefix}"));
+    }
+    if let Some(url) = &auth.ocsp_url {
+        line(text, format_args!("    OCSP about clients by {url}"));
+    }
+    let without = match auth.ocsp_failure.unwrap_or_default() {
+        file::OcspFailure::Reject => "refused",
+        file::OcspFailure::Accept => "let in",
+    };
+    line(text, format_args!("    clients without an OCSP answer are {without}"));
 }
 
 fn facts(certificate: &CertificateFacts, now_unix: i64) -> String {
