@@ -28,10 +28,10 @@ use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError, Loaded, Surroundings};
 use crate::observe::{AccessLog, Metrics};
 use crate::secret::Secret;
-use crate::snapshot::{Ground, Snapshot};
+use crate::snapshot::{self, Ground, Snapshot};
 use crate::tls::Issued;
 
-use expiry::{CHECK_EVERY_SECONDS, ExpiryWarnings};
+use expiry::{CHECK_EVERY_SECONDS, Ending, ExpiryWarnings, lists_of};
 use material::{Contents, Reader};
 use restart::FirstHeaders;
 use settle::{Look, SETTLE, Settle};
@@ -263,9 +263,10 @@ impl Reloader {
         let report = match attempt.result {
             Ok(built) => self.take(&mut state, built, trigger),
             Err(errors) => {
+                let waits = self.take_lists(&state, &attempt.before);
                 let now = state.origin.clock.now();
                 state.origin.settle.refused(attempt.before, now);
-                self.refuse(&state, errors, trigger)
+                self.refuse(&state, errors, waits, trigger)
             }
         };
         let metrics = &state.origin.metrics;
@@ -298,7 +299,7 @@ impl Reloader {
             }
             Err(why) => {
                 let error = ConfigError { path: "spiffe".into(), ..ConfigError::of_file(&state.origin.file, why) };
-                self.refuse(&state, vec![error], Trigger::Spiffe)
+                self.refuse(&state, vec![error], None, Trigger::Spiffe)
             }
         };
         state.origin.metrics.tls_reloaded(report.ok());
@@ -351,9 +352,10 @@ impl Reloader {
                 count(true);
             }
             Err(errors) => {
+                let waits = self.take_lists(state, &attempt.before);
                 let now = state.origin.clock.now();
                 if state.origin.settle.failed(now) {
-                    self.refuse(state, errors, trigger);
+                    self.refuse(state, errors, waits, trigger);
                     count(false);
                 } else {
                     let why = errors.first().map(ToString::to_string).unwrap_or_default();
@@ -438,14 +440,39 @@ impl Reloader {
         self.keep(report(&snapshot, trigger, time, warnings, Vec::new()))
     }
 
-    fn refuse(&self, state: &State, errors: Vec<ConfigError>, trigger: Trigger) -> Report {
+    /// Whatever is broken, it must not keep a revocation out: lists in files that can be read are taken into use by
+    /// themselves. Returns what is to be said of the other files that have changed.
+    fn take_lists(&self, state: &State, contents: &Contents) -> Option<String> {
+        let snapshot = self.running.snapshot();
+        let Origin { clock, metrics, settle, .. } = &state.origin;
+        for (config, listener) in snapshot.config.listeners.iter().zip(&snapshot.listeners) {
+            let Some(revocation) = listener.tls.as_ref().and_then(|tls| tls.revocation()) else { continue };
+            if revocation.renew_from_files(clock.unix_seconds()) {
+                let name = config.name.as_str();
+                log::warn!("listener {name}: a newer CRL from a file is in use, although other files are broken");
+                snapshot::show_lists(revocation, name, metrics);
+            }
+        }
+        let lists: Vec<_> =
+            snapshot.config.listeners.iter().filter_map(|l| Some(&l.tls.as_ref()?.client_auth.crl)).collect();
+        let is_list = |file: &Path| lists.iter().copied().flatten().any(|list| Path::new(list) == file);
+        let waiting = contents.differing(settle.running()).filter(|file| !is_list(file));
+        let waiting: Vec<_> = waiting.map(|file| file.display().to_string()).collect();
+        let said = "have changed and wait until that is mended; CRL files do not wait";
+        (!waiting.is_empty()).then(|| format!("{} {said}", waiting.join(", ")))
+    }
+
+    fn refuse(&self, state: &State, errors: Vec<ConfigError>, waits: Option<String>, trigger: Trigger) -> Report {
         let snapshot = self.running.snapshot();
         let (why, generation) = (trigger.as_str(), snapshot.generation);
         log::error!("reload failed ({why}): generation {generation} stays in use; {} errors:", errors.len());
         for error in &errors {
             log::error!("{error}");
         }
-        self.keep(report(&snapshot, trigger, state.origin.clock.wall(), Vec::new(), errors))
+        if let Some(waits) = &waits {
+            log::error!("{waits}");
+        }
+        self.keep(report(&snapshot, trigger, state.origin.clock.wall(), waits.into_iter().collect(), errors))
     }
 
     /// The files that failed stand again as they are in use: the failure is over, and nothing has changed.
@@ -491,7 +518,8 @@ impl State {
     fn warn_again_of_expiry(&mut self, snapshot: &Snapshot) {
         let now = self.origin.clock.unix_seconds();
         self.expiry_checked = Some(now);
-        for warning in self.expiry.due(snapshot.certificates(), now) {
+        let certificates = snapshot.certificates().map(|(kind, owner, c)| Ending::of_certificate(kind, owner, c));
+        for warning in self.expiry.due(certificates.chain(lists_of(snapshot)), now) {
             log::warn!("{warning}");
         }
     }

@@ -340,6 +340,57 @@ fn a_fetched_list_is_kept_when_the_next_one_is_worse() {
 }
 
 #[test]
+fn a_broken_file_keeps_no_revocation_out() {
+    let node = Node::start();
+    let mut setup = setup(&node);
+    setup.server = "watch: 100ms".into();
+    std::fs::write(setup.dir.path().join("mesh.crl"), list(&setup.pki, -60, 3600, &[])).unwrap();
+    setup.client_auth = "crl: [mesh.crl]".into();
+    let gateway = setup.start();
+    let bad = alice(gateway.pki());
+    let client = gateway.client_with(Some(bad.clone()));
+    let mut running = client.connect(gateway.address).unwrap();
+    assert_eq!(running.exchange(ASK).unwrap().status, 200);
+    let write = |name: &str, bytes: &[u8]| {
+        let new = gateway.dir().join("new");
+        std::fs::write(&new, bytes).unwrap();
+        std::fs::rename(&new, gateway.dir().join(name)).unwrap();
+    };
+    // First something else is broken, and stays so; then the list comes.
+    write("server.pem", b"nonsense");
+    gateway.wait_metric("hive_gateway_tls_reload_total", &[("result", "failed")], 1.0);
+    write("mesh.crl", &list(gateway.pki(), -30, 3600, &[&bad]));
+    gateway.wait_metric("hive_gateway_crl_entries", &[], 1.0);
+    let answer = running.exchange(ASK).unwrap();
+    assert_eq!((answer.status, answer.json()["error"].as_str()), (401, Some("certificate_revoked")));
+    assert_refused(&gateway, &client, "revoked");
+    assert_eq!(get(&gateway.client("alice"), &gateway).unwrap(), 200, "another certificate");
+    // What waits is named.
+    write("ca.pem", &[&b"\n"[..], gateway.pki().0.bundle_pem().unwrap().as_slice()].concat());
+    assert_eq!(gateway.reload().status, 422);
+    let said = gateway.status()["last_reload"]["warnings"][0].to_string();
+    assert!(
+        said.contains("ca.pem") && said.contains("wait until that is mended") && !said.contains("mesh.crl"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_list_that_runs_out_is_warned_of() {
+    let node = Node::start();
+    let gateway = with_file(&node, "", |pki| list(pki, -7200, 3000, &[]));
+    let said = "listener front: the CRL of \"CN=Test Mesh intermediate CA\" (0 revoked) expires in ";
+    wait_until("the log warns", || gateway.stderr().contains(said));
+    assert!(gateway.stderr().contains("past its end its clients are refused"), "{}", gateway.stderr());
+    let (told, _) = gateway.setup().check();
+    assert!(told.contains("two thirds of its life are over"), "{told}");
+    let gateway = with_file(&node, "", |pki| list(pki, -7200, -60, &[]));
+    wait_until("the log warns", || gateway.stderr().contains("(0 revoked) expired 1 minutes ago"));
+    let gateway = with_file(&node, "", |pki| list(pki, -60, 3600, &[]));
+    assert!(!gateway.stderr().contains("the CRL of"), "{}", gateway.stderr());
+}
+
+#[test]
 fn nobody_comes_in_before_the_first_list_has_come() {
     let node = Node::start();
     let mut setup = setup(&node);

@@ -1,7 +1,7 @@
 //! A listener's revocation as it stands: lists from files, lists fetched over HTTP, and the set of both, which is swapped
 //! under running handshakes and requests.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::fetch::CrlUrl;
 use super::followed::Followed;
 use super::points::UrlPrefix;
 use super::store::StateDir;
-use super::{Bundle, CRL_BYTES_MAX, Crl, Link, READING, RevocationSet, Verdict, read_lists};
+use super::{Bundle, CRL_BYTES_MAX, Crl, Link, READING, RevocationSet, Verdict, read_from, read_lists};
 use crate::config::file::{ClientAuth, CrlCheck, ExpiredCrl};
 use crate::tls::TlsFault;
 use crate::tls::certificate::name;
@@ -49,6 +49,7 @@ pub struct Revocation {
     check: CrlCheck,
     expired: ExpiredCrl,
     refresh: Duration,
+    files: Vec<PathBuf>,
     urls: Vec<CrlUrl>,
     /// Where clients' certificates send us for their lists.
     followed: Followed,
@@ -99,6 +100,7 @@ impl Revocation {
             check: settings.crl_check.unwrap_or_default(),
             expired: settings.expired_crl.unwrap_or_default(),
             refresh: settings.crl_refresh.map_or(ClientAuth::CRL_REFRESH_DEFAULT, |span| span.0),
+            files: settings.crl.iter().map(|file| base_dir.join(file)).collect(),
             urls,
             followed: Followed::new(followed),
             bundle: Bundle::of(ca),
@@ -124,6 +126,11 @@ impl Revocation {
                 };
                 doubts
                     .push(format!("the CRL of {who:?} is {} seconds past its nextUpdate; {so}", now - crl.next_update));
+            } else if now >= two_thirds(crl.this_update, crl.next_update) {
+                let left = crl.next_update - now;
+                doubts.push(format!(
+                    "the CRL of {who:?} is due to be replaced in {left} seconds; two thirds of its life are over"
+                ));
             }
         }
         if self.check == CrlCheck::Chain && self.urls.is_empty() && !self.followed.is_on() {
@@ -135,6 +142,11 @@ impl Revocation {
             }
         }
         doubts
+    }
+
+    /// Whether clients are refused of whom only a late list tells.
+    pub fn rejects_late_lists(&self) -> bool {
+        self.expired == ExpiredCrl::Reject
     }
 
     /// Which certificates of a chain are asked about.
@@ -349,6 +361,27 @@ impl Revocation {
         self.put_together(&mut lists);
     }
 
+    /// Takes newer lists of the files into use while a reload fails for something else: what is broken elsewhere must not
+    /// keep a revocation out. No list goes: that of a file which can't be read stays. Returns whether anything changed.
+    pub fn renew_from_files(&self, now: i64) -> bool {
+        let read = self.files.iter().filter_map(|file| read_from(file, &self.bundle, now).ok());
+        let read: Vec<_> = read.flatten().collect();
+        let mut lists = self.lists.lock();
+        let mut changed = false;
+        for crl in read {
+            match lists.from_files.iter_mut().find(|other| crl.is_about_the_same_as(other)) {
+                Some(other) if other.is_older_than(&crl) => *other = crl,
+                Some(_) => continue,
+                None => lists.from_files.push(crl),
+            }
+            changed = true;
+        }
+        if changed {
+            self.put_together(&mut lists);
+        }
+        changed
+    }
+
     /// Issuers of which a file holds an older list than the one in use, which it does not replace.
     pub fn rolled_back(&self) -> Vec<String> {
         self.lists.lock().rolled_back.clone()
@@ -389,6 +422,11 @@ impl Revocation {
         all.sort_by(|a, b| a.issuer.cmp(&b.issuer));
         all
     }
+}
+
+/// When two thirds of a life are over: whoever was to renew it has had the time.
+pub fn two_thirds(begin: i64, end: i64) -> i64 {
+    begin.saturating_add(end.saturating_sub(begin) / 3 * 2)
 }
 
 fn parse_all<T>(
