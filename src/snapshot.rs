@@ -141,6 +141,8 @@ pub struct UpstreamTlsFacts {
     pub certificate: Option<CertificateFacts>,
     /// Who vouches for nodes.
     pub authorities: Vec<CertificateFacts>,
+    /// Which nodes are revoked; none without `crl`.
+    pub revocation: Option<Arc<Revocation>>,
     /// There is nothing in it yet, because the SPIFFE agent has issued nothing.
     pub waiting: bool,
     /// What is doubtful about it.

@@ -177,6 +177,16 @@ fn lists(text: &mut String, context: &tls::ServerContext, now_unix: i64) {
         line(text, format_args!("    no revocation lists"));
         return;
     };
+    held(text, revocation, now_unix);
+    for url in revocation.urls() {
+        line(text, format_args!("    CRL from {}", url.as_str()));
+    }
+    if revocation.follows_points() {
+        line(text, format_args!("    CRLs from clients' distribution points"));
+    }
+}
+
+fn held(text: &mut String, revocation: &tls::Revocation, now_unix: i64) {
     for crl in revocation.facts() {
         let left = match crl.next_update {
             i64::MAX => "no end".to_owned(),
@@ -184,12 +194,6 @@ fn lists(text: &mut String, context: &tls::ServerContext, now_unix: i64) {
             next => format!("{} hours left", (next - now_unix) / 3600),
         };
         line(text, format_args!("    CRL of {}: {} revoked, {left}", crl.issuer, crl.entries));
-    }
-    for url in revocation.urls() {
-        line(text, format_args!("    CRL from {}", url.as_str()));
-    }
-    if revocation.follows_points() {
-        line(text, format_args!("    CRLs from clients' distribution points"));
     }
 }
 
@@ -293,6 +297,9 @@ fn upstreams(text: &mut String, config: &Config, now_unix: i64, issued: Option<&
         let material = tls::build_upstream(settings, Path::new(""), now_unix, issued).ok();
         if settings.spiffe.is_some() {
             line(text, format_args!("    with an SVID of the SPIFFE agent"));
+        }
+        if let Some(lists) = material.as_ref().and_then(|m| m.revocation.as_ref()) {
+            held(text, lists, now_unix);
         }
         if let Some(client) = material.and_then(|m| m.client_facts) {
             line(text, format_args!("    with certificate {}", facts(&client, now_unix)));

@@ -19,7 +19,7 @@ pub struct Ending {
     subject: String,
     id: String,
     /// What comes of its end, if that is to be said.
-    then: &'static str,
+    then: String,
     begin: i64,
     end: i64,
 }
@@ -35,27 +35,32 @@ impl Ending {
             Expiring::Staple => format!("listener {owner}: the OCSP answer about"),
         };
         let id = format!("serial {}", c.serial);
-        Self { what, subject: c.subject.clone(), id, then: "", begin: c.not_before, end: c.not_after }
+        Self { what, subject: c.subject.clone(), id, then: String::new(), begin: c.not_before, end: c.not_after }
     }
 }
 
-/// The revocation lists that listeners use, from files and fetched.
+/// The revocation lists that are in use, from files and fetched.
 pub fn lists_of(snapshot: &Snapshot) -> impl Iterator<Item = Ending> {
-    snapshot.config.listeners.iter().zip(&snapshot.listeners).flat_map(|(config, built)| {
-        let each = built.tls.iter().filter_map(|tls| tls.revocation());
-        each.flat_map(move |revocation| {
-            let then = match revocation.rejects_late_lists() {
-                true => "; past its end its clients are refused",
-                false => "; past its end it is used all the same (expired_crl: accept)",
-            };
-            revocation.facts().into_iter().map(move |facts| Ending {
-                what: format!("listener {}: the CRL of", config.name),
-                subject: facts.issuer,
-                id: format!("{} revoked", facts.entries),
-                then,
-                begin: facts.this_update,
-                end: facts.next_update,
-            })
+    let listeners = snapshot.config.listeners.iter().zip(&snapshot.listeners).filter_map(|(config, built)| {
+        let what = format!("listener {}: the CRL of", config.name);
+        Some((what, built.tls.as_ref()?.revocation()?, "clients are"))
+    });
+    let upstreams = snapshot.upstreams.iter().filter_map(|upstream| {
+        let what = format!("upstream {}: the CRL of", upstream.upstream.name());
+        Some((what, upstream.tls.as_ref()?.revocation.as_ref()?, "nodes are"))
+    });
+    listeners.chain(upstreams).flat_map(|(what, revocation, who)| {
+        let then = match revocation.rejects_late_lists() {
+            true => format!("; past its end its {who} refused"),
+            false => "; past its end it is used all the same (expired_crl: accept)".to_owned(),
+        };
+        revocation.facts().into_iter().map(move |facts| Ending {
+            what: what.clone(),
+            subject: facts.issuer,
+            id: format!("{} revoked", facts.entries),
+            then: then.clone(),
+            begin: facts.this_update,
+            end: facts.next_update,
         })
     })
 }

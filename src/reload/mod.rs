@@ -453,10 +453,18 @@ impl Reloader {
                 snapshot::show_lists(revocation, name, metrics);
             }
         }
-        let lists: Vec<_> =
-            snapshot.config.listeners.iter().filter_map(|l| Some(&l.tls.as_ref()?.client_auth.crl)).collect();
-        let is_list = |file: &Path| lists.iter().copied().flatten().any(|list| Path::new(list) == file);
-        let waiting = contents.differing(settle.running()).filter(|file| !is_list(file));
+        for upstream in &snapshot.upstreams {
+            let revocation = upstream.tls.as_ref().and_then(|tls| tls.revocation.as_ref());
+            if revocation.is_some_and(|lists| lists.renew_from_files(clock.unix_seconds())) {
+                let name = upstream.upstream.name();
+                log::warn!("upstream {name}: a newer CRL from a file is in use, although other files are broken");
+            }
+        }
+        let Config { listeners, upstreams, .. } = &*snapshot.config;
+        let of_listeners = listeners.iter().filter_map(|l| Some(&l.tls.as_ref()?.client_auth.crl));
+        let of_upstreams = upstreams.iter().filter_map(|u| Some(&u.tls.as_ref()?.crl));
+        let lists: Vec<_> = of_listeners.chain(of_upstreams).flatten().map(Path::new).collect();
+        let waiting = contents.differing(settle.running()).filter(|file| !lists.contains(file));
         let waiting: Vec<_> = waiting.map(|file| file.display().to_string()).collect();
         let said = "have changed and wait until that is mended; CRL files do not wait";
         (!waiting.is_empty()).then(|| format!("{} {said}", waiting.join(", ")))

@@ -29,6 +29,7 @@ mod log_format;
 mod metrics;
 mod hostile;
 mod node_identity;
+mod node_revocation;
 mod node_tls;
 mod overload;
 mod rate_limits;

@@ -395,6 +395,14 @@ impl Revocation {
         self.set.store(Arc::new(RevocationSet::of(all)));
     }
 
+    /// Tells what the lists say from what others say.
+    pub fn print(&self) -> String {
+        let set = self.set.load();
+        let mut each: Vec<_> = set.crls().map(|crl| crl.print()).collect();
+        each.sort_unstable();
+        each.join("\n")
+    }
+
     /// What there is, for status, metrics and `check`; one entry for each issuer, parts added up.
     pub fn facts(&self) -> Vec<CrlFacts> {
         let rolled_back = self.rolled_back();
