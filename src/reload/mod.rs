@@ -10,7 +10,9 @@
 //! depends on a name server. The configuration file waits to be asked for, unless `server.watch_config` says otherwise.
 
 mod expiry;
+mod lists;
 mod material;
+mod report;
 mod restart;
 mod settle;
 
@@ -20,7 +22,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -28,70 +30,21 @@ use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError, Loaded, Surroundings};
 use crate::observe::{AccessLog, Metrics};
 use crate::secret::Secret;
-use crate::snapshot::{self, Ground, Snapshot};
+use crate::snapshot::{Ground, Snapshot};
 use crate::tls::Issued;
 
 use expiry::{CHECK_EVERY_SECONDS, Ending, ExpiryWarnings, lists_of};
 use material::{Contents, Reader};
+use report::report;
 use restart::FirstHeaders;
 use settle::{Look, SETTLE, Settle};
+
+pub use report::{Report, Trigger};
 
 /// With `server.watch: 0s` the configuration is asked so often whether that has changed.
 const UNWATCHED: Duration = Duration::from_secs(1);
 /// Files that change while they are read are read again, this often.
 const ATTEMPTS_MAX: u32 = 3;
-
-/// Why a reload.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trigger {
-    /// SIGHUP.
-    Signal,
-    /// `POST /v1/reload`.
-    Admin,
-    /// A file that the configuration names has changed.
-    Files,
-    /// The configuration file has, and `server.watch_config` is on.
-    ConfigFile,
-    /// The SPIFFE agent has issued something new.
-    Spiffe,
-}
-
-impl Trigger {
-    /// For logs and status.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Trigger::Signal => "signal",
-            Trigger::Admin => "admin",
-            Trigger::Files => "files",
-            Trigger::ConfigFile => "config_file",
-            Trigger::Spiffe => "spiffe",
-        }
-    }
-}
-
-/// What came of a reload.
-#[derive(Debug, Clone)]
-pub struct Report {
-    /// Why it was tried.
-    pub trigger: Trigger,
-    /// When.
-    pub time: SystemTime,
-    /// The generation in use afterwards: a new one, or with errors the old one.
-    pub generation: u64,
-    /// [`Config::hash`] of what is in use afterwards.
-    pub hash: String,
-    /// What needs a restart, then what is allowed but probably not meant.
-    pub warnings: Vec<String>,
-    /// Why the old one is kept; empty: the new one is in use.
-    pub errors: Vec<ConfigError>,
-}
-
-impl Report {
-    /// Whether the new configuration is in use.
-    pub fn ok(&self) -> bool {
-        self.errors.is_empty()
-    }
-}
 
 /// The running gateway, as a reload changes it.
 pub trait Running: Send + Sync {
@@ -263,7 +216,7 @@ impl Reloader {
         let report = match attempt.result {
             Ok(built) => self.take(&mut state, built, trigger),
             Err(errors) => {
-                let waits = self.take_lists(&state, &attempt.before);
+                let waits = self.take_lists(&state.origin, &attempt.before);
                 let now = state.origin.clock.now();
                 state.origin.settle.refused(attempt.before, now);
                 self.refuse(&state, errors, waits, trigger)
@@ -352,7 +305,7 @@ impl Reloader {
                 count(true);
             }
             Err(errors) => {
-                let waits = self.take_lists(state, &attempt.before);
+                let waits = self.take_lists(&state.origin, &attempt.before);
                 let now = state.origin.clock.now();
                 if state.origin.settle.failed(now) {
                     self.refuse(state, errors, waits, trigger);
@@ -440,34 +393,11 @@ impl Reloader {
         self.keep(report(&snapshot, trigger, time, warnings, Vec::new()))
     }
 
-    /// Whatever is broken, it must not keep a revocation out: lists in files that can be read are taken into use by
-    /// themselves. Returns what is to be said of the other files that have changed.
-    fn take_lists(&self, state: &State, contents: &Contents) -> Option<String> {
+    /// What can be taken into use although a reload failed. Returns what is to be said of the rest.
+    fn take_lists(&self, origin: &Origin, contents: &Contents) -> Option<String> {
         let snapshot = self.running.snapshot();
-        let Origin { clock, metrics, settle, .. } = &state.origin;
-        for (config, listener) in snapshot.config.listeners.iter().zip(&snapshot.listeners) {
-            let Some(revocation) = listener.tls.as_ref().and_then(|tls| tls.revocation()) else { continue };
-            if revocation.renew_from_files(clock.unix_seconds()) {
-                let name = config.name.as_str();
-                log::warn!("listener {name}: a newer CRL from a file is in use, although other files are broken");
-                snapshot::show_lists(revocation, name, metrics);
-            }
-        }
-        for upstream in &snapshot.upstreams {
-            let revocation = upstream.tls.as_ref().and_then(|tls| tls.revocation.as_ref());
-            if revocation.is_some_and(|lists| lists.renew_from_files(clock.unix_seconds())) {
-                let name = upstream.upstream.name();
-                log::warn!("upstream {name}: a newer CRL from a file is in use, although other files are broken");
-            }
-        }
-        let Config { listeners, upstreams, .. } = &*snapshot.config;
-        let of_listeners = listeners.iter().filter_map(|l| Some(&l.tls.as_ref()?.client_auth.crl));
-        let of_upstreams = upstreams.iter().filter_map(|u| Some(&u.tls.as_ref()?.crl));
-        let lists: Vec<_> = of_listeners.chain(of_upstreams).flatten().map(Path::new).collect();
-        let waiting = contents.differing(settle.running()).filter(|file| !lists.contains(file));
-        let waiting: Vec<_> = waiting.map(|file| file.display().to_string()).collect();
-        let said = "have changed and wait until that is mended; CRL files do not wait";
-        (!waiting.is_empty()).then(|| format!("{} {said}", waiting.join(", ")))
+        lists::renew(&snapshot, origin.clock.unix_seconds(), &origin.metrics);
+        lists::waiting(&snapshot.config, contents.differing(origin.settle.running()))
     }
 
     fn refuse(&self, state: &State, errors: Vec<ConfigError>, waits: Option<String>, trigger: Trigger) -> Report {
@@ -502,16 +432,6 @@ impl Reloader {
         *self.last.lock() = Some(report.clone());
         report
     }
-}
-
-fn report(
-    snapshot: &Snapshot,
-    trigger: Trigger,
-    time: SystemTime,
-    warnings: Vec<String>,
-    errors: Vec<ConfigError>,
-) -> Report {
-    Report { trigger, time, generation: snapshot.generation, hash: snapshot.config.hash.clone(), warnings, errors }
 }
 
 impl State {
