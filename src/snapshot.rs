@@ -143,6 +143,8 @@ pub struct UpstreamTlsFacts {
     pub certificate: Option<CertificateFacts>,
     /// Who vouches for nodes.
     pub authorities: Vec<CertificateFacts>,
+    /// Which nodes are revoked; none without `crl`.
+    pub revocation: Option<Arc<Revocation>>,
     /// There is nothing in it yet, because the SPIFFE agent has issued nothing.
     pub waiting: bool,
     /// What is doubtful about it.
@@ -303,11 +305,17 @@ impl Snapshot {
     pub fn publish_expiries(&self, metrics: &Metrics) {
         let expiries: Vec<_> = self
             .certificates()
-            .map(|(kind, owner, c)| Expiry { kind, owner, not_after: c.not_after, subject: &c.subject })
+            .map(|(kind, owner, c)| Expiry {
+                kind,
+                owner,
+                not_after: c.not_after,
+                subject: &c.subject,
+                serial: &c.serial,
+            })
             .collect();
         let staples = self.staples().filter_map(|(owner, c, staple)| {
             let not_after = staple.last().filter(|last| !last.is_revoked())?.until();
-            Some(Expiry { kind: Expiring::Staple, owner, not_after, subject: &c.subject })
+            Some(Expiry { kind: Expiring::Staple, owner, not_after, subject: &c.subject, serial: &c.serial })
         });
         metrics.set_expiries(&expiries.into_iter().chain(staples).collect::<Vec<_>>());
     }

@@ -200,6 +200,7 @@ fn listeners(text: &mut String, config: &Config, now_unix: i64, issued: Option<&
         line(text, format_args!("    {versions}"));
         if context.asks_clients() {
             lists(text, &context, now_unix);
+            responders(text, &settings.client_auth);
         }
     }
 }
@@ -210,6 +211,16 @@ fn lists(text: &mut String, context: &tls::ServerContext, now_unix: i64) {
         line(text, format_args!("    no revocation lists"));
         return;
     };
+    held(text, revocation, now_unix);
+    for url in revocation.urls() {
+        line(text, format_args!("    CRL from {}", url.as_str()));
+    }
+    if revocation.follows_points() {
+        line(text, format_args!("    CRLs from clients' distribution points"));
+    }
+}
+
+fn held(text: &mut String, revocation: &tls::Revocation, now_unix: i64) {
     for crl in revocation.facts() {
         let left = match crl.next_update {
             i64::MAX => "no end".to_owned(),
@@ -218,12 +229,24 @@ fn lists(text: &mut String, context: &tls::ServerContext, now_unix: i64) {
         };
         line(text, format_args!("    CRL of {}: {} revoked, {left}", crl.issuer, crl.entries));
     }
-    for url in revocation.urls() {
-        line(text, format_args!("    CRL from {}", url.as_str()));
+}
+
+/// Who is asked about clients.
+fn responders(text: &mut String, auth: &file::ClientAuth) {
+    if auth.ocsp == file::OcspCheck::Off {
+        return;
     }
-    if revocation.follows_points() {
-        line(text, format_args!("    CRLs from clients' distribution points"));
+    for prefix in &auth.ocsp_responders {
+        line(text, format_args!("    OCSP about clients by responders that they name below {prefix}"));
     }
+    if let Some(url) = &auth.ocsp_url {
+        line(text, format_args!("    OCSP about clients by {url}"));
+    }
+    let without = match auth.ocsp_failure.unwrap_or_default() {
+        file::OcspFailure::Reject => "refused",
+        file::OcspFailure::Accept => "let in",
+    };
+    line(text, format_args!("    clients without an OCSP answer are {without}"));
 }
 
 fn facts(certificate: &CertificateFacts, now_unix: i64) -> String {
@@ -316,6 +339,9 @@ fn upstreams(text: &mut String, config: &Config, now_unix: i64, issued: Option<&
         let material = tls::build_upstream(settings, Path::new(""), now_unix, issued).ok();
         if settings.spiffe.is_some() {
             line(text, format_args!("    with an SVID of the SPIFFE agent"));
+        }
+        if let Some(lists) = material.as_ref().and_then(|m| m.revocation.as_ref()) {
+            held(text, lists, now_unix);
         }
         if let Some(client) = material.and_then(|m| m.client_facts) {
             line(text, format_args!("    with certificate {}", facts(&client, now_unix)));

@@ -27,11 +27,19 @@ fn a_peer_that_makes_a_difference_is_not_unused() {
 fn what_weakens_trust_is_told() {
     let auth = |inside: &str| warned("{ ca: ca.pem }", &format!("{{ ca: ca.pem, {inside} }}"));
     assert!(shown(&good(GOOD).warnings).contains("6:20: listeners[0].tls.client_auth: no revocation"));
-    for meant in ["crl: []", "crl: [a.crl]", "crl_url: [\"http://ca.example/a.crl\"]", "ocsp: leaf"] {
+    for meant in [
+        "crl: []",
+        "crl: [a.crl]",
+        "crl_url: [\"http://ca.example/a.crl\"]",
+        "ocsp: leaf, ocsp_url: \"http://ca.example/\"",
+    ] {
         assert_eq!(auth(meant), "", "{meant}");
     }
     assert!(auth("crl: [a.crl], expired_crl: accept").contains("client_auth.expired_crl: a late list still counts"));
-    assert!(auth("ocsp: leaf, ocsp_failure: accept").contains("client_auth.ocsp_failure: without an answer clients"));
+    assert!(
+        auth("ocsp: leaf, ocsp_responders: [\"http://ca.example\"], ocsp_failure: accept")
+            .contains("client_auth.ocsp_failure: without an answer clients")
+    );
     let node = |url: &str, more: &str| {
         warned("    endpoints: [\"http://10.0.1.10:3000\"]", &format!("    endpoints: [\"{url}\"]{more}"))
     };

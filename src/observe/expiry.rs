@@ -38,11 +38,14 @@ pub struct Expiry<'a> {
     pub owner: &'a str,
     /// End of the validity, seconds since 1970.
     pub not_after: i64,
-    /// RFC 4514. Of two with one subject (an ECDSA and an RSA certificate) the earlier end is shown.
+    /// RFC 4514.
     pub subject: &'a str,
+    /// Hexadecimal. Tells certificates of one subject apart (an ECDSA and an RSA one, a CA and its successor); of two with
+    /// one serial, which are of different CAs, the earlier end is shown.
+    pub serial: &'a str,
 }
 
-type Series = (Expiring, String, String);
+type Series = (Expiring, String, String, String);
 
 /// The gauges, and which series they have.
 pub(super) struct ExpiryGauges {
@@ -69,17 +72,17 @@ impl ExpiryGauges {
             let count: &mut usize = counts.entry((e.kind, e.owner)).or_default();
             *count += 1;
             if *count <= SERIES_MAX {
-                let series = (e.kind, e.owner.to_owned(), e.subject.to_owned());
+                let series = (e.kind, e.owner.to_owned(), e.subject.to_owned(), e.serial.to_owned());
                 wanted.entry(series).or_insert(e.not_after);
             }
         }
         let mut shown = self.shown.lock();
-        for (kind, owner, subject) in shown.keys().filter(|series| !wanted.contains_key(*series)) {
-            let _ = self.family(*kind).map(|family| family.remove_label_values(&[owner, subject]));
+        for (kind, owner, subject, serial) in shown.keys().filter(|series| !wanted.contains_key(*series)) {
+            let _ = self.family(*kind).map(|family| family.remove_label_values(&[owner, subject, serial]));
         }
-        for ((kind, owner, subject), not_after) in &wanted {
+        for ((kind, owner, subject, serial), not_after) in &wanted {
             if let Some(family) = self.family(*kind) {
-                family.with_label_values(&[owner, subject]).set(*not_after);
+                family.with_label_values(&[owner, subject, serial]).set(*not_after);
             }
         }
         *shown = wanted;
@@ -94,23 +97,44 @@ mod tests {
     #[test]
     fn a_certificate_that_is_no_longer_used_is_no_longer_shown() {
         let metrics = Metrics::new();
-        let own = |owner, subject, not_after| Expiry { kind: Expiring::Certificate, owner, subject, not_after };
-        metrics.set_expiries(&[own("l", "CN=old", 1), own("l", "CN=both", 2), own("other", "CN=old", 5)]);
+        let own = |owner, subject, serial, not_after| Expiry {
+            kind: Expiring::Certificate,
+            owner,
+            subject,
+            serial,
+            not_after,
+        };
         metrics.set_expiries(&[
-            own("l", "CN=both", 3),
-            own("l", "CN=new", 9),
-            own("l", "CN=new", 4),
-            own("other", "CN=old", 5),
-            Expiry { kind: Expiring::Authority, owner: "l", subject: "CN=ca", not_after: 7 },
+            own("l", "CN=old", "01", 1),
+            own("l", "CN=both", "02", 2),
+            own("other", "CN=old", "01", 5),
+        ]);
+        metrics.set_expiries(&[
+            own("l", "CN=both", "02", 3),
+            own("l", "CN=new", "03", 9),
+            own("l", "CN=new", "04", 4),
+            own("l", "CN=new", "04", 5),
+            own("other", "CN=old", "01", 5),
+            Expiry { kind: Expiring::Authority, owner: "l", subject: "CN=ca", serial: "aa", not_after: 7 },
         ]);
         let text = metrics.encode();
         let shown: Vec<&str> =
             text.lines().filter_map(|l| l.strip_prefix("hive_gateway_")).filter(|l| l.contains("not_after")).collect();
-        let line = |owner, subject, value| {
-            format!("certificate_not_after_seconds{{listener=\"{owner}\",subject=\"{subject}\"}} {value}")
+        let line = |owner, serial, subject, value| {
+            let labels = format!("listener=\"{owner}\",serial=\"{serial}\",subject=\"{subject}\"");
+            format!("certificate_not_after_seconds{{{labels}}} {value}")
         };
-        let ca = "ca_not_after_seconds{listener=\"l\",subject=\"CN=ca\"} 7".to_owned();
-        let expected = [ca, line("l", "CN=both", 3), line("l", "CN=new", 4), line("other", "CN=old", 5)];
+        let ca = "ca_not_after_seconds{listener=\"l\",serial=\"aa\",subject=\"CN=ca\"} 7".to_owned();
+        let mut expected = [
+            ca,
+            line("l", "02", "CN=both", 3),
+            line("l", "03", "CN=new", 9),
+            line("l", "04", "CN=new", 4),
+            line("other", "01", "CN=old", 5),
+        ];
+        let mut shown = shown;
+        shown.sort_unstable();
+        expected.sort_unstable();
         assert_eq!(shown, expected);
     }
 
@@ -121,7 +145,13 @@ mod tests {
         let all: Vec<_> = subjects
             .iter()
             .zip((0..).map(|n| 1_000 - n))
-            .map(|(subject, not_after)| Expiry { kind: Expiring::Authority, owner: "l", subject, not_after })
+            .map(|(subject, not_after)| Expiry {
+                kind: Expiring::Authority,
+                owner: "l",
+                subject,
+                serial: "01",
+                not_after,
+            })
             .collect();
         metrics.set_expiries(&all);
         let text = metrics.encode();

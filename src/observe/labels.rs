@@ -352,6 +352,12 @@ label!(
         NotYetValid => "not_yet_valid",
         /// The node's chain leads to no CA of `tls.ca`.
         UnknownCa => "unknown_ca",
+        /// A list of `tls.crl` has the node's certificate.
+        Revoked => "revoked",
+        /// No list of `tls.crl` is about the node's certificate.
+        NoCrl => "no_crl",
+        /// The list of `tls.crl` that is about the node's certificate is past its nextUpdate.
+        CrlExpired => "crl_expired",
         /// The node's certificate is for other names than `tls.server_name`, or for none.
         NameMismatch => "name_mismatch",
         /// The node's certificate has another SPIFFE ID than `tls.spiffe_id`, or none.

@@ -111,7 +111,7 @@ definitions! {
         "TLS handshakes with clients, by result.";
     TLS_HANDSHAKE_DURATION: Kind::Histogram(HANDSHAKE_BUCKETS), "tls_handshake_duration_seconds", ["listener"],
         "Time of TLS handshakes with clients, failed ones too.";
-    CERTIFICATE_NOT_AFTER: Kind::Gauge, "certificate_not_after_seconds", ["listener", "subject"],
+    CERTIFICATE_NOT_AFTER: Kind::Gauge, "certificate_not_after_seconds", ["listener", "subject", "serial"],
         "When the gateway's own certificate expires, seconds since 1970.";
     CRL_NEXT_UPDATE: Kind::Gauge, "crl_next_update_seconds", ["listener", "issuer"],
         "When a newer revocation list of the issuer is due, seconds since 1970.";
@@ -123,15 +123,15 @@ definitions! {
         "Revocation lists asked for over HTTP, by result.";
     OCSP_ANSWERS: Kind::Counter, "ocsp_answers_total", ["listener", "result"],
         "Questions to OCSP responders about clients' certificates, by what came of them.";
-    OCSP_STAPLE_NEXT_UPDATE: Kind::Gauge, "ocsp_staple_next_update_seconds", ["listener", "subject"],
+    OCSP_STAPLE_NEXT_UPDATE: Kind::Gauge, "ocsp_staple_next_update_seconds", ["listener", "subject", "serial"],
         "When a newer OCSP answer about the gateway's own certificate is due, seconds since 1970; absent: none is stapled.";
     OCSP_STAPLE_FETCHES: Kind::Counter, "ocsp_staple_fetches_total", ["listener", "result"],
         "Questions to OCSP responders about the gateway's own certificates, by what came of them.";
-    CA_NOT_AFTER: Kind::Gauge, "ca_not_after_seconds", ["listener", "subject"],
+    CA_NOT_AFTER: Kind::Gauge, "ca_not_after_seconds", ["listener", "subject", "serial"],
         "When a CA that clients are trusted by expires, seconds since 1970.";
-    UPSTREAM_CERTIFICATE_NOT_AFTER: Kind::Gauge, "upstream_certificate_not_after_seconds", ["upstream", "subject"],
+    UPSTREAM_CERTIFICATE_NOT_AFTER: Kind::Gauge, "upstream_certificate_not_after_seconds", ["upstream", "subject", "serial"],
         "When the client certificate that nodes are shown expires, seconds since 1970.";
-    UPSTREAM_CA_NOT_AFTER: Kind::Gauge, "upstream_ca_not_after_seconds", ["upstream", "subject"],
+    UPSTREAM_CA_NOT_AFTER: Kind::Gauge, "upstream_ca_not_after_seconds", ["upstream", "subject", "serial"],
         "When a CA that nodes are trusted by expires, seconds since 1970.";
     SPIFFE_AGENT_UP: Kind::Gauge, "spiffe_agent_up", [],
         "1 while the SPIFFE agent's updates are listened to, else 0, also where none is asked.";
@@ -522,7 +522,8 @@ mod tests {
         metrics.crl_fetched("federation", crate::observe::CrlFetchResult::New);
         metrics.ocsp_answered("federation", crate::observe::OcspResult::Good);
         metrics.staple_fetched("federation", crate::observe::OcspResult::Good);
-        let expiry = |kind| Expiry { kind, owner: "federation", subject: "CN=x", not_after: 1_800_000_000 };
+        let expiry =
+            |kind| Expiry { kind, owner: "federation", subject: "CN=x", serial: "01", not_after: 1_800_000_000 };
         metrics.set_expiries(&Expiring::ALL.map(expiry));
         metrics.upstream("hive").first_byte(Duration::from_millis(2));
         let breaker = Box::leak(Box::new(metrics.breaker("hive")));

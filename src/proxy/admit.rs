@@ -16,7 +16,7 @@ use super::filter;
 use super::overload;
 use super::rate_limit::{Asking, Calls};
 use super::trace;
-use super::watch::refusal_of;
+use super::watch::{gone_meanwhile, refusal_of};
 use super::{Shared, affinity};
 use crate::headers;
 use crate::json_rpc::{RawId, Text};
@@ -91,11 +91,7 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     let mut checked = check_header(session, ctx, &connection, listener);
     checked = checked.and_then(|()| filter::check_address(ctx, &connection, listener));
     if checked.is_ok() {
-        checked = check_certificate(shared, &connection, &snapshot, listener).await;
-    }
-    if let (Ok(()), Some(ocsp)) = (&checked, listener.tls.as_ref().and_then(|tls| tls.ocsp())) {
-        let asked = connection.ask_responder(ocsp, &shared.metrics, shared.clock.unix_seconds()).await;
-        checked = may_stay(&connection, asked);
+        checked = check_client(shared, &connection, &snapshot, listener).await;
     }
     if let Err(refusal) = checked {
         ctx.shape = route_named(session, &listener.routes);
@@ -148,7 +144,19 @@ async fn take_body(
     }
     let within = limits.listener.deadlines.request_body;
     let body_limit = check::body_limit(limits.listener, route);
-    let body = body::read(shared, session, ctx, body_limit, within, limits.started).await?;
+    let every = limits.listener.revocation / 2;
+    let body = tokio::select! {
+        biased;
+        body = body::read(shared, session, ctx, body_limit, within, limits.started) => body?,
+        gone = gone_meanwhile(shared, limits.connection, every) => return Err(gone.into()),
+    };
+    if !body.is_empty() {
+        // It may have taken its time, and the client been revoked meanwhile.
+        let snapshot = shared.snapshot();
+        if let Some(listener) = snapshot.listener(limits.connection.listener.index) {
+            check_client(shared, limits.connection, &snapshot, listener).await?;
+        }
+    }
     if let Some(json_rpc) = &route.json_rpc {
         let mut calls = Calls::default();
         check_json_rpc(json_rpc, &body, ctx, &mut calls)?;
@@ -247,6 +255,19 @@ fn check_header(
 /// Uncompressed size as RFC 9113, section 6.5.2, counts it.
 fn h2_header_size(headers: &HeaderMap) -> usize {
     headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
+}
+
+/// Whether the client may still come in: its certificate, the lists, and the OCSP responder where that is asked.
+async fn check_client(
+    shared: &Shared,
+    connection: &Connection,
+    snapshot: &Snapshot,
+    listener: &ListenerSnapshot,
+) -> Result<(), Refusal> {
+    check_certificate(shared, connection, snapshot, listener).await?;
+    let Some(ocsp) = listener.tls.as_ref().and_then(|tls| tls.ocsp()) else { return Ok(()) };
+    let asked = connection.ask_responder(ocsp, &shared.metrics, shared.clock.unix_seconds()).await;
+    may_stay(connection, asked)
 }
 
 /// A connection may outlive its certificate, its CA and what the lists say of it; its requests may not.

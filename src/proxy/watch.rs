@@ -19,6 +19,18 @@ pub fn refusal_of(gone: Gone) -> Refusal {
     }
 }
 
+/// Looks `every` so often while a body comes in; returns when its client may no longer stay.
+pub async fn gone_meanwhile(shared: &Shared, connection: &Connection, every: Duration) -> Refusal {
+    loop {
+        tokio::time::sleep(every).await;
+        let gone = connection.gone(&shared.snapshot(), shared.clock.unix_seconds());
+        if let Some(gone) = gone.or_else(|| connection.told_by_responder()) {
+            connection.retire();
+            return refusal_of(gone);
+        }
+    }
+}
+
 /// One request's watch over its client's certificate.
 pub struct CertificateWatch {
     shared: Arc<Shared>,

@@ -31,7 +31,13 @@ impl Contents {
 
     /// Whether a file that both know stands different in them.
     pub fn differs_from(&self, other: &Contents) -> bool {
-        self.0.iter().any(|(file, digest)| other.0.get(file).is_some_and(|theirs| theirs != digest))
+        self.differing(other).next().is_some()
+    }
+
+    /// The files that stand different in them, of those that both know.
+    pub fn differing<'c>(&'c self, other: &'c Contents) -> impl Iterator<Item = &'c Path> {
+        let known = self.0.iter().filter_map(|(file, ours)| Some((file.as_path(), ours, other.0.get(file)?)));
+        known.filter(|(_, ours, theirs)| ours != theirs).map(|(file, ..)| file)
     }
 
     /// Whether this file stands different in them.

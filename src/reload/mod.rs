@@ -10,7 +10,9 @@
 //! depends on a name server. The configuration file waits to be asked for, unless `server.watch_config` says otherwise.
 
 mod expiry;
+mod lists;
 mod material;
+mod report;
 mod restart;
 mod settle;
 
@@ -20,7 +22,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -31,67 +33,18 @@ use crate::secret::Secret;
 use crate::snapshot::{Ground, Snapshot};
 use crate::tls::Issued;
 
-use expiry::{CHECK_EVERY_SECONDS, ExpiryWarnings};
+use expiry::{CHECK_EVERY_SECONDS, Ending, ExpiryWarnings, lists_of};
 use material::{Contents, Reader};
+use report::report;
 use restart::FirstHeaders;
 use settle::{Look, SETTLE, Settle};
+
+pub use report::{Report, Trigger};
 
 /// With `server.watch: 0s` the configuration is asked so often whether that has changed.
 const UNWATCHED: Duration = Duration::from_secs(1);
 /// Files that change while they are read are read again, this often.
 const ATTEMPTS_MAX: u32 = 3;
-
-/// Why a reload.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trigger {
-    /// SIGHUP.
-    Signal,
-    /// `POST /v1/reload`.
-    Admin,
-    /// A file that the configuration names has changed.
-    Files,
-    /// The configuration file has, and `server.watch_config` is on.
-    ConfigFile,
-    /// The SPIFFE agent has issued something new.
-    Spiffe,
-}
-
-impl Trigger {
-    /// For logs and status.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Trigger::Signal => "signal",
-            Trigger::Admin => "admin",
-            Trigger::Files => "files",
-            Trigger::ConfigFile => "config_file",
-            Trigger::Spiffe => "spiffe",
-        }
-    }
-}
-
-/// What came of a reload.
-#[derive(Debug, Clone)]
-pub struct Report {
-    /// Why it was tried.
-    pub trigger: Trigger,
-    /// When.
-    pub time: SystemTime,
-    /// The generation in use afterwards: a new one, or with errors the old one.
-    pub generation: u64,
-    /// [`Config::hash`] of what is in use afterwards.
-    pub hash: String,
-    /// What needs a restart, then what is allowed but probably not meant.
-    pub warnings: Vec<String>,
-    /// Why the old one is kept; empty: the new one is in use.
-    pub errors: Vec<ConfigError>,
-}
-
-impl Report {
-    /// Whether the new configuration is in use.
-    pub fn ok(&self) -> bool {
-        self.errors.is_empty()
-    }
-}
 
 /// The running gateway, as a reload changes it.
 pub trait Running: Send + Sync {
@@ -263,9 +216,10 @@ impl Reloader {
         let report = match attempt.result {
             Ok(built) => self.take(&mut state, built, trigger),
             Err(errors) => {
+                let waits = self.take_lists(&state.origin, &attempt.before);
                 let now = state.origin.clock.now();
                 state.origin.settle.refused(attempt.before, now);
-                self.refuse(&state, errors, trigger)
+                self.refuse(&state, errors, waits, trigger)
             }
         };
         let metrics = &state.origin.metrics;
@@ -298,7 +252,7 @@ impl Reloader {
             }
             Err(why) => {
                 let error = ConfigError { path: "spiffe".into(), ..ConfigError::of_file(&state.origin.file, why) };
-                self.refuse(&state, vec![error], Trigger::Spiffe)
+                self.refuse(&state, vec![error], None, Trigger::Spiffe)
             }
         };
         state.origin.metrics.tls_reloaded(report.ok());
@@ -342,15 +296,19 @@ impl Reloader {
         };
         match attempt.result {
             // The next look sees what they have changed to.
-            Ok(_) if attempt.torn => {}
+            Ok(_) if attempt.torn && !state.origin.settle.never_rests(state.origin.clock.now()) => {}
             Ok(built) => {
+                if attempt.torn {
+                    log::warn!("files change more often than they can be read: what was read is taken into use");
+                }
                 self.take(state, built, trigger);
                 count(true);
             }
             Err(errors) => {
+                let waits = self.take_lists(&state.origin, &attempt.before);
                 let now = state.origin.clock.now();
                 if state.origin.settle.failed(now) {
-                    self.refuse(state, errors, trigger);
+                    self.refuse(state, errors, waits, trigger);
                     count(false);
                 } else {
                     let why = errors.first().map(ToString::to_string).unwrap_or_default();
@@ -435,14 +393,24 @@ impl Reloader {
         self.keep(report(&snapshot, trigger, time, warnings, Vec::new()))
     }
 
-    fn refuse(&self, state: &State, errors: Vec<ConfigError>, trigger: Trigger) -> Report {
+    /// What can be taken into use although a reload failed. Returns what is to be said of the rest.
+    fn take_lists(&self, origin: &Origin, contents: &Contents) -> Option<String> {
+        let snapshot = self.running.snapshot();
+        lists::renew(&snapshot, origin.clock.unix_seconds(), &origin.metrics);
+        lists::waiting(&snapshot.config, contents.differing(origin.settle.running()))
+    }
+
+    fn refuse(&self, state: &State, errors: Vec<ConfigError>, waits: Option<String>, trigger: Trigger) -> Report {
         let snapshot = self.running.snapshot();
         let (why, generation) = (trigger.as_str(), snapshot.generation);
         log::error!("reload failed ({why}): generation {generation} stays in use; {} errors:", errors.len());
         for error in &errors {
             log::error!("{error}");
         }
-        self.keep(report(&snapshot, trigger, state.origin.clock.wall(), Vec::new(), errors))
+        if let Some(waits) = &waits {
+            log::error!("{waits}");
+        }
+        self.keep(report(&snapshot, trigger, state.origin.clock.wall(), waits.into_iter().collect(), errors))
     }
 
     /// The files that failed stand again as they are in use: the failure is over, and nothing has changed.
@@ -466,16 +434,6 @@ impl Reloader {
     }
 }
 
-fn report(
-    snapshot: &Snapshot,
-    trigger: Trigger,
-    time: SystemTime,
-    warnings: Vec<String>,
-    errors: Vec<ConfigError>,
-) -> Report {
-    Report { trigger, time, generation: snapshot.generation, hash: snapshot.config.hash.clone(), warnings, errors }
-}
-
 impl State {
     /// Once a minute.
     fn warn_of_expiry(&mut self, snapshot: &Snapshot) {
@@ -488,7 +446,8 @@ impl State {
     fn warn_again_of_expiry(&mut self, snapshot: &Snapshot) {
         let now = self.origin.clock.unix_seconds();
         self.expiry_checked = Some(now);
-        for warning in self.expiry.due(snapshot.certificates(), now) {
+        let certificates = snapshot.certificates().map(|(kind, owner, c)| Ending::of_certificate(kind, owner, c));
+        for warning in self.expiry.due(certificates.chain(lists_of(snapshot)), now) {
             log::warn!("{warning}");
         }
     }

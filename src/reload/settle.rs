@@ -8,7 +8,7 @@ use super::material::Contents;
 /// Files that have not changed for so long are taken to be whole.
 pub const SETTLE: Duration = Duration::from_millis(200);
 /// Files that never come to rest are judged all the same after this.
-const CHURN_MAX: Duration = Duration::from_secs(3);
+const CHURN_MAX: Duration = Duration::from_secs(1);
 /// So long after the first change may the files make no sense together before that is a failure.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 /// What failed is tried again so often, for time alone may mend it: a certificate that is not valid yet.
@@ -94,6 +94,12 @@ impl Settle {
         if due { Look::Judge } else { Look::Nothing }
     }
 
+    /// Whether they have been changing for so long that what was read of them is taken although they changed meanwhile:
+    /// files that change more often than they can be read would keep every rotation out.
+    pub fn never_rests(&self, now: Instant) -> bool {
+        self.pending.as_ref().is_some_and(|p| now.saturating_duration_since(p.restless) >= CHURN_MAX)
+    }
+
     /// They are in use.
     pub fn taken(&mut self, running: Contents) {
         self.running = running;
@@ -162,7 +168,8 @@ mod tests {
         let t = Instant::now();
         let mut s = Settle::new(contents(0));
         let judged = (1..100).find(|n| judges(&mut s, contents(*n), t + ms(100) * *n));
-        assert_eq!(judged, Some(31));
+        assert_eq!(judged, Some(11));
+        assert!(s.never_rests(t + ms(1100)) && !s.never_rests(t + ms(1000)));
     }
 
     #[test]

@@ -126,7 +126,9 @@ impl CrlRefresh {
             Ok(changed) => {
                 if changed {
                     log::info!("listener {name}: a new CRL from {}", url.as_str());
-                    snapshot::show_lists(&revocation, name, &self.0.metrics);
+                    // A reload may have come in while it was read; the list has been handed on.
+                    let present = self.find(&key).map_or_else(|| revocation.clone(), |(present, _)| present);
+                    snapshot::show_lists(&present, name, &self.0.metrics);
                 }
                 let wait = wait_after_success(revocation.refresh(), revocation.next_update(&url), now_unix);
                 turn.succeeded(now, wait);

@@ -241,6 +241,7 @@ fn trust(tracing: &Tracing) -> Result<Option<tls::UpstreamTlsMaterial>, Failure>
     let Some(ca) = &tracing.ca else { return Ok(None) };
     let settings = file::UpstreamTls {
         ca: Some(ca.clone()),
+        crl: Vec::new(),
         spiffe: None,
         server_name: Some(tracing.collector.host.clone()),
         spiffe_id: None,

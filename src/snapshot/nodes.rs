@@ -29,6 +29,7 @@ pub(super) fn upstream(
         generation: tls.generation,
         certificate: tls.client_facts.clone(),
         authorities: std::mem::take(&mut tls.authorities),
+        revocation: tls.revocation.clone(),
         waiting: tls.waiting,
         warnings: std::mem::take(&mut tls.warnings),
     });
@@ -42,6 +43,10 @@ pub(super) fn upstream(
         && before.tls.as_ref().map(|t| t.generation) == facts.as_ref().map(|t| t.generation)
     {
         return Ok(before.clone());
+    }
+    let lists = |facts: Option<&UpstreamTlsFacts>| facts.and_then(|tls| tls.revocation.clone());
+    if let (Some(now), Some(before)) = (lists(facts.as_ref()), before.and_then(|b| lists(b.tls.as_ref()))) {
+        now.adopt(&before);
     }
     let nodes = config.endpoints.iter().map(|e| NodeSettings {
         url: e.url.clone(),

@@ -177,6 +177,7 @@ fn the_facts_are_those_of_the_files() {
 fn upstream() -> UpstreamTls {
     UpstreamTls {
         ca: Some("ca.pem".into()),
+        crl: Vec::new(),
         server_name: Some("hive.internal".into()),
         spiffe_id: None,
         spiffe: None,

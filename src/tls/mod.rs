@@ -46,7 +46,7 @@ pub use node_identity::{Findings, NodeProof, prove_node};
 pub use revocation::{
     Answer, Bundle, CRL_BYTES_MAX, Crl, CrlFacts, CrlUrl, Fetched, IssuerId, Link, Names, Ocsp, OcspAnswer,
     OcspVerdict, Revocation, RevocationSet, Scope, Serial, Serials, StateDir, UrlPrefix, Verdict, crl_asked,
-    crl_wanted, fetch,
+    crl_wanted, fetch, two_thirds,
 };
 pub use spiffe::{AgentFailure, ENDPOINT_VARIABLE, Endpoint, Issued, Svid, Update, Updates, connect};
 pub use standing::{ClientChain, Gone, Standing};

@@ -24,7 +24,9 @@ use pingora::protocols::tls::HandshakeCompleteHook;
 
 use super::certificate::identity_of;
 use super::node_handshake::{NodeFailure, listen};
+use super::revocation::{Link, Revocation, Verdict};
 use super::upstream::UpstreamTlsMaterial;
+use crate::clock::Clock;
 use crate::config::file::TlsVersion;
 use crate::observe::UpstreamTlsFailure as Reason;
 use crate::policy::peers::UriPattern;
@@ -64,6 +66,7 @@ impl Findings {
 struct Expected {
     /// None: OpenSSL has found its name right.
     spiffe_id: Option<Arc<UriPattern>>,
+    revocation: Option<Arc<Revocation>>,
     versions: &'static [SslVersion],
     http2: bool,
 }
@@ -78,6 +81,7 @@ impl NodeProof {
 impl Expected {
     fn check(&self, ssl: &SslRef) -> Result<(), NodeFailure> {
         self.check_certificate(ssl)?;
+        self.check_lists(ssl)?;
         if ssl.version2().is_none_or(|version| !self.versions.contains(&version)) {
             let why = format!("the node speaks {}, less than tls.min_version allows", ssl.version_str());
             return Err(NodeFailure::new(Reason::ProtocolVersion, why));
@@ -87,6 +91,22 @@ impl Expected {
             return Err(NodeFailure::new(Reason::NoApplicationProtocol, why));
         }
         Ok(())
+    }
+
+    fn check_lists(&self, ssl: &SslRef) -> Result<(), NodeFailure> {
+        let Some(revocation) = &self.revocation else { return Ok(()) };
+        let links = ssl.verified_chain().map(|chain| Link::of_chain(chain, revocation.crl_check()));
+        let Some(links) = links.and_then(Result::ok).filter(|links| !links.is_empty()) else {
+            return Err(NodeFailure::new(Reason::NoCrl, "the node's certificate has no issuer to be revoked by"));
+        };
+        // By the clock that OpenSSL has just verified the chain with.
+        let (reason, why) = match revocation.ask(&links, Clock::System.unix_seconds()).1 {
+            Verdict::Good { .. } => return Ok(()),
+            Verdict::Revoked => (Reason::Revoked, "the node's certificate is revoked"),
+            Verdict::NoCrl => (Reason::NoCrl, "no list of tls.crl is about the node's certificate"),
+            Verdict::CrlExpired => (Reason::CrlExpired, "the list about the node's certificate is past its nextUpdate"),
+        };
+        Err(NodeFailure::new(reason, why))
     }
 
     fn check_certificate(&self, ssl: &SslRef) -> Result<(), NodeFailure> {
@@ -121,7 +141,8 @@ pub fn prove_node(material: &UpstreamTlsMaterial, http2: bool, findings: Arc<Fin
         TlsVersion::Tls12 => &[SslVersion::TLS1_2, SslVersion::TLS1_3],
         TlsVersion::Tls13 => &[SslVersion::TLS1_3],
     };
-    let expected = Expected { spiffe_id: material.spiffe_id.clone(), versions, http2 };
+    let (spiffe_id, revocation) = (material.spiffe_id.clone(), material.revocation.clone());
+    let expected = Expected { spiffe_id, revocation, versions, http2 };
     Arc::new(move |ssl| {
         let Err(failure) = expected.check(ssl) else { return Some(Arc::new(NodeProof::Right)) };
         let both = openssl_sys::SSL_SENT_SHUTDOWN | openssl_sys::SSL_RECEIVED_SHUTDOWN;

@@ -80,7 +80,7 @@ impl Staple {
         warnings: &mut Vec<TlsFault>,
     ) -> Result<Option<Arc<Self>>, ErrorStack> {
         let Some((leaf, rest)) = chain.split_first() else { return Ok(None) };
-        let responder = ocsp_answer::responder_of(leaf);
+        let responder = ocsp_answer::responder_of(leaf, |_| true);
         let issuer = rest.iter().chain(ca).find(|issuer| is_issued_by(leaf, issuer));
         let must = must_staple(leaf);
         let refused = "clients that honour this refuse the certificate";

@@ -9,12 +9,13 @@ use openssl::x509::X509;
 use pingora::protocols::tls::CaType;
 use pingora::utils::tls::CertKey;
 
-use crate::config::file::{TlsVersion, UpstreamSpiffe, UpstreamTls};
+use crate::config::file::{ClientAuth, TlsVersion, UpstreamSpiffe, UpstreamTls};
 use crate::policy::peers::UriPattern;
 
 use super::TlsFault;
 use super::certificate::CertificateFacts;
 use super::files::{ChainAndKey, Files, Role};
+use super::revocation::Revocation;
 use super::spiffe::Issued;
 
 /// Trust in an upstream's nodes, and the gateway's own certificate for them.
@@ -38,6 +39,8 @@ pub struct UpstreamTlsMaterial {
     pub client_facts: Option<CertificateFacts>,
     /// Facts of the bundle.
     pub authorities: Vec<CertificateFacts>,
+    /// Which nodes are revoked; none without `crl`.
+    pub revocation: Option<Arc<Revocation>>,
     /// What is doubtful, but no reason to refuse the configuration.
     pub warnings: Vec<TlsFault>,
     /// There is nothing in it yet, because the SPIFFE agent has issued nothing.
@@ -66,6 +69,9 @@ pub fn build_upstream(
         Some(bundle) if files.faults.is_empty() => bundle,
         _ => return Err(files.faults),
     };
+    let waiting = tls.spiffe.is_some() && issued.is_none();
+    // Without a CA nobody has signed them.
+    let revocation = if waiting { None } else { revocation(tls, base_dir, &bundle, now, &mut files)? };
     let mut hash = Sha256::new();
     // Neither holds a zero byte, so no pair looks like another.
     let id = spiffe_id.as_ref().map_or_else(String::new, |id| id.to_string());
@@ -77,6 +83,8 @@ pub fn build_upstream(
     // The certificates as they were parsed, not the files: those could have changed in between.
     let certificates = bundle.iter().chain(client.iter().flat_map(|client| &client.chain));
     certificates.filter_map(|cert| cert.to_der().ok()).for_each(|der| hash.update(&der));
+    // A connection that stands was made when other certificates were revoked: it is not used again.
+    revocation.iter().for_each(|lists| hash.update(lists.print().as_bytes()));
     let [a, b, c, d, e, f, g, h, ..] = hash.finish();
     let authorities = bundle.iter().map(|cert| CertificateFacts::of(cert)).collect();
     Ok(UpstreamTlsMaterial {
@@ -88,9 +96,26 @@ pub fn build_upstream(
         client_facts: client.as_ref().and_then(|client| client.chain.first()).map(|c| CertificateFacts::of(c)),
         client: client.map(|client| Arc::new(CertKey::new(client.chain, client.key))),
         generation: u64::from_be_bytes([a, b, c, d, e, f, g, h]),
+        revocation,
         warnings: files.warnings,
-        waiting: tls.spiffe.is_some() && issued.is_none(),
+        waiting,
     })
+}
+
+/// The lists of revoked nodes, as listeners have them of clients.
+fn revocation(
+    tls: &UpstreamTls,
+    base_dir: &Path,
+    bundle: &[X509],
+    now: i64,
+    files: &mut Files<'_>,
+) -> Result<Option<Arc<Revocation>>, Vec<TlsFault>> {
+    let settings = ClientAuth { crl: tls.crl.clone(), ..ClientAuth::default() };
+    let here = |fault: TlsFault| TlsFault { field: fault.field.trim_start_matches("client_auth.").to_owned(), ..fault };
+    let mut warnings = Vec::new();
+    let loaded = Revocation::load(&settings, base_dir, bundle, now, &mut warnings);
+    files.warnings.extend(warnings.into_iter().map(here));
+    loaded.map_err(|faults| faults.into_iter().map(here).collect())
 }
 
 /// The nodes' CAs and the gateway's own certificate. What is missing is among the faults.

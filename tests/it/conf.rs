@@ -98,7 +98,9 @@ fn furnished() -> (Temporary, PathBuf) {
     fs::write(at.join("tls/mesh-ca.pem"), pki.bundle_pem().unwrap()).unwrap();
     fs::write(at.join("tls/hive-ca.pem"), pki.bundle_pem().unwrap()).unwrap();
     let crl = CrlSpec::new(NOW - 60, NOW + 3600).issue_pem(&pki.intermediate).unwrap();
-    fs::write(at.join("tls/mesh.crl"), crl).unwrap();
+    for name in ["mesh", "hive"] {
+        fs::write(at.join(format!("tls/{name}.crl")), &crl).unwrap();
+    }
     let server = CertificateSpec::server("federation", validity).dns("federation.example.com");
     let client = CertificateSpec::client("gateway", validity).uri("spiffe://mesh.example/gateway");
     for (name, spec) in [("server", server), ("gateway", client)] {

@@ -71,6 +71,7 @@ impl Operator {
         // Reloads happen when a test asks for them.
         // One thread, so that the connection that rests is the one that is taken.
         setup.server = "watch: 0s, threads: 1".into();
+        setup.timeouts = "revocation: 1s".into();
         setup.plain = Some(String::new());
         setup.top = format!(
             "hive: {{ gateway_auth_secret: {}, federation: {{ jwt: verify, audience: \"{}\", bind_issuer: true }} }}",
@@ -301,11 +302,22 @@ fn both_sides_rotate_while_calls_and_streams_go_on_and_withdrawn_trust_ends_them
         assert!(String::from_utf8(stream.chunk().unwrap().unwrap()).unwrap().contains("last"));
         assert_eq!(stream.chunk().unwrap(), None);
 
-        // The called side trusts others only: the connection that stands is told so, another does not come about.
+        // The called side trusts others only: a stream that runs ends, what has not come is not waited for, the connection
+        // that stands is told so, another does not come about.
+        let mut running = Connection::plain(out.plain).unwrap();
+        running.send(format!("GET /.well-known/stream HTTP/1.1\r\nHost: {}\r\n\r\n", to.host()).as_bytes()).unwrap();
+        assert_eq!((running.head().unwrap().status, running.chunk().unwrap().is_some()), (200, true));
+        assert_eq!(call(out, to, &from.token(to, "beside"), CALL).status, 200);
         Pki::new("elsewhere").write_root(into.dir(), "ca");
         into.reload_ok();
         let seen = to.node.count();
         assert_eq!(call(out, to, &from.token(to, "withdrawn"), CALL).status, 401);
+        while let Ok(chunk) = running.chunk() {
+            assert!(chunk.is_some(), "the stream pretends to be whole");
+        }
+        into.wait_log(|l| l["refusal"] == "certificate_not_trusted" && l["status"] == 200);
+        // Its node would have gone on.
+        next.send(()).unwrap();
         assert_eq!(call(out, to, &from.token(to, "withdrawn"), CALL).status, 502);
         assert_eq!(to.node.count(), seen);
         // As it was, for the other way.

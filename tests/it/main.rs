@@ -36,6 +36,7 @@ mod maintenance;
 mod metrics;
 mod hostile;
 mod node_identity;
+mod node_revocation;
 mod node_tls;
 mod overload;
 mod packaging;

@@ -9,6 +9,7 @@ use crate::support::gateway::{Gateway, Setup};
 use crate::support::h2_client::H2;
 use crate::support::node::Node;
 use crate::support::ocsp_server::{OcspServer, Responder, Says, Signature};
+use crate::support::relay::Relay;
 use crate::support::wait_until;
 
 const CARD: &str = "/.well-known/agent-card.json";
@@ -135,15 +136,17 @@ fn a_running_stream_ends_when_the_next_answer_is_bad() {
 }
 
 /// What a client gets whose certificate names this responder, and what the gateway said about it on its standard error.
-fn by_its_own_responder(gateway: &Gateway, responder: Responder, says: Says) -> (u16, String) {
+fn by_its_own_responder(gateway: &Gateway, relay: &Relay, responder: Responder, says: Says) -> (u16, String) {
     let server = OcspServer::start_as(responder, 3600);
     server.say(says.clone());
-    let leaf =
-        client_leaf("alice", "spiffe://mesh.test/hive/alice").extension(RawExtension::ocsp_responder(&server.url()));
+    // The host is the one that is allowed, the path tells one case from another.
+    relay.lead_to(server.address);
+    let url = format!("http://{}/ocsp/{}", relay.address, server.address.port());
+    let leaf = client_leaf("alice", "spiffe://mesh.test/hive/alice").extension(RawExtension::ocsp_responder(&url));
     let client = gateway.client_with(Some(gateway.pki().leaf(&leaf)));
     let status = client.get(gateway.address, CARD).unwrap().status;
     assert_eq!(server.asked(), 1, "the responder of the certificate is asked");
-    let why = || gateway.stderr().lines().filter(|l| l.contains(&server.url())).collect::<Vec<_>>().join("\n");
+    let why = || gateway.stderr().lines().filter(|l| l.contains(&url)).collect::<Vec<_>>().join("\n");
     if status == 401 && !matches!(says, Says::Revoked) {
         wait_until("it says why", || !why().is_empty());
     }
@@ -154,7 +157,8 @@ fn by_its_own_responder(gateway: &Gateway, responder: Responder, says: Says) -> 
 fn who_may_answer_for_the_ca_and_how() {
     let node = Node::start();
     let mut setup = Setup::new(&[node.address]);
-    setup.client_auth = "ocsp: leaf".into();
+    let relay = Relay::start();
+    setup.client_auth = format!("ocsp: leaf, ocsp_responders: [\"http://{}/ocsp/\"]", relay.address);
     let gateway = setup.start();
     let pki = &gateway.pki().0;
     let delegate = |usage: Usage, key: KeyKind, ca| {
@@ -171,8 +175,8 @@ fn who_may_answer_for_the_ca_and_how() {
         ("RSA", Responder::delegated(&rsa, Signature::RsaSha256)),
         ("RSA-PSS", Responder::delegated(&rsa, Signature::RsaPssSha256)),
     ] {
-        assert_eq!(by_its_own_responder(&gateway, good.clone(), Says::Good), (200, String::new()), "{case}");
-        assert_eq!(by_its_own_responder(&gateway, good, Says::Revoked).0, 401, "{case}");
+        assert_eq!(by_its_own_responder(&gateway, &relay, good.clone(), Says::Good), (200, String::new()), "{case}");
+        assert_eq!(by_its_own_responder(&gateway, &relay, good, Says::Revoked).0, 401, "{case}");
     }
     let no_leave = delegate(Usage::Client, KeyKind::P256, &pki.intermediate);
     let by_the_root = delegate(Usage::OcspSigning, KeyKind::P256, &pki.root);
@@ -187,7 +191,7 @@ fn who_may_answer_for_the_ca_and_how() {
         ("SHA-1", Responder::delegated(&rsa, Signature::RsaSha1)),
         ("another's key", Responder { key: stranger.key.clone(), ..Responder::ca(&pki.intermediate) }),
     ] {
-        let (status, why) = by_its_own_responder(&gateway, bad, Says::Good);
+        let (status, why) = by_its_own_responder(&gateway, &relay, bad, Says::Good);
         assert_eq!(status, 401, "{case}: {why}");
     }
     for (says, part) in [
@@ -196,16 +200,65 @@ fn who_may_answer_for_the_ca_and_how() {
         (Says::TryLater, "the responder says 3"),
         (Says::Garbage, "no OCSP answer"),
     ] {
-        let (status, why) = by_its_own_responder(&gateway, Responder::ca(&pki.intermediate), says);
+        let (status, why) = by_its_own_responder(&gateway, &relay, Responder::ca(&pki.intermediate), says);
         assert!(status == 401 && why.contains(part), "{part}: {status} {why}");
     }
+}
+
+#[test]
+fn a_responder_that_the_configuration_does_not_allow_is_not_asked() {
+    let node = Node::start();
+    let mut setup = Setup::new(&[node.address]);
+    let (given, named) = (
+        &OcspServer::start(setup.pki.0.intermediate.clone(), 3600),
+        OcspServer::start(setup.pki.0.intermediate.clone(), 3600),
+    );
+    let leaf =
+        client_leaf("alice", "spiffe://mesh.test/hive/alice").extension(RawExtension::ocsp_responder(&named.url()));
+    let identity = setup.pki.leaf(&leaf);
+    // Another path of the same host is not allowed either.
+    setup.client_auth = format!("ocsp: leaf, ocsp_responders: [\"http://{}/other/\"]", named.address);
+    let gateway = setup.start();
+    let client = gateway.client_with(Some(identity.clone()));
+    let answer = client.get(gateway.address, CARD).unwrap();
+    assert_eq!((answer.status, answer.json()["error"].as_str()), (401, Some("certificate_status_unknown")));
+    // With a responder of the configuration that one is asked.
+    let mut setup = gateway.stop();
+    setup.client_auth += &format!(", ocsp_url: \"{}\"", given.url());
+    let gateway = setup.start();
+    assert_eq!(gateway.client_with(Some(identity.clone())).get(gateway.address, CARD).unwrap().status, 200);
+    assert_eq!((given.asked(), named.asked()), (1, 0));
+    // And where it is allowed, the certificate's.
+    let mut setup = gateway.stop();
+    setup.client_auth =
+        format!("ocsp: leaf, ocsp_url: \"{}\", ocsp_responders: [\"http://{}/\"]", given.url(), named.address);
+    let summary = setup.check().1;
+    for part in ["responders that they name below http://", "OCSP about clients by http://", "answer are refused"] {
+        assert!(summary.contains(part), "{summary}");
+    }
+    let gateway = setup.start();
+    assert_eq!(gateway.client_with(Some(identity)).get(gateway.address, CARD).unwrap().status, 200);
+    assert_eq!((given.asked(), named.asked()), (1, 1));
+}
+
+#[test]
+fn connections_of_one_certificate_that_come_at_once_ask_once() {
+    let node = Node::start();
+    let (gateway, server) = gateway(&node, "", 3600);
+    let client = gateway.client("alice");
+    let mut connections: Vec<_> = (0..20).map(|_| client.connect(gateway.address).unwrap()).collect();
+    connections.iter_mut().for_each(|connection| connection.send(ASK).unwrap());
+    for connection in &mut connections {
+        assert_eq!(connection.response(false).unwrap().status, 200);
+    }
+    assert_eq!(server.asked(), 1);
 }
 
 #[test]
 fn a_certificate_that_names_no_responder_says_nothing() {
     let node = Node::start();
     let mut setup = Setup::new(&[node.address]);
-    setup.client_auth = "ocsp: leaf".into();
+    setup.client_auth = "ocsp: leaf, ocsp_responders: [\"http://ocsp.mesh.example/\"]".into();
     let gateway = setup.start();
     assert_refused(&gateway, "alice", "certificate_status_unknown");
     assert!(gateway.stderr().contains("names no http:// responder"), "{}", gateway.stderr());

@@ -263,6 +263,37 @@ fn a_client_that_waits_for_an_answer_is_told_that_it_is_revoked() {
 }
 
 #[test]
+fn a_client_that_is_revoked_while_it_sends_a_body_reaches_nobody() {
+    let node = Node::start();
+    // One that looks after the body alone, and one that looks meanwhile too.
+    for (timeouts, comes_to_its_end) in [("revocation: 1h", true), ("revocation: 300ms", false)] {
+        let (gateway, server) = with_server(&node, timeouts);
+        let bad = alice(gateway.pki());
+        let client = gateway.client_with(Some(bad.clone()));
+        let mut h1 = client.connect(gateway.address).unwrap();
+        h1.send(b"POST /echo HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 2\r\n\r\n{").unwrap();
+        let h2 = H2::connect(&client, gateway.address).unwrap();
+        let request = H2::request("POST", "/echo").body(()).unwrap();
+        let (answer, mut body) = h2.begin(request, false).unwrap();
+        body.send_data("{".into(), false).unwrap();
+        gateway.wait_metric("hive_gateway_requests_in_flight", &[], 2.0);
+        server.set(Some(list(gateway.pki(), -30, 3600, &[&bad])));
+        gateway.wait_metric("hive_gateway_crl_entries", &[], 1.0);
+        if comes_to_its_end {
+            h1.send(b"}").unwrap();
+            h2.send_body(&mut body, b"}").unwrap();
+        }
+        let told = h1.response(false).unwrap();
+        assert_eq!((told.status, told.json()["error"].as_str()), (401, Some("certificate_revoked")));
+        h1.closed_after().unwrap();
+        assert_eq!(h2.finish(answer).unwrap().status, 401);
+        h2.wait_ended();
+        gateway.wait_metric("hive_gateway_refusals_total", &[("reason", "certificate_revoked")], 2.0);
+        assert_eq!(node.count(), 0, "the node saw a request of a revoked client");
+    }
+}
+
+#[test]
 fn a_certificate_that_expires_while_connected_is_sent_away() {
     let node = endless();
     let mut setup = Setup::new(&[node.address]);
@@ -306,6 +337,57 @@ fn a_fetched_list_is_kept_when_the_next_one_is_worse() {
     }
     assert!(server.asked().iter().any(|head| head.contains("If-None-Match: \"")), "{:?}", server.asked());
     assert!(gateway.stderr().contains("older than the one at hand"), "{}", gateway.stderr());
+}
+
+#[test]
+fn a_broken_file_keeps_no_revocation_out() {
+    let node = Node::start();
+    let mut setup = setup(&node);
+    setup.server = "watch: 100ms".into();
+    std::fs::write(setup.dir.path().join("mesh.crl"), list(&setup.pki, -60, 3600, &[])).unwrap();
+    setup.client_auth = "crl: [mesh.crl]".into();
+    let gateway = setup.start();
+    let bad = alice(gateway.pki());
+    let client = gateway.client_with(Some(bad.clone()));
+    let mut running = client.connect(gateway.address).unwrap();
+    assert_eq!(running.exchange(ASK).unwrap().status, 200);
+    let write = |name: &str, bytes: &[u8]| {
+        let new = gateway.dir().join("new");
+        std::fs::write(&new, bytes).unwrap();
+        std::fs::rename(&new, gateway.dir().join(name)).unwrap();
+    };
+    // First something else is broken, and stays so; then the list comes.
+    write("server.pem", b"nonsense");
+    gateway.wait_metric("hive_gateway_tls_reload_total", &[("result", "failed")], 1.0);
+    write("mesh.crl", &list(gateway.pki(), -30, 3600, &[&bad]));
+    gateway.wait_metric("hive_gateway_crl_entries", &[], 1.0);
+    let answer = running.exchange(ASK).unwrap();
+    assert_eq!((answer.status, answer.json()["error"].as_str()), (401, Some("certificate_revoked")));
+    assert_refused(&gateway, &client, "revoked");
+    assert_eq!(get(&gateway.client("alice"), &gateway).unwrap(), 200, "another certificate");
+    // What waits is named.
+    write("ca.pem", &[&b"\n"[..], gateway.pki().0.bundle_pem().unwrap().as_slice()].concat());
+    assert_eq!(gateway.reload().status, 422);
+    let said = gateway.status()["last_reload"]["warnings"][0].to_string();
+    assert!(
+        said.contains("ca.pem") && said.contains("wait until that is mended") && !said.contains("mesh.crl"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_list_that_runs_out_is_warned_of() {
+    let node = Node::start();
+    let gateway = with_file(&node, "", |pki| list(pki, -7200, 3000, &[]));
+    let said = "listener front: the CRL of \"CN=Test Mesh intermediate CA\" (0 revoked) expires in ";
+    wait_until("the log warns", || gateway.stderr().contains(said));
+    assert!(gateway.stderr().contains("past its end its clients are refused"), "{}", gateway.stderr());
+    let (told, _) = gateway.setup().check();
+    assert!(told.contains("two thirds of its life are over"), "{told}");
+    let gateway = with_file(&node, "", |pki| list(pki, -7200, -60, &[]));
+    wait_until("the log warns", || gateway.stderr().contains("(0 revoked) expired 1 minutes ago"));
+    let gateway = with_file(&node, "", |pki| list(pki, -60, 3600, &[]));
+    assert!(!gateway.stderr().contains("the CRL of"), "{}", gateway.stderr());
 }
 
 #[test]

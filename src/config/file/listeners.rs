@@ -187,8 +187,13 @@ pub struct ClientAuth {
     /// `off` (default) or `leaf`: the client's certificate is asked about before a connection's first request.
     #[serde(default)]
     pub ocsp: OcspCheck,
-    /// The `http://` responder. Default: what the certificate names.
+    /// The `http://` responder that is asked about certificates that name none of [`Self::ocsp_responders`]. Default: none;
+    /// one of the two is needed.
     pub ocsp_url: Option<String>,
+    /// `http://host[:port][/path]`: a responder that a client's certificate names is asked if it begins like one of these.
+    /// Default: none, what certificates name is not asked: their CA would choose where the gateway sends requests.
+    #[serde(default)]
+    pub ocsp_responders: Vec<String>,
     /// Longest wait for the responder, 100ms to 30s. Default 2s.
     pub ocsp_timeout: Option<Span>,
     /// `reject` (default) or `accept`.

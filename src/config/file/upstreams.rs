@@ -203,6 +203,11 @@ impl Default for UpstreamTimeouts {
 pub struct UpstreamTls {
     /// PEM bundle that the nodes' certificates chain to. Needed without `spiffe`.
     pub ca: Option<String>,
+    /// Files of certificate revocation lists, PEM or DER, up to 128 MiB each, by the CAs of the nodes: a node whose certificate
+    /// is revoked, or about which no list that is not late says anything, gets no request. Default: none; nothing is
+    /// checked then.
+    #[serde(default)]
+    pub crl: Vec<String>,
     /// Client certificate and CAs from a SPIFFE agent, in place of `ca`, `cert` and `key`. With it `spiffe_id` is needed.
     pub spiffe: Option<UpstreamSpiffe>,
     /// The name that every node's certificate must carry; sent as SNI. Never empty. Needed without `spiffe_id`; with it

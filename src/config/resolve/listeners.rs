@@ -104,6 +104,34 @@ fn needs_files(r: &mut Resolver<'_>, at: &str, tls: &ListenerTls) {
     }
 }
 
+/// Which OCSP responders are asked.
+fn ocsp(r: &mut Resolver<'_>, at: &str, auth: &ClientAuth) {
+    r.once(&format!("{at}.ocsp_responders"), &auth.ocsp_responders);
+    for (i, prefix) in auth.ocsp_responders.iter().enumerate() {
+        if let Err(why) = UrlPrefix::parse(prefix) {
+            r.error(&format!("{at}.ocsp_responders[{i}]"), why);
+        }
+    }
+    if let Some(timeout) = auth.ocsp_timeout {
+        r.span(&format!("{at}.ocsp_timeout"), timeout, 100 * MILLISECOND, SECOND * 30);
+    }
+    if auth.ocsp == OcspCheck::Off {
+        let keys = [
+            ("ocsp_url", auth.ocsp_url.is_some()),
+            ("ocsp_responders", !auth.ocsp_responders.is_empty()),
+            ("ocsp_timeout", auth.ocsp_timeout.is_some()),
+            ("ocsp_failure", auth.ocsp_failure.is_some()),
+        ];
+        for (key, _) in keys.into_iter().filter(|(_, given)| *given) {
+            r.error(&format!("{at}.{key}"), "nobody is asked; write ocsp: leaf, or leave it out");
+        }
+    } else if auth.ocsp_url.is_none() && auth.ocsp_responders.is_empty() {
+        let remedy =
+            "write ocsp_url, or ocsp_responders: [\"http://ocsp.mesh.example/\"] for those that certificates name";
+        r.error(&format!("{at}.ocsp"), format!("no responder may be asked; {remedy}"));
+    }
+}
+
 /// Nobody is asked, so there is nothing to be said about who comes in.
 fn no_client_auth(r: &mut Resolver<'_>, at: &str, auth: &ClientAuth) {
     let given = [
@@ -116,6 +144,7 @@ fn no_client_auth(r: &mut Resolver<'_>, at: &str, auth: &ClientAuth) {
         ("expired_crl", auth.expired_crl.is_some()),
         ("ocsp", auth.ocsp != OcspCheck::Off),
         ("ocsp_url", auth.ocsp_url.is_some()),
+        ("ocsp_responders", !auth.ocsp_responders.is_empty()),
         ("ocsp_timeout", auth.ocsp_timeout.is_some()),
         ("ocsp_failure", auth.ocsp_failure.is_some()),
     ];
@@ -158,19 +187,7 @@ fn client_auth(r: &mut Resolver<'_>, at: &str, auth: &mut ClientAuth) {
     if let Some(Err(why)) = auth.ocsp_url.as_deref().map(CrlUrl::parse) {
         r.error(&format!("{at}.ocsp_url"), why);
     }
-    if let Some(timeout) = auth.ocsp_timeout {
-        r.span(&format!("{at}.ocsp_timeout"), timeout, 100 * MILLISECOND, SECOND * 30);
-    }
-    if auth.ocsp == OcspCheck::Off {
-        let keys = [
-            ("ocsp_url", auth.ocsp_url.is_some()),
-            ("ocsp_timeout", auth.ocsp_timeout.is_some()),
-            ("ocsp_failure", auth.ocsp_failure.is_some()),
-        ];
-        for (key, _) in keys.into_iter().filter(|(_, given)| *given) {
-            r.error(&format!("{at}.{key}"), "nobody is asked; write ocsp: leaf, or leave it out");
-        }
-    }
+    ocsp(r, at, auth);
     if auth.expired_crl == Some(ExpiredCrl::Accept) {
         let why = "who keeps a list from being renewed keeps revoked clients in";
         r.warn(&format!("{at}.expired_crl"), format!("a late list still counts: {why}"));

@@ -217,6 +217,10 @@ fn upstream_tls(r: &mut Resolver<'_>, at: &str, mut tls: UpstreamTls) -> Upstrea
     }
     let whole = r.errors.len() == before;
     tls.ca = tls.ca.map(|name| r.material(&name));
+    r.once(&format!("{at}.crl"), &tls.crl);
+    for file in &mut tls.crl {
+        *file = r.material(file);
+    }
     tls.cert = tls.cert.map(|name| r.material(&name));
     tls.key = tls.key.map(|name| r.material(&name));
     // With an error of the block's own the files would be judged by half of it.

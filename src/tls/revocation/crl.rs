@@ -74,6 +74,12 @@ impl Scope {
 }
 
 impl Crl {
+    /// Tells it from its CA's other lists.
+    pub(super) fn print(&self) -> String {
+        let Self { issuer_name, this_update, next_update, scope, number, serials, .. } = self;
+        format!("{issuer_name:?} {this_update} {next_update} {scope:?} {number:?} {}", serials.len())
+    }
+
     /// Whether it revokes the serial.
     pub fn revokes(&self, serial: &Serial) -> bool {
         self.serials.contains(serial)

@@ -1,8 +1,8 @@
 //! A listener's revocation as it stands: lists from files, lists fetched over HTTP, and the set of both, which is swapped
 //! under running handshakes and requests.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ahash::AHashMap;
@@ -14,7 +14,7 @@ use super::fetch::CrlUrl;
 use super::followed::Followed;
 use super::points::UrlPrefix;
 use super::store::StateDir;
-use super::{Bundle, CRL_BYTES_MAX, Crl, Link, READING, RevocationSet, Verdict, read_lists};
+use super::{Bundle, CRL_BYTES_MAX, Crl, Link, READING, RevocationSet, Verdict, read_from, read_lists};
 use crate::config::file::{ClientAuth, CrlCheck, ExpiredCrl};
 use crate::tls::TlsFault;
 use crate::tls::certificate::name;
@@ -49,6 +49,7 @@ pub struct Revocation {
     check: CrlCheck,
     expired: ExpiredCrl,
     refresh: Duration,
+    files: Vec<PathBuf>,
     urls: Vec<CrlUrl>,
     /// Where clients' certificates send us for their lists.
     followed: Followed,
@@ -66,6 +67,9 @@ struct Lists {
     rolled_back: Vec<String>,
     /// By URL.
     fetched: AHashMap<String, FromUrl>,
+    /// Those that took over from this one: what comes for it afterwards is theirs too, or a list that is read while a new
+    /// snapshot is built would be lost. Those that never came into use are dropped.
+    heirs: Vec<Weak<Revocation>>,
 }
 
 impl Revocation {
@@ -96,6 +100,7 @@ impl Revocation {
             check: settings.crl_check.unwrap_or_default(),
             expired: settings.expired_crl.unwrap_or_default(),
             refresh: settings.crl_refresh.map_or(ClientAuth::CRL_REFRESH_DEFAULT, |span| span.0),
+            files: settings.crl.iter().map(|file| base_dir.join(file)).collect(),
             urls,
             followed: Followed::new(followed),
             bundle: Bundle::of(ca),
@@ -121,6 +126,11 @@ impl Revocation {
                 };
                 doubts
                     .push(format!("the CRL of {who:?} is {} seconds past its nextUpdate; {so}", now - crl.next_update));
+            } else if now >= two_thirds(crl.this_update, crl.next_update) {
+                let left = crl.next_update - now;
+                doubts.push(format!(
+                    "the CRL of {who:?} is due to be replaced in {left} seconds; two thirds of its life are over"
+                ));
             }
         }
         if self.check == CrlCheck::Chain && self.urls.is_empty() && !self.followed.is_on() {
@@ -132,6 +142,11 @@ impl Revocation {
             }
         }
         doubts
+    }
+
+    /// Whether clients are refused of whom only a late list tells.
+    pub fn rejects_late_lists(&self) -> bool {
+        self.expired == ExpiredCrl::Reject
     }
 
     /// Which certificates of a chain are asked about.
@@ -205,6 +220,8 @@ impl Revocation {
     /// A URL has been asked: nobody waits for it any more.
     pub fn note_asked(&self, url: &CrlUrl) {
         self.followed.note_asked(url);
+        let heirs = self.lists.lock().heirs.clone();
+        heirs.iter().filter_map(Weak::upgrade).for_each(|heir| heir.note_asked(url));
     }
 
     /// Where the configuration has lists fetched from.
@@ -268,13 +285,29 @@ impl Revocation {
         if let Some(old) = before.into_iter().flatten().find(lacks) {
             return Err(format!("the CRL of {:?} that this URL gave before is not there any more", old.issuer_name));
         }
-        let same =
-            before.is_some_and(|old| old.len() == read.len() && old.iter().zip(&read).all(|(a, b)| Arc::ptr_eq(a, b)));
-        lists.fetched.insert(url.as_str().to_owned(), FromUrl { lists: read, tag });
-        if !same {
-            self.put_together(&mut lists);
+        Ok(self.take(&mut lists, url, FromUrl { lists: read, tag }))
+    }
+
+    /// Puts what a URL gave into use, here and where it was handed on to. Returns whether anything changed here.
+    fn take(&self, lists: &mut Lists, url: &CrlUrl, from: FromUrl) -> bool {
+        let before = lists.fetched.get(url.as_str()).map(|before| &before.lists);
+        let alike = |old: &Vec<Arc<Crl>>| {
+            old.len() == from.lists.len() && old.iter().zip(&from.lists).all(|(a, b)| Arc::ptr_eq(a, b))
+        };
+        let same = before.is_some_and(alike);
+        // Always in the order of their making: from one to its heirs.
+        for heir in lists.heirs.iter().filter_map(Weak::upgrade).filter(|heir| heir.trusts(&from)) {
+            heir.take(&mut heir.lists.lock(), url, from.clone());
         }
-        Ok(!same)
+        lists.fetched.insert(url.as_str().to_owned(), from);
+        if !same {
+            self.put_together(lists);
+        }
+        !same
+    }
+
+    fn trusts(&self, from: &FromUrl) -> bool {
+        from.lists.iter().all(|crl| self.bundle.contains(crl.issuer))
     }
 
     /// Takes into use what a URL gave to an earlier process, if nothing from there is in use. A list past its end counts
@@ -306,8 +339,12 @@ impl Revocation {
     /// Takes over what an earlier snapshot of the same listener has fetched, as far as this one's CAs signed it. A file's
     /// list that is older than the one that was in use does not take its place: whose revocations it lacks would be let
     /// in, and a file goes back by mistake (a backup, a slow mirror) rather than on purpose.
-    pub fn adopt(&self, before: &Revocation) {
-        let old = before.lists.lock();
+    ///
+    /// What is fetched for the earlier one from now on is this one's too.
+    pub fn adopt(self: &Arc<Self>, before: &Revocation) {
+        let mut old = before.lists.lock();
+        old.heirs.retain(|heir| heir.strong_count() > 0);
+        old.heirs.push(Arc::downgrade(self));
         let mut lists = self.lists.lock();
         let mut rolled_back = Vec::new();
         for crl in &mut lists.from_files {
@@ -319,9 +356,30 @@ impl Revocation {
         }
         lists.rolled_back = rolled_back;
         self.followed.adopt(&before.followed);
-        let trusted = |from: &FromUrl| from.lists.iter().all(|crl| self.bundle.contains(crl.issuer));
-        lists.fetched = old.fetched.iter().filter(|(_, f)| trusted(f)).map(|(u, f)| (u.clone(), f.clone())).collect();
+        lists.fetched =
+            old.fetched.iter().filter(|(_, f)| self.trusts(f)).map(|(u, f)| (u.clone(), f.clone())).collect();
         self.put_together(&mut lists);
+    }
+
+    /// Takes newer lists of the files into use while a reload fails for something else: what is broken elsewhere must not
+    /// keep a revocation out. No list goes: that of a file which can't be read stays. Returns whether anything changed.
+    pub fn renew_from_files(&self, now: i64) -> bool {
+        let read = self.files.iter().filter_map(|file| read_from(file, &self.bundle, now).ok());
+        let read: Vec<_> = read.flatten().collect();
+        let mut lists = self.lists.lock();
+        let mut changed = false;
+        for crl in read {
+            match lists.from_files.iter_mut().find(|other| crl.is_about_the_same_as(other)) {
+                Some(other) if other.is_older_than(&crl) => *other = crl,
+                Some(_) => continue,
+                None => lists.from_files.push(crl),
+            }
+            changed = true;
+        }
+        if changed {
+            self.put_together(&mut lists);
+        }
+        changed
     }
 
     /// Issuers of which a file holds an older list than the one in use, which it does not replace.
@@ -335,6 +393,14 @@ impl Revocation {
         lists.fetched.retain(|url, _| sources.iter().any(|source| source.as_str() == url));
         let all = lists.from_files.iter().chain(lists.fetched.values().flat_map(|from| &from.lists)).cloned();
         self.set.store(Arc::new(RevocationSet::of(all)));
+    }
+
+    /// Tells what the lists say from what others say.
+    pub fn print(&self) -> String {
+        let set = self.set.load();
+        let mut each: Vec<_> = set.crls().map(|crl| crl.print()).collect();
+        each.sort_unstable();
+        each.join("\n")
     }
 
     /// What there is, for status, metrics and `check`; one entry for each issuer, parts added up.
@@ -364,6 +430,11 @@ impl Revocation {
         all.sort_by(|a, b| a.issuer.cmp(&b.issuer));
         all
     }
+}
+
+/// When two thirds of a life are over: whoever was to renew it has had the time.
+pub fn two_thirds(begin: i64, end: i64) -> i64 {
+    begin.saturating_add(end.saturating_sub(begin) / 3 * 2)
 }
 
 fn parse_all<T>(

@@ -38,7 +38,7 @@ use super::certificate::is_ca;
 pub use crl::{Bundle, Crl, IssuerId, Scope};
 pub use fetch::{Answer, CrlUrl, Fetched, fetch};
 pub use followed::{crl_asked, crl_wanted};
-pub use live::{CrlFacts, Revocation};
+pub use live::{CrlFacts, Revocation, two_thirds};
 pub use ocsp::{Ocsp, OcspAnswer, OcspVerdict};
 pub use points::{Names, UrlPrefix};
 pub use serials::{Serial, Serials};
@@ -135,9 +135,8 @@ impl RevocationSet {
         let bundle = Bundle::of(ca);
         let mut faults = Vec::new();
         let mut all = Vec::new();
-        let _turn = READING.lock();
         for (at, file) in files.iter().enumerate() {
-            match read_file(&base_dir.join(file)).and_then(|bytes| read_lists(&bytes, &bundle, now)) {
+            match read_from(&base_dir.join(file), &bundle, now) {
                 Ok(lists) => all.extend(lists),
                 Err(why) => {
                     faults
@@ -194,6 +193,12 @@ impl RevocationSet {
             (Some(_), ExpiredCrl::Accept) => Verdict::Good { until: i64::MAX },
         }
     }
+}
+
+/// The lists in a file. Waits its turn.
+fn read_from(path: &Path, bundle: &Bundle, now: i64) -> Result<Vec<Arc<Crl>>, String> {
+    let _turn = READING.lock();
+    read_lists(&read_file(path)?, bundle, now)
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, String> {

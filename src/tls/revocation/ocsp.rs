@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use super::fetch::CrlUrl;
 use super::ocsp_answer::{self, question, responder_of};
+use super::points::UrlPrefix;
 use crate::config::file::{ClientAuth, OcspFailure};
 
 /// An answer without a nextUpdate is asked for again after this, seconds.
@@ -49,6 +50,8 @@ pub struct OcspAnswer {
 /// A listener's OCSP.
 pub struct Ocsp {
     responder: Option<CrlUrl>,
+    /// Whom certificates may name.
+    allowed: Vec<UrlPrefix>,
     timeout: Duration,
     failure: OcspFailure,
     store: X509Store,
@@ -56,7 +59,53 @@ pub struct Ocsp {
     cache: Mutex<Arc<Cache>>,
 }
 
-type Cache = Mutex<AHashMap<[u8; 32], OcspAnswer>>;
+/// SHA-256 of a certificate.
+type Key = [u8; 32];
+
+#[derive(Default)]
+struct Cache {
+    answers: Mutex<AHashMap<Key, OcspAnswer>>,
+    /// A turn for each certificate that is being asked about: its other connections wait for the one question.
+    turns: Mutex<AHashMap<Key, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Cache {
+    fn known(&self, key: &Key, now: i64) -> Option<OcspAnswer> {
+        let answers = self.answers.lock();
+        answers.get(key).filter(|known| now < known.until).map(|known| OcspAnswer { fresh: false, ..*known })
+    }
+
+    fn keep(&self, key: Key, answer: OcspAnswer, now: i64) {
+        let mut known = self.answers.lock();
+        if known.len() >= CACHE_MAX {
+            known.retain(|_, old| now < old.until);
+        }
+        if known.len() < CACHE_MAX {
+            known.insert(key, answer);
+        }
+    }
+
+    fn turn(self: &Arc<Self>, key: Key) -> Turn {
+        Turn { cache: self.clone(), key, lock: self.turns.lock().entry(key).or_default().clone() }
+    }
+}
+
+/// Somebody who asks about a certificate, or waits for who does. The last one clears up, also when it gives up.
+struct Turn {
+    cache: Arc<Cache>,
+    key: Key,
+    lock: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut turns = self.cache.turns.lock();
+        // The map's and ours.
+        if Arc::strong_count(&self.lock) <= 2 {
+            turns.remove(&self.key);
+        }
+    }
+}
 
 impl Ocsp {
     /// From the configuration, which has been checked; `ca` is the bundle that responders' certificates lead to too.
@@ -66,6 +115,7 @@ impl Ocsp {
     pub fn new(settings: &ClientAuth, ca: &[X509], level: u32) -> Result<Self, ErrorStack> {
         Ok(Self {
             responder: settings.ocsp_url.as_deref().and_then(|url| CrlUrl::parse(url).ok()),
+            allowed: settings.ocsp_responders.iter().filter_map(|prefix| UrlPrefix::parse(prefix).ok()).collect(),
             timeout: settings.ocsp_timeout.map_or(ClientAuth::OCSP_TIMEOUT_DEFAULT, |span| span.0),
             failure: settings.ocsp_failure.unwrap_or_default(),
             store: ocsp_answer::trust(ca, level, false)?,
@@ -84,37 +134,34 @@ impl Ocsp {
         self.failure == OcspFailure::Accept
     }
 
-    /// What is known of a certificate; the responder is asked if nothing is. `now` is Unix time in seconds. An error text
+    /// What is known of a certificate; the responder is asked if nothing is, once for all who want to know. `now` is Unix time in seconds. An error text
     /// says why nothing could be learned.
     pub async fn check(&self, leaf: &X509Ref, issuer: &X509Ref, now: i64) -> (OcspAnswer, Option<String>) {
         let unknown = |until| OcspAnswer { verdict: OcspVerdict::Unknown, until, fresh: true };
-        let key: Option<[u8; 32]> =
-            leaf.digest(MessageDigest::sha256()).ok().and_then(|digest| (*digest).try_into().ok());
+        let key: Option<Key> = leaf.digest(MessageDigest::sha256()).ok().and_then(|digest| (*digest).try_into().ok());
         let Some(key) = key else { return (unknown(now), Some("the certificate can't be hashed".into())) };
         let cache = self.cache.lock().clone();
-        if let Some(known) = cache.lock().get(&key).filter(|known| now < known.until) {
-            return (OcspAnswer { fresh: false, ..*known }, None);
+        if let Some(known) = cache.known(&key, now) {
+            return (known, None);
+        }
+        let turn = cache.turn(key);
+        let _mine = turn.lock.lock().await;
+        if let Some(known) = cache.known(&key, now) {
+            return (known, None);
         }
         let learned = self.learn(leaf, issuer, now).await;
         let (answer, why) = match learned {
             Ok(answer) => (answer, None),
             Err(why) => (unknown(now + FAILURE_SECONDS), Some(why)),
         };
-        let mut known = cache.lock();
-        if known.len() >= CACHE_MAX {
-            known.retain(|_, old| now < old.until);
-        }
-        if known.len() < CACHE_MAX {
-            known.insert(key, answer);
-        }
+        cache.keep(key, answer, now);
         (answer, why)
     }
 
     async fn learn(&self, leaf: &X509Ref, issuer: &X509Ref, now: i64) -> Result<OcspAnswer, String> {
-        let responder = match &self.responder {
-            Some(url) => url.clone(),
-            None => responder_of(leaf).ok_or("the certificate names no http:// responder")?,
-        };
+        let named = responder_of(leaf, |url| self.allowed.iter().any(|prefix| prefix.allows(url)));
+        let responder = named.or_else(|| self.responder.clone());
+        let responder = responder.ok_or("the certificate names no http:// responder that ocsp_responders allow")?;
         let told = |why| format!("{}: {why}", responder.as_str());
         let answer = match tokio::time::timeout(self.timeout, question(&responder, leaf, issuer)).await {
             Ok(answer) => answer.map_err(told)?,

@@ -35,10 +35,10 @@ pub(in crate::tls) struct Answered {
     pub(in crate::tls) next_update: Option<i64>,
 }
 
-/// The first `http://` responder of a certificate's authority information access.
-pub(in crate::tls) fn responder_of(leaf: &X509Ref) -> Option<CrlUrl> {
+/// The first `http://` responder of a certificate's authority information access that is `allowed`.
+pub(in crate::tls) fn responder_of(leaf: &X509Ref, allowed: impl Fn(&CrlUrl) -> bool) -> Option<CrlUrl> {
     let responders = leaf.ocsp_responders().ok()?;
-    responders.iter().find_map(|url| CrlUrl::parse(url).ok())
+    responders.iter().filter_map(|url| CrlUrl::parse(url).ok()).find(allowed)
 }
 
 /// Whom responders' certificates lead to. With `partial`, a CA in it that is no root is an end too.

@@ -339,6 +339,34 @@ fn fetched_lists_never_go_back() {
 }
 
 #[test]
+fn a_list_that_comes_while_a_new_generation_is_made_is_not_lost() {
+    let dir = Dir::new();
+    let url = CrlUrl::parse("http://ca.example/a.crl").unwrap();
+    let mut settings = crate::config::file::ClientAuth::of("ca.pem");
+    settings.crl_url = vec![url.as_str().into()];
+    let load = |ca: &[X509]| Revocation::load(&settings, dir.path(), ca, now(), &mut Vec::new()).unwrap().unwrap();
+    let (good, bad) = (client(), client());
+    let make = |spec: CrlSpec| spec.issue(&PKI.intermediate).unwrap();
+    let ask = |revocation: &Revocation, client: &Issued| revocation.ask(&[link(client)], now()).1;
+    let first = load(&bundle());
+    first.install(&url, &make(fresh()), Some("one".into()), now()).unwrap();
+    let second = load(&bundle());
+    second.adopt(&first);
+    let (third, other_ca) = (load(&bundle()), load(&bundle()[..1]));
+    third.adopt(&second);
+    other_ca.adopt(&second);
+    // Whoever fetched it had found the first one.
+    let newer = make(CrlSpec::new(now() - 30, now() + 3600).revoke(&bad.cert).unwrap());
+    assert_eq!(first.install(&url, &newer, Some("two".into()), now()), Ok(true));
+    for heir in [&first, &second, &third] {
+        assert_eq!(ask(heir, &bad), Verdict::Revoked);
+        assert!(matches!(ask(heir, &good), Verdict::Good { .. }));
+        assert_eq!(heir.tag(&url).as_deref(), Some("two"));
+    }
+    assert!(!other_ca.has(&url), "its CAs did not sign it");
+}
+
+#[test]
 fn a_file_that_goes_back_to_an_older_list_does_not_let_its_clients_in() {
     let dir = Dir::new();
     let bad = client();

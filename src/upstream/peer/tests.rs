@@ -68,6 +68,7 @@ fn material(generation: u64) -> UpstreamTlsMaterial {
         min_version: crate::config::file::TlsVersion::Tls12,
         client_facts: None,
         authorities: Vec::new(),
+        revocation: None,
         warnings: Vec::new(),
         waiting: false,
     }

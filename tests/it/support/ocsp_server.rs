@@ -71,7 +71,7 @@ struct State {
 }
 
 pub struct OcspServer {
-    address: SocketAddr,
+    pub address: SocketAddr,
     state: Arc<State>,
 }
 

@@ -1,0 +1,36 @@
+//! Revocation lists in files, while a reload fails for something else: whatever is broken, it must not keep a revocation
+//! out.
+
+use std::path::Path;
+
+use crate::config::Config;
+use crate::observe::Metrics;
+use crate::snapshot::{self, Snapshot};
+
+/// Takes newer lists that can be read into use by themselves.
+pub fn renew(snapshot: &Snapshot, now_unix: i64, metrics: &Metrics) {
+    const SAID: &str = "a newer CRL from a file is in use, although other files are broken";
+    for (config, listener) in snapshot.config.listeners.iter().zip(&snapshot.listeners) {
+        let Some(revocation) = listener.tls.as_ref().and_then(|tls| tls.revocation()) else { continue };
+        if revocation.renew_from_files(now_unix) {
+            log::warn!("listener {}: {SAID}", config.name);
+            snapshot::show_lists(revocation, config.name.as_str(), metrics);
+        }
+    }
+    for upstream in &snapshot.upstreams {
+        let revocation = upstream.tls.as_ref().and_then(|tls| tls.revocation.as_ref());
+        if revocation.is_some_and(|lists| lists.renew_from_files(now_unix)) {
+            log::warn!("upstream {}: {SAID}", upstream.upstream.name());
+        }
+    }
+}
+
+/// What is to be said of the other files that have `changed`, if any have.
+pub fn waiting<'f>(config: &Config, changed: impl Iterator<Item = &'f Path>) -> Option<String> {
+    let of_listeners = config.listeners.iter().filter_map(|l| Some(&l.tls.as_ref()?.client_auth.crl));
+    let of_upstreams = config.upstreams.iter().filter_map(|u| Some(&u.tls.as_ref()?.crl));
+    let lists: Vec<_> = of_listeners.chain(of_upstreams).flatten().map(Path::new).collect();
+    let waiting: Vec<_> = changed.filter(|file| !lists.contains(file)).map(|file| file.display().to_string()).collect();
+    let said = "have changed and wait until that is mended, a CA withdrawn there too; CRL files do not wait";
+    (!waiting.is_empty()).then(|| format!("{} {said}", waiting.join(", ")))
+}
