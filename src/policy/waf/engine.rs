@@ -13,7 +13,6 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, LazyLock, OnceLock, Weak};
 use std::thread;
 use std::time::Instant;
@@ -21,6 +20,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use super::queue::Queue;
 use super::{Fault, Match, Request, SERVER, Settings, all_files, data_beside, epilogue, prelude};
 use crate::files::open_regular;
 
@@ -34,8 +34,6 @@ const MATCHES_MAX: usize = 16;
 const MESSAGE_BYTES_MAX: usize = 256;
 /// Longest words of the engine about wrong rules, in bytes.
 const ERROR_BYTES_MAX: usize = 1024;
-/// Requests that wait for a thread; what comes on top is not looked at.
-const QUEUE_MAX: usize = 256;
 /// How far the threads stand behind those that serve requests (`nice`).
 const NICE: c_int = 5;
 
@@ -252,32 +250,31 @@ struct Worker(NonNull<c_void>);
 unsafe impl Send for Worker {}
 
 /// The threads, as many as there are processors, and the way to them. None if the engine can't be started.
-static THREADS: LazyLock<Option<SyncSender<Job>>> = LazyLock::new(|| {
-    let (send, receive) = sync_channel(QUEUE_MAX);
-    let receive = Arc::new(Mutex::new(receive));
+static THREADS: LazyLock<Option<Arc<Queue<Job>>>> = LazyLock::new(|| {
+    let queue = Arc::new(Queue::new());
     for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
         // SAFETY: no argument. One after the other: it sets up libraries that are not made for two at once.
         let worker = Worker(NonNull::new(unsafe { hive_waf_worker_new() })?);
-        let jobs = receive.clone();
+        let jobs = queue.clone();
         thread::Builder::new().name("waf".into()).spawn(move || work(&worker, &jobs)).ok()?;
     }
-    Some(send)
+    Some(queue)
 });
 
-/// Gives a request to the threads, which leave off at `deadline`; none if too many wait. What is told is none if the engine
+/// Gives a request to the threads, which leave off at `deadline`; none if too many wait, or too many of this
+/// client. What is told is none if the engine
 /// failed.
 pub fn ask(rules: Arc<Rules>, request: Request, deadline: Instant) -> Option<oneshot::Receiver<Option<Found>>> {
     let (tell, told) = oneshot::channel();
-    THREADS.as_ref()?.try_send(Job { rules, request, deadline, tell }).ok()?;
-    Some(told)
+    let client = request.client.ip();
+    THREADS.as_ref()?.push(client, Job { rules, request, deadline, tell }).then_some(told)
 }
 
-fn work(worker: &Worker, jobs: &Mutex<Receiver<Job>>) {
+fn work(worker: &Worker, jobs: &Queue<Job>) -> ! {
     // SAFETY: plain numbers; with 0 it is about this thread alone (Linux). If it fails the threads are as good as others.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
     loop {
-        let next = jobs.lock().recv();
-        let Ok(Job { rules, request, deadline, tell }) = next else { return };
+        let Job { rules, request, deadline, tell } = jobs.pop();
         // Who waits no longer need not be told.
         if !tell.is_closed() {
             let _ = tell.send(worker.check(&rules, &request, deadline));

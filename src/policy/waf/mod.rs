@@ -8,6 +8,8 @@
 #[cfg(feature = "waf")]
 mod engine;
 mod files;
+#[cfg(feature = "waf")]
+mod queue;
 
 use std::fmt;
 use std::net::SocketAddr;
