@@ -148,7 +148,7 @@ mod tests {
         for _ in 0..10_000 {
             let room = room_for(&whole, 1, 9_999);
             whole.reserve_exact(room - whole.len());
-            assert!(room >= whole.len() + 1 && room <= RESERVE_LEAST.max(2 * (whole.len() + 1)));
+            assert!(room > whole.len() && room <= RESERVE_LEAST.max(2 * (whole.len() + 1)));
             taken += room - taken;
             assert_eq!(whole.capacity(), room);
             whole.push(0);
