@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 CARGO ?= cargo
 
-.PHONY: help setup run build test check check-packaging deb bench bench-peers clean
+.PHONY: help setup run build test check check-packaging deb fuzz bench bench-peers clean
 
 help: ## Says what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,11 @@ check: ## Format, lints, documentation, dependencies
 	$(CARGO) clippy --locked --all-targets --features waf -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --locked --no-deps --document-private-items
 	scripts/audit
+
+fuzz: ## The JSON-RPC scanner against what nobody thought of, for SECONDS=60; needs cargo-fuzz and a nightly compiler
+	mkdir -p tests/fuzz/corpus/scan
+	$(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz scan tests/fuzz/corpus/scan tests/fuzz/seeds/scan -- \
+		-max_total_time=$(or $(SECONDS),60) -timeout=10 -rss_limit_mb=2048
 
 check-packaging: ## The Helm chart and the Dockerfile, with tools that weigh 400 MB
 	scripts/check-packaging

@@ -164,7 +164,7 @@ fn policies(c: &mut Criterion) {
             headers: &headers,
         };
         let now = start + Duration::from_micros(2 * asked);
-        limiter.decide(limiter.key(limit, &facts), &limit.quota, 1, now).is_ok()
+        limiter.decide(limit, limiter.key(limit, &facts), 1, now).is_ok()
     };
     let by_address = &listener.rate_limits.by_request[0];
     let (by_peer, by_method) = (&route.rate_limits.by_request[0], &route.rate_limits.by_call[0]);

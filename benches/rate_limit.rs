@@ -46,7 +46,7 @@ fn decisions(c: &mut Criterion) {
                         issuer: None,
                         headers: &headers,
                     };
-                    limiter.decide(limiter.key(&limit, &facts), &limit.quota, 1, now).is_ok()
+                    limiter.decide(&limit, limiter.key(&limit, &facts), 1, now).is_ok()
                 });
             });
         }
@@ -67,7 +67,7 @@ fn decisions(c: &mut Criterion) {
                 issuer: None,
                 headers: &headers,
             };
-            limiter.decide(limiter.key(&limit, &facts), &limit.quota, 1, now).is_ok()
+            limiter.decide(&limit, limiter.key(&limit, &facts), 1, now).is_ok()
         });
     });
     group.finish();

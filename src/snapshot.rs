@@ -381,7 +381,7 @@ fn listeners(
     let all = config.listeners.iter().zip(tables).enumerate();
     all.map(|(i, (l, table))| {
         let tls = l.tls.as_ref().map(|tls| material::of_listener(l, tls, ground, renews)).transpose()?;
-        listener(l, table, tls, critical(i), ground.metrics)
+        listener(l, table, tls, &config.overload, critical(i), ground.metrics)
     })
     .collect()
 }
@@ -462,6 +462,7 @@ fn listener(
     config: &config::Listener,
     routes: Table<Published>,
     tls: Option<Arc<ServerContext>>,
+    overload: &config::file::Overload,
     some_critical: bool,
     metrics: &Metrics,
 ) -> Result<ListenerSnapshot, String> {
@@ -471,7 +472,7 @@ fn listener(
         tls,
         admission: limits::of_connections(client),
         connections_per_peer: client.connections_per_peer,
-        requests: RequestLimits::new(client),
+        requests: RequestLimits::new(client, overload, some_critical),
         some_critical,
         trusted: TrustedProxies::new(config.trusted_proxies.clone()),
         handshake: timeouts.handshake.0,

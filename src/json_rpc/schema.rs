@@ -21,12 +21,18 @@ pub const VALUES_MAX: usize = 100_000;
 pub const SCHEMA_DEPTH_MAX: u16 = 128;
 /// Longest schema, in bytes.
 pub const SCHEMA_BYTES_MAX: u64 = 1 << 20;
+/// Most parts of a schema that are looked at to see whether it is plain; each as often as something refers to it.
+const PLAIN_STEPS_MAX: u32 = 10_000;
 /// Longest place in the client's JSON that the log is told, in bytes.
 const PLACE_LENGTH_MAX: usize = 160;
 
 /// What one method takes.
 #[derive(Debug)]
-pub struct ParamsSchema(Validator);
+pub struct ParamsSchema {
+    validator: Validator,
+    /// Whether the first fault can be looked for without the work or the memory multiplying: see [`is_plain`].
+    plain: bool,
+}
 
 impl ParamsSchema {
     /// Compiles a JSON Schema (drafts 4 to 2020-12; 2020-12 without `$schema`). Patterns run in linear time, and nothing
@@ -37,7 +43,8 @@ impl ParamsSchema {
     pub fn compile(text: &str) -> Result<Self, String> {
         let schema: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
         let options = jsonschema::options().offline().with_pattern_options(PatternOptions::regex());
-        options.build(&schema).map(Self).map_err(|e| match e.kind() {
+        let plain = is_plain(&schema);
+        options.build(&schema).map(|validator| Self { validator, plain }).map_err(|e| match e.kind() {
             ValidationErrorKind::Referencing(why) => {
                 format!("{why}; nothing is fetched, so put what is referred to under $defs of this file")
             }
@@ -67,7 +74,9 @@ impl ParamsSchema {
         Self::compile(&text)
     }
 
-    /// Holds `params`, as scanned, against the schema. Missing ones count as `{}`.
+    /// Holds `params`, as scanned, against the schema. Missing ones count as `{}`. The work is at most the product of
+    /// what the schema and the params hold, however they are nested: what a `$ref` that goes round said of a value is
+    /// remembered.
     ///
     /// # Errors
     /// For the log: where and why they don't fit. No value of the client's is in it.
@@ -76,14 +85,50 @@ impl ParamsSchema {
             None => Value::Object(Map::new()),
             Some(text) => read(text)?,
         };
-        if self.0.is_valid(&value) {
+        if self.validator.is_valid(&value) {
             return Ok(());
         }
-        match self.0.validate(&value) {
+        if !self.plain {
+            return Err("params: the schema, which has branches or goes round, does not take them".into());
+        }
+        match self.validator.validate(&value) {
             Ok(()) => Ok(()),
             Err(e) => Err(format!("{}: the schema's {}", place(e.instance_path().as_str()), e.schema_path().as_str())),
         }
     }
+}
+
+/// Whether a search for the first fault ends there, and looks at each value no more often than the schema's text says.
+/// With branches it would gather the faults of each, and round a circle it would do so again at each level of the
+/// client's nesting, twice as often each time.
+fn is_plain(schema: &Value) -> bool {
+    let mut left = PLAIN_STEPS_MAX;
+    is_plain_from(schema, schema, &mut Vec::new(), &mut left)
+}
+
+/// `way`: what leads to `at`. A part that is met on its own way goes round.
+fn is_plain_from<'s>(root: &'s Value, at: &'s Value, way: &mut Vec<&'s Value>, left: &mut u32) -> bool {
+    let parts: Vec<(&str, &'s Value)> = match at {
+        Value::Object(members) => members.iter().map(|(name, value)| (name.as_str(), value)).collect(),
+        Value::Array(items) => items.iter().map(|value| ("", value)).collect(),
+        _ => return true,
+    };
+    if *left == 0 || way.len() > usize::from(SCHEMA_DEPTH_MAX) || way.iter().any(|above| std::ptr::eq(*above, at)) {
+        return false;
+    }
+    *left -= 1;
+    way.push(at);
+    let plain = parts.into_iter().all(|(name, value)| match (name, value) {
+        ("anyOf" | "oneOf" | "$dynamicRef" | "$recursiveRef", _) => false,
+        // A text of its own within the text, with a root of its own.
+        ("$id" | "id", Value::String(_)) if !std::ptr::eq(root, at) => false,
+        ("$ref", Value::String(to)) => {
+            to.strip_prefix('#').and_then(|to| root.pointer(to)).is_some_and(|to| is_plain_from(root, to, way, left))
+        }
+        _ => is_plain_from(root, value, way, left),
+    });
+    way.pop();
+    plain
 }
 
 /// `params/message/kind`, not too long: member names are the client's.
@@ -168,6 +213,8 @@ impl<'de> Visitor<'de> for Counted<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     const MESSAGE: &str = r##"{ "type": "object", "required": ["message"], "properties": { "message": { "$ref": "#/$defs/message" } },
@@ -239,7 +286,62 @@ mod tests {
         // One that follows the client's nesting goes no deeper than that may be.
         let tree = r##"{"type":["array","object"],"items":{"$ref":"#"},"additionalProperties":{"$ref":"#"}}"##;
         let deep = format!("{}1{}", "[{\"a\":".repeat(63), "}]".repeat(63));
-        assert!(ParamsSchema::compile(tree).unwrap().check(Some(&deep)).unwrap_err().ends_with("/type"));
+        assert!(ParamsSchema::compile(tree).unwrap().check(Some(&deep)).unwrap_err().contains("goes round"));
+    }
+
+    /// Each of these asks the same of the same value in two ways at every level of the client's nesting.
+    #[test]
+    fn the_clients_nesting_does_not_multiply_the_work() {
+        let branches = |of: &str| {
+            let branch = |op: &str| {
+                format!(
+                    r##"{{"type":"object","properties":{{"op":{{"const":"{op}"}},"a":{{"$ref":"#"}},"z":{{"$ref":"#"}}}},
+                        "required":["op"]}}"##
+                )
+            };
+            format!(r#"{{"{of}":[{},{}]}}"#, branch("and"), branch("or"))
+        };
+        let child = r##"{"properties":{"a":{"$ref":"#"},"sub":{"items":{"$ref":"#"}}}}"##;
+        let schemas = [
+            branches("anyOf"),
+            branches("oneOf"),
+            format!(r#"{{"type":"object","oneOf":[{child},{child},{child}]}}"#),
+            format!(r#"{{"type":"object","allOf":[{child},{child}]}}"#),
+            format!(r#"{{"type":"object","not":{{"anyOf":[{{"not":{child}}},{{"not":{child}}}]}}}}"#),
+            format!(r#"{{"type":"object","if":{child},"then":{child},"else":{child}}}"#),
+            format!(r#"{{"type":"object","anyOf":[{child},{child}],"unevaluatedProperties":false}}"#),
+            r##"{"type":"object","properties":{"a":{"$ref":"#"}},"patternProperties":{"a":{"$ref":"#"},"^a":{"$ref":"#"}}}"##
+                .to_owned(),
+            r##"{"$dynamicAnchor":"n","type":"object","anyOf":[{"properties":{"a":{"$dynamicRef":"#n"}},"required":["no"]},
+                {"properties":{"a":{"$dynamicRef":"#n"}}, "maxProperties":9}]}"##
+                .to_owned(),
+            r##"{"$id":"https://example.com/s","type":"object","anyOf":[{"properties":{"a":{"$ref":"#n"}}},
+                {"properties":{"a":{"$ref":"#n"},"b":true}}],"$defs":{"n":{"$anchor":"n","$ref":"https://example.com/s"}}}"##
+                .to_owned(),
+            r##"{"$schema":"https://json-schema.org/draft/2019-09/schema","$recursiveAnchor":true,"type":"object",
+                "anyOf":[{"properties":{"a":{"$recursiveRef":"#"}}},{"additionalProperties":{"$recursiveRef":"#"}}]}"##
+                .to_owned(),
+            include_str!("../../tests/fixtures/schemas/tree.json").to_owned(),
+        ];
+        for (i, schema) in schemas.iter().enumerate() {
+            let schema = ParamsSchema::compile(schema).unwrap_or_else(|e| panic!("{i}: {e}"));
+            for leaf in ["1", r#"{"op":"or"}"#, r#"{"op":"is","field":1}"#] {
+                let levels = [
+                    ("{\"op\":\"or\",\"a\":", "}"),
+                    ("{\"a\":", ",\"op\":\"and\"}"),
+                    ("{\"op\":\"all\",\"sub\":[", "]}"),
+                ];
+                for (open, close) in levels {
+                    let levels = if open.ends_with('[') { 60 } else { 120 };
+                    let nested = format!("{}{leaf}{}", open.repeat(levels), close.repeat(levels));
+                    let doc = format!(r#"{{"op":"or","filter":{nested},"a":{nested},"sub":[{nested}]}}"#);
+                    let start = Instant::now();
+                    let _ = schema.check(Some(&doc));
+                    let took = start.elapsed();
+                    assert!(took < Duration::from_secs(2), "schema {i}, {leaf}: {took:?}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -93,13 +93,15 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     if checked.is_ok() {
         checked = check_client(shared, &connection, &snapshot, listener).await;
     }
+    let limits = Asking { shared, connection: &connection, listener, started };
     if let Err(refusal) = checked {
         ctx.shape = route_named(session, &listener.routes);
-        return Err(refusal.into());
+        // A flood of these is a flood too. What is told is what is wrong: such a refusal may have to end the connection.
+        let counted = limits.listener(session, ctx).await;
+        return Err(if refusal.closes_connection() { refusal } else { counted.err().unwrap_or(refusal) }.into());
     }
     let routed = check_route(session, ctx, &connection, &snapshot, &listener.routes);
     overload.share(ctx, started)?;
-    let limits = Asking { shared, connection: &connection, listener, started };
     limits.listener(session, ctx).await?;
     filter::check_rules(&listener.rules, session, ctx)?;
     routed?;
@@ -354,7 +356,9 @@ fn check_json_rpc<'a>(
         first.get_or_insert((call.method, call.id));
         calls.push(call.method);
     });
+    let allowed = checked.is_ok();
     let rpc = |method: Option<Text<'_>>, id: Option<RawId<'_>>, calls, batch| Rpc {
+        allowed,
         method: method.map(|m| shortened(&m.decode()).into_owned()).unwrap_or_default(),
         id: id.map(logged_id),
         calls,

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use pingora::Error;
 use pingora::proxy::Session;
 
@@ -12,8 +12,12 @@ use super::context::Context;
 use crate::headers;
 use crate::refusal::Refusal;
 
-/// Memory taken at once, whatever length the client announces.
-const RESERVE_MAX: usize = 64 << 10;
+/// What Pingora takes to read a body by HTTP/1.1, however little comes; less if a shorter one is announced.
+const READ_BUFFER: u64 = 64 << 10;
+/// First memory taken for a body that comes in pieces. From there it doubles.
+const RESERVE_LEAST: usize = 1 << 10;
+/// A piece shorter than this is copied: by HTTP/2 it is a part of a buffer of several frames, which it would keep.
+const PIECE_KEPT_LEAST: usize = 4 << 10;
 
 /// So many pieces a body may come in, however small they are.
 const PIECES_FREE: u64 = 1024;
@@ -85,12 +89,17 @@ async fn collect(
     announced: Option<u64>,
     limit: u64,
 ) -> Result<Bytes, NoBody> {
+    let http2 = session.is_http2();
     let memory = ctx.body.memory.insert(shared.bodies.share());
-    let mut whole = BytesMut::new();
+    if !http2 && !memory.grow(announced.unwrap_or(READ_BUFFER).min(READ_BUFFER)) {
+        return Err(Refusal::BodyMemoryExhausted.into());
+    }
+    shared.show_body_memory();
+    let mut whole = Vec::new();
     let mut pieces: u64 = 0;
     loop {
         let chunk = session.as_downstream_mut().read_request_body().await.map_err(NoBody::Gone)?;
-        let Some(chunk) = chunk else { return Ok(whole.freeze()) };
+        let Some(chunk) = chunk else { return Ok(whole.into()) };
         ctx.body.length += chunk.len() as u64;
         if ctx.body.length > limit {
             return Err(Refusal::BodyTooLarge.into());
@@ -99,19 +108,53 @@ async fn collect(
         if pieces > PIECES_FREE && ctx.body.length < pieces * PIECE_LEAST {
             return Err(Refusal::BodyFragmented.into());
         }
-        if !memory.grow(chunk.len() as u64) {
+        let only = whole.is_empty() && announced == Some(chunk.len() as u64);
+        let room = if only { chunk.len() } else { room_for(&whole, chunk.len(), announced.unwrap_or(limit)) };
+        // Charged is what is taken, which may be more than what came.
+        if !memory.grow((room - whole.capacity()) as u64) {
             return Err(Refusal::BodyMemoryExhausted.into());
         }
         shared.show_body_memory();
-        if whole.is_empty() && announced == Some(chunk.len() as u64) {
-            // The usual small call: one chunk, not copied again. Reading on until the end costs nothing.
+        if only {
+            // The usual small call: one chunk. Reading on until the end costs nothing.
             while session.as_downstream_mut().read_request_body().await.map_err(NoBody::Gone)?.is_some() {}
-            return Ok(chunk);
+            let copied = http2 && chunk.len() < PIECE_KEPT_LEAST;
+            return Ok(if copied { Bytes::copy_from_slice(&chunk) } else { chunk });
         }
-        if whole.is_empty() {
-            let expected = announced.and_then(|a| usize::try_from(a).ok()).unwrap_or(0);
-            whole.reserve(expected.clamp(chunk.len(), RESERVE_MAX.max(chunk.len())));
-        }
+        whole.reserve_exact(room - whole.len());
         whole.extend_from_slice(&chunk);
+    }
+}
+
+/// The memory that `whole` is to have with `more` bytes: what it has, or twice that, but no more than the whole body can
+/// take. It grows with what has come, whatever is announced.
+fn room_for(whole: &Vec<u8>, more: usize, most: u64) -> usize {
+    let needed = whole.len() + more;
+    if needed <= whole.capacity() {
+        return whole.capacity();
+    }
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    needed.max(RESERVE_LEAST).max(whole.capacity() * 2).min(most).max(needed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_grows_with_what_has_come_and_never_beyond_the_body() {
+        let mut whole = Vec::new();
+        let mut taken = 0;
+        for _ in 0..10_000 {
+            let room = room_for(&whole, 1, 9_999);
+            whole.reserve_exact(room - whole.len());
+            assert!(room > whole.len() && room <= RESERVE_LEAST.max(2 * (whole.len() + 1)));
+            taken += room - taken;
+            assert_eq!(whole.capacity(), room);
+            whole.push(0);
+        }
+        assert_eq!(taken, 10_000, "one byte more than was said is still held, and then refused");
+        assert_eq!(room_for(&Vec::new(), 3, 20), 20);
+        assert_eq!(room_for(&Vec::new(), 30 << 10, 1 << 20), 30 << 10);
     }
 }

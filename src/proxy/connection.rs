@@ -18,6 +18,9 @@ use crate::policy::peers::Peer;
 use crate::snapshot::Snapshot;
 use crate::tls::{self, Alpn, ClientChain, ConnectionFacts, Gone, Ocsp, OcspVerdict, Standing};
 
+/// Malformed or misdirected requests after which a connection of HTTP/2 takes no more.
+const REFUSED_MAX: u32 = 32;
+
 /// What every connection of one listener shares, for as long as the process lives.
 pub struct ListenerShared {
     /// From the configuration.
@@ -143,6 +146,8 @@ pub struct Connection {
     full: AtomicBool,
     /// Why the connection will have ended, as an index of [`CloseReason::ALL`] and one; 0: nothing special.
     ends_for: AtomicU8,
+    /// Requests whose refusal would have ended a connection of HTTP/1.1.
+    refused: AtomicU32,
 }
 
 /// What a handshake brought.
@@ -206,6 +211,7 @@ impl Connection {
             retire,
             full: AtomicBool::new(false),
             ends_for: AtomicU8::new(0),
+            refused: AtomicU32::new(0),
         }
     }
 
@@ -436,6 +442,14 @@ impl Connection {
     pub fn end(&self) -> Option<CloseReason> {
         let index = usize::from(self.ends_for.load(Ordering::Relaxed)).checked_sub(1)?;
         CloseReason::ALL.get(index).copied()
+    }
+
+    /// A request was refused in such a way that HTTP/1.1's connection ends. Others may be under way on one of HTTP/2, so that
+    /// ends only after some of them: each costs the client less than us.
+    pub fn refused(&self) {
+        if self.http2 && self.refused.fetch_add(1, Ordering::Relaxed) + 1 >= REFUSED_MAX {
+            self.retire();
+        }
     }
 
     /// Lets the connection end after its running requests: HTTP/2 sends GOAWAY.

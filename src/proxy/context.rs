@@ -118,6 +118,8 @@ pub struct Rpc {
     pub calls: u32,
     /// Whether they came as a batch.
     pub batch: bool,
+    /// Whether the route takes each of them.
+    pub allowed: bool,
 }
 
 /// The way to a node.

@@ -46,9 +46,10 @@ impl Asking<'_> {
             && (!critical() || self.shared.lag.sheds(Class::Critical, limits))
         {
             (OverloadLimit::EventLoopLag, Refusal::Overloaded { retry_after_seconds })
-        } else if let Some(most) = self.listener.requests.total
-            && self.take(ctx, |places| &mut places.listener, |c| c.listener.load.request()) > most
-        {
+        } else if self.listener.requests.total.is_some_and(|most| {
+            let taken = self.take(ctx, |places| &mut places.listener, |c| c.listener.load.request());
+            taken > most || (taken > self.listener.requests.total_uncritical && !critical())
+        }) {
             (OverloadLimit::ListenerRequests, Refusal::RequestsExhausted { retry_after_seconds })
         } else {
             return Ok(());

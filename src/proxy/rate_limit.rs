@@ -151,7 +151,7 @@ impl Asking<'_> {
                     ctx.fleet_wait += self.shared.clock.now().saturating_duration_since(asked);
                     decided
                 }
-                _ => self.shared.rates.decide(key, &limit.quota, calls, now),
+                _ => self.shared.rates.decide(limit, key, calls, now),
             };
             let Err(exceeded) = decided else {
                 limit.metrics.decided(RateLimitDecision::Admitted);
@@ -180,9 +180,9 @@ impl Asking<'_> {
         let rates = &self.shared.rates;
         let asked = self.shared.clock.now();
         // Whatever is refused to this gateway alone is refused to all together: an attack does not reach Redis.
-        rates.decide(key, &limit.quota, calls, asked)?;
+        rates.decide(limit, key, calls, asked)?;
         match fleet.take(fleet_key, limit, calls).await {
-            Ok(answer) => rates.learn(key, &limit.quota, calls, answer, asked),
+            Ok(answer) => rates.learn(limit, key, calls, answer, asked),
             // Counted and logged; until Redis is back, the gateway's own decision stands.
             Err(_) => Ok(()),
         }

@@ -29,6 +29,7 @@ pub async fn refuse(session: &mut Session, ctx: &mut Context, refusal: Refusal) 
     if refusal.closes_connection() || much_left {
         if let Some(begun) = &ctx.begun {
             begun.connection.ends_for(CloseReason::Refused);
+            begun.connection.refused();
         }
         session.set_keepalive(None);
     }
@@ -43,7 +44,9 @@ pub async fn refuse(session: &mut Session, ctx: &mut Context, refusal: Refusal) 
 
 async fn write_answer(session: &mut Session, ctx: &Context, refusal: &Refusal) -> Result<()> {
     let on_json_rpc = ctx.route.as_ref().or(ctx.shape.as_ref()).is_some_and(|r| r.json_rpc.is_some());
-    let id = ctx.rpc.as_ref().and_then(|rpc| rpc.id.as_deref()).map(RawId::of_scanned);
+    // What is refused of a batch whose calls are each allowed is the batch, and that has no id.
+    let rpc = ctx.rpc.as_ref().filter(|rpc| !(rpc.batch && rpc.allowed));
+    let id = rpc.and_then(|rpc| rpc.id.as_deref()).map(RawId::of_scanned);
     let form = Form { reply: local_reply(ctx), on_json_rpc };
     let body = form.body(refusal, id);
     let mut header = ResponseHeader::build(form.status(refusal), Some(8))?;

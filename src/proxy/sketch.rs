@@ -43,7 +43,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::policy::rate_limit::{Quota, RateLimiter};
+    use crate::policy::rate_limit::{KeyPart, Limit, Quota, RateLimiter};
     use crate::units::Rate;
 
     #[test]
@@ -68,13 +68,18 @@ mod tests {
         }
     }
 
+    fn limit(rate: Rate, burst: u32) -> Limit {
+        let metrics = crate::observe::Metrics::new();
+        Limit::new("listener/x/address".into(), &[KeyPart::Address], Quota::new(rate, burst), true, false, &metrics)
+    }
+
     fn million(rate: u32, burst: u32) {
-        let quota = Quota::new(Rate { count: rate, per: Duration::from_secs(1) }, burst);
+        let limit = limit(Rate { count: rate, per: Duration::from_secs(1) }, burst);
         let start = Instant::now();
         let limiter = RateLimiter::<CountMin>::new(100_000, 64, start);
         let spread = |key: u64| key.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
         let abuser = spread(5_000_000);
-        limiter.decide(spread(0), &quota, 1, start).unwrap();
+        limiter.decide(&limit, spread(0), 1, start).unwrap();
         let bytes = limiter.bytes();
         assert!(bytes < 12 << 20, "{bytes}");
         let (mut refused, mut passed) = (0, 0);
@@ -83,10 +88,10 @@ mod tests {
             let now = start + Duration::from_micros(tick * 100);
             for key in 1 + tick * 5..=tick * 5 + 5 {
                 for _ in 0..3 {
-                    refused += u32::from(limiter.decide(spread(key), &quota, 1, now).is_err());
+                    refused += u32::from(limiter.decide(&limit, spread(key), 1, now).is_err());
                 }
             }
-            passed += u32::from(limiter.decide(abuser, &quota, 1, now).is_ok());
+            passed += u32::from(limiter.decide(&limit, abuser, 1, now).is_ok());
         }
         assert_eq!(refused, 0);
         let allowed = f64::from(burst) + f64::from(rate) * 20.0;
@@ -97,7 +102,7 @@ mod tests {
     /// The same with far more busy keys than there are places, so that the table is full throughout.
     #[test]
     fn a_table_that_is_too_small_refuses_no_honest_key_and_still_cuts_the_abuser() {
-        let quota = Quota::new(Rate { count: 1, per: Duration::from_secs(1) }, 50);
+        let limit = limit(Rate { count: 1, per: Duration::from_secs(1) }, 50);
         let start = Instant::now();
         let limiter = RateLimiter::<CountMin>::new(1_000, 64, start);
         let spread = |key: u64| key.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
@@ -106,9 +111,9 @@ mod tests {
         for round in 0..100u64 {
             let now = start + Duration::from_secs(round * 10);
             for key in 1..=10_000 {
-                refused += u32::from(limiter.decide(spread(key), &quota, 5, now).is_err());
+                refused += u32::from(limiter.decide(&limit, spread(key), 5, now).is_err());
             }
-            passed += (0..200).filter(|_| limiter.decide(abuser, &quota, 1, now).is_ok()).count();
+            passed += (0..200).filter(|_| limiter.decide(&limit, abuser, 1, now).is_ok()).count();
         }
         assert_eq!(refused, 0);
         // The burst, and ten calls for each of 99 pauses.

@@ -40,6 +40,8 @@ pub struct Settings {
     pub timeout: Duration,
     /// The script, in Lua, with one key.
     pub script: &'static str,
+    /// A key that each connection begins with writing; it is forgotten at once.
+    pub probe_key: String,
 }
 
 /// The script was not run, or nobody knows.
@@ -211,6 +213,8 @@ impl Client {
             greeting.push(command(&[b"SELECT", target.database.to_string().as_bytes()]));
         }
         greeting.push(self.load_script());
+        // A node that can't write is of no use: better it is known before anybody asks.
+        greeting.push(command(&[b"SET", self.settings.probe_key.as_bytes(), b"1", b"PX", b"1"]));
         Address {
             host: host.to_owned(),
             port,

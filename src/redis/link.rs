@@ -24,7 +24,7 @@ const QUEUE: usize = 4096;
 const IN_FLIGHT_MAX: usize = 16_384;
 /// For TCP, TLS and the greeting, together.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
-/// Between two tries to connect: at first, and at most.
+/// Between two tries to connect: at first, and at most. A connection that ended sooner was of no use.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
@@ -41,7 +41,7 @@ pub struct Address {
     pub port: u16,
     /// TLS with this trust.
     pub tls: Option<SslConnector>,
-    /// Commands that every connection begins with; an error as answer to any ends it.
+    /// Commands that every connection begins with; an error as answer to any ends it, but one that points elsewhere.
     pub greeting: Vec<Vec<u8>>,
     /// Longest wait for an answer. Then the connection is given up.
     pub timeout: Duration,
@@ -100,11 +100,14 @@ async fn keep(
         let why = match connected {
             Err(e) => e,
             Ok(stream) => {
-                pause = PAUSE_FIRST;
+                let began = address.clock.now();
                 up.store(true, Ordering::Relaxed);
                 changed(Ok(()));
                 let ended = Running::new(stream, &address).run(&mut queue).await;
                 up.store(false, Ordering::Relaxed);
+                if address.clock.now().saturating_duration_since(began) >= PAUSE_MAX {
+                    pause = PAUSE_FIRST;
+                }
                 match ended {
                     Ok(()) => return,
                     Err(e) => e,
@@ -136,7 +139,11 @@ async fn connect(address: &Address) -> io::Result<Stream> {
     };
     let mut read = Vec::new();
     for command in &address.greeting {
-        exchange(&mut stream, command, &mut read).await?;
+        match exchange(&mut stream, command, &mut read).await {
+            // A key of another node's, in a cluster.
+            Err(e) if e.to_string().starts_with("MOVED ") || e.to_string().starts_with("ASK ") => {}
+            answered => drop(answered?),
+        }
     }
     Ok(stream)
 }
@@ -226,12 +233,30 @@ impl Running {
         while let Some((reply, length)) = read_reply(&self.read[done..]).map_err(malformed)? {
             done += length;
             let (answer, _) = self.in_flight.pop_front().ok_or_else(|| malformed(Malformed))?;
+            let useless = match &reply {
+                Reply::Error(why) if is_useless(why) => Some(io::Error::other(why.clone())),
+                _ => None,
+            };
             // The caller may have gone on without.
             let _ = answer.send(reply);
+            if let Some(useless) = useless {
+                return Err(useless);
+            }
         }
         self.read.drain(..done);
         if self.read.len() > ANSWER_MAX { Err(malformed(Malformed)) } else { Ok(()) }
     }
+}
+
+/// Whether a node that answers so decides nothing, whatever it is asked: it is full, or has become a replica, or is not
+/// ready, or trusts us no more. Connecting again finds the one that the name leads to now; Redis before 7 has the
+/// script's errors within one of its own.
+fn is_useless(why: &str) -> bool {
+    const ERRORS: [&str; 8] = ["OOM", "READONLY", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "NOAUTH", "NOPERM"];
+    ERRORS.iter().any(|e| {
+        let rest = why.strip_prefix(e).or_else(|| why.split_once(&format!("-{e}")).map(|(_, rest)| rest));
+        rest.is_some_and(|rest| rest.starts_with(' ') || rest.is_empty())
+    })
 }
 
 async fn until(deadline: Option<Instant>) {
@@ -255,4 +280,24 @@ pub fn command(words: &[&[u8]]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(256);
     write_command(&mut bytes, words);
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_a_node_that_decides_nothing_are_told_from_those_of_one_command() {
+        for why in [
+            "OOM command not allowed when used memory > 'maxmemory'. script: ab, on @user_script:9.",
+            "READONLY You can't write against a read only replica.",
+            "ERR Error running script (call to f_ab): @user_script:9: @user_script: 9: -OOM command not allowed",
+            "NOAUTH Authentication required.",
+        ] {
+            assert!(is_useless(why), "{why}");
+        }
+        for why in ["NOSCRIPT No matching script.", "MOVED 1 127.0.0.1:1", "WRONGTYPE Operation", "ERR -OOMPH"] {
+            assert!(!is_useless(why), "{why}");
+        }
+    }
 }

@@ -48,8 +48,13 @@ impl Fleet {
     }
 
     fn rates(&self, config: &Redis) -> Result<SharedRates, String> {
-        let settings =
-            Settings { target: config.target.clone(), ca: config.ca.clone(), timeout: config.timeout, script: SCRIPT };
+        let settings = Settings {
+            target: config.target.clone(),
+            ca: config.ca.clone(),
+            timeout: config.timeout,
+            script: SCRIPT,
+            probe_key: format!("{}probe", config.key_prefix),
+        };
         let client = Client::new(settings, self.shared.clock.clone(), self.shared.metrics.redis())?;
         Ok(SharedRates::new(client, &config.key_prefix))
     }

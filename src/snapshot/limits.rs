@@ -13,6 +13,9 @@ use crate::policy::{admission, overload};
 pub struct RequestLimits {
     /// In total.
     pub total: Option<u32>,
+    /// In total, of routes that are not critical: a listener that has critical ones keeps `overload.critical_reserve` for
+    /// them.
+    pub total_uncritical: u32,
     /// Of one client address.
     pub per_address: Option<u32>,
     /// Of one peer.
@@ -20,8 +23,15 @@ pub struct RequestLimits {
 }
 
 impl RequestLimits {
-    pub(super) fn new(limits: &file::ListenerLimits) -> Self {
-        Self { total: limits.requests, per_address: limits.requests_per_address, per_peer: limits.requests_per_peer }
+    pub(super) fn new(limits: &file::ListenerLimits, overload: &file::Overload, some_critical: bool) -> Self {
+        let all = limits.requests.unwrap_or(u32::MAX);
+        let unreserved = u32::try_from(without_reserve(all.into(), overload)).unwrap_or(all);
+        Self {
+            total: limits.requests,
+            total_uncritical: if some_critical { unreserved } else { all },
+            per_address: limits.requests_per_address,
+            per_peer: limits.requests_per_peer,
+        }
     }
 }
 
@@ -41,12 +51,17 @@ pub(super) fn of_connections(limits: &file::ListenerLimits) -> admission::Limits
     }
 }
 
+/// What is left of `all` requests for routes that are not critical.
+fn without_reserve(all: u64, config: &file::Overload) -> u64 {
+    all - all * u64::from(config.critical_reserve.0) / 1000
+}
+
 pub(super) fn of_process(config: &file::Overload) -> overload::Limits {
     let all = u64::from(config.requests);
     overload::Limits {
         enforce: config.enforce,
         connections: config.connections,
-        requests: all - all * u64::from(config.critical_reserve.0) / 1000,
+        requests: without_reserve(all, config),
         requests_critical: all,
         scaling: config.event_loop_lag.scaling_threshold.0,
         saturation: config.event_loop_lag.saturation_threshold.0,

@@ -238,6 +238,34 @@ fn a_client_that_leaves_within_its_body_is_forgotten() {
 }
 
 #[test]
+fn a_body_takes_of_the_budget_what_it_takes_of_memory() {
+    let (gateway, _node) = gateway();
+    let held = || gateway.metric("hive_gateway_body_memory_bytes", &[]);
+    // By HTTP/1.1 Pingora has a buffer of 64 KiB for each body that is being read.
+    let mut connection = gateway.connect("alice");
+    connection.send((head("/echo", "Transfer-Encoding: chunked\r\n") + "1\r\na\r\n").as_bytes()).unwrap();
+    wait_until("a buffer and a byte are held", || (65_536.0..70_000.0).contains(&held()) && held() > 65_536.0);
+    connection.vanish();
+    gateway.wait_metric("hive_gateway_body_memory_bytes", &[], 0.0);
+    // By HTTP/2 nothing is taken for what is announced and has not come.
+    let h2 = H2::connect(&gateway.client("alice"), gateway.address).unwrap();
+    let streams: Vec<_> = (0..50)
+        .map(|_| {
+            let request = H2::request("POST", "/echo").header("content-length", "1000000").body(()).unwrap();
+            let (future, mut body) = h2.begin(request, false).unwrap();
+            body.send_data(Bytes::from_static(b"a"), false).unwrap();
+            (future, body)
+        })
+        .collect();
+    wait_until("all bytes are held", || {
+        gateway.metric("hive_gateway_requests_in_flight", &[]) == 50.0 && held() >= 50.0
+    });
+    assert!(held() <= 50.0 * 1024.0, "{}", held());
+    drop(streams);
+    gateway.wait_metric("hive_gateway_body_memory_bytes", &[], 0.0);
+}
+
+#[test]
 fn bodies_beyond_the_memory_budget_are_503_and_the_budget_comes_back() {
     let node = Node::start();
     let mut setup = Setup::new(&[node.address]);

@@ -222,7 +222,7 @@ fn a_batch_beyond_a_limits_burst_is_not_told_to_come_back() {
         Value::from_iter(calls).to_string()
     };
     let answer = call(&gateway, batch(&["a", "b", "c", "d"]));
-    assert_refused(&gateway, &answer, 400, -32600, json!(1), "rpc_batch_beyond_rate_limit");
+    assert_refused(&gateway, &answer, 400, -32600, Value::Null, "rpc_batch_beyond_rate_limit");
     assert!(answer.header("retry-after").is_none());
     let line = gateway.wait_log(|line| line["refusal"] == "rpc_batch_beyond_rate_limit");
     assert_eq!(line["rate_limit"], "route/a2a/peer");

@@ -402,9 +402,12 @@ fn yield_to_all() {
     let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
 }
 
-/// How often an attack is tried beside honest clients. The machine has other work too; one quiet round is enough, while
-/// an attack that harms does so in each.
-const ROUNDS: usize = 8;
+/// How often an attack is tried beside honest clients, at most, and how many rounds must be quiet: more than half, for the
+/// machine has other work too, while an attack that harms does so in each.
+const ROUNDS: usize = 7;
+const QUIET: usize = 4;
+/// What any other work on the machine may cost one of a hundred exchanges.
+const TIME_SLICE: Duration = Duration::from_millis(6);
 const EXCHANGES: usize = 400;
 
 #[test]
@@ -417,7 +420,7 @@ fn honest_clients_keep_their_latency_beside_each_attack() {
         let mut honest = gateway.connect("bob");
         latency(&mut honest, EXCHANGES);
         let (mut worst, mut slowest_alone) = (String::new(), Duration::ZERO);
-        let quiet = (0..ROUNDS).any(|_| {
+        let mut round = || {
             let alone = latency(&mut honest, EXCHANGES);
             // What other work on the machine does to an honest client, it does beside an attack too.
             slowest_alone = slowest_alone.max(alone[1]);
@@ -437,9 +440,13 @@ fn honest_clients_keep_their_latency_beside_each_attack() {
             });
             println!("{name}: alone {alone:?}, beside {beside:?}");
             worst = format!("{name}: alone {alone:?}, beside {beside:?}\n");
-            beside[0] <= alone[0] * 2 && beside[1] <= slowest_alone * 2 + Duration::from_millis(2)
-        });
-        if !quiet {
+            beside[0] <= alone[0] * 2 && beside[1] <= slowest_alone * 2 + TIME_SLICE
+        };
+        let (mut quiet, mut loud) = (0, 0);
+        while quiet < QUIET && loud <= ROUNDS - QUIET {
+            *(if round() { &mut quiet } else { &mut loud }) += 1;
+        }
+        if quiet < QUIET {
             harmed += &worst;
         }
     }

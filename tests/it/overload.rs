@@ -235,6 +235,28 @@ fn a_reserve_is_kept_for_critical_routes() {
 }
 
 #[test]
+fn a_listeners_own_limit_keeps_the_reserve_too() {
+    let (node, gate) = holding();
+    let mut setup = Setup::new(&[node.address]);
+    setup.top = overload("critical_reserve: 50%");
+    setup.limits = "requests: 4".into();
+    setup.routes = PRIORITIES.into();
+    let gateway = setup.start();
+    let mut held = hold(&gateway, &node, "alice", 2);
+    assert_eq!(gateway.connect("bob").exchange(GET).unwrap().status, 503);
+    let mut urgent: Vec<_> = (0..2).map(|_| gateway.connect("bob")).collect();
+    for connection in &mut urgent {
+        connection.send(b"GET /urgent/held HTTP/1.1\r\nHost: gateway.test\r\n\r\n").unwrap();
+    }
+    node.wait_count(4);
+    let last = gateway.connect("bob").exchange(b"GET /urgent HTTP/1.1\r\nHost: gateway.test\r\n\r\n").unwrap();
+    assert_eq!(last.status, 503);
+    gate.open();
+    held.append(&mut urgent);
+    assert_done(held);
+}
+
+#[test]
 fn a_dry_run_counts_and_refuses_nothing() {
     let (node, gate) = holding();
     let mut setup = Setup::new(&[node.address]);

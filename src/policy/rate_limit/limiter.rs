@@ -1,9 +1,12 @@
 //! Both stages together: one for the process, so that its memory is bounded in one place and a reload changes nothing
 //! of what has been counted.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
+
+use parking_lot::Mutex;
 
 use super::buckets::Buckets;
 use super::gcra::{Exceeded, Quota, WINDOWS, window_ns};
@@ -26,13 +29,15 @@ pub struct RateLimiter<S> {
     began: Instant,
     keys: usize,
     ipv6_prefix: u8,
-    buckets: Buckets,
+    /// Each limit's own, by its name: else keys of one that drains in an hour, which a client may choose, would push out those
+    /// of one that drains in a second. They stay across a reload.
+    tables: Mutex<HashMap<Box<str>, Arc<Buckets>>>,
     /// By length; a length that no limit has takes no memory.
     windows: [OnceLock<Windows<S>>; WINDOWS],
 }
 
 impl<S: Sketch> RateLimiter<S> {
-    /// For about `keys` keys that are busy at once, in constant memory: see [`Self::bytes`]. IPv6 addresses are counted by
+    /// For about `keys` keys of each limit that are busy at once, in constant memory: see [`Self::bytes`]. IPv6 addresses are counted by
     /// the network of `ipv6_prefix` bits.
     pub fn new(keys: usize, ipv6_prefix: u8, now: Instant) -> Self {
         Self {
@@ -40,7 +45,7 @@ impl<S: Sketch> RateLimiter<S> {
             began: now,
             keys,
             ipv6_prefix,
-            buckets: Buckets::new(keys),
+            tables: Mutex::default(),
             windows: [const { OnceLock::new() }; WINDOWS],
         }
     }
@@ -57,9 +62,10 @@ impl<S: Sketch> RateLimiter<S> {
     ///
     /// # Errors
     /// It may not; what is left and when to come back.
-    pub fn decide(&self, key: u64, quota: &Quota, calls: u32, now: Instant) -> Result<(), Exceeded> {
+    pub fn decide(&self, limit: &Limit, key: u64, calls: u32, now: Instant) -> Result<(), Exceeded> {
         let now = self.nanoseconds(now);
-        if let Some(taken) = self.buckets.take(key, quota, calls, now) {
+        let (quota, buckets) = (&limit.quota, self.table(limit, now));
+        if let Some(taken) = buckets.take(key, quota, calls, now) {
             return taken;
         }
         let seen = self.window(quota, now).add(key, calls, now);
@@ -68,7 +74,7 @@ impl<S: Sketch> RateLimiter<S> {
         }
         // Within a window's length a bucket drains. A key that was counted no more than a burst can't have more in it.
         let suspect = seen > u64::from(quota.burst());
-        match self.buckets.open(key, quota, calls, now, suspect) {
+        match buckets.open(key, quota, calls, now, suspect) {
             Some((taken, _)) => taken,
             None => Ok(()),
         }
@@ -78,12 +84,13 @@ impl<S: Sketch> RateLimiter<S> {
     ///
     /// # Errors
     /// They are refused; what is left and when to come back.
-    pub fn learn(&self, key: u64, quota: &Quota, calls: u32, answer: Answer, asked: Instant) -> Result<(), Exceeded> {
+    pub fn learn(&self, limit: &Limit, key: u64, calls: u32, answer: Answer, asked: Instant) -> Result<(), Exceeded> {
         let now = self.nanoseconds(asked);
+        let quota = &limit.quota;
         // Not sooner: others only fill it, and the way to Redis and back took some time too.
         let drained_at = now.saturating_add(u64::try_from(answer.drains_in.as_nanos()).unwrap_or(u64::MAX));
         let taken_ns = quota.interval_ns().saturating_mul(u64::from(calls));
-        self.buckets.learn(key, drained_at, taken_ns, now, !answer.admitted);
+        self.table(limit, now).learn(key, drained_at, taken_ns, now, !answer.admitted);
         match answer.admitted {
             true => Ok(()),
             // Redis counts in microseconds; what it refuses may just fit here.
@@ -96,14 +103,25 @@ impl<S: Sketch> RateLimiter<S> {
         self.ipv6_prefix
     }
 
-    /// Memory taken, bytes. It grows only when a limit of another order of time is first asked.
+    /// Memory taken, bytes. It grows only when a limit is first asked.
     pub fn bytes(&self) -> usize {
-        self.buckets.bytes() + self.windows.iter().filter_map(OnceLock::get).map(Windows::bytes).sum::<usize>()
+        self.tables.lock().values().map(|table| table.bytes()).sum::<usize>()
+            + self.windows.iter().filter_map(OnceLock::get).map(Windows::bytes).sum::<usize>()
     }
 
     /// Keys with a bucket that has not drained.
     pub fn busy(&self, now: Instant) -> usize {
-        self.buckets.busy(self.nanoseconds(now))
+        let now = self.nanoseconds(now);
+        self.tables.lock().values().map(|table| table.busy(now)).sum()
+    }
+
+    fn table<'l>(&self, limit: &'l Limit, now: u64) -> &'l Buckets {
+        limit.table.get_or_init(|| {
+            let mut tables = self.tables.lock();
+            // Those of limits that a reload took away, once nothing is owed in them.
+            tables.retain(|name, table| **name == *limit.name || Arc::strong_count(table) > 1 || table.busy(now) > 0);
+            tables.entry(limit.name.clone()).or_insert_with(|| Arc::new(Buckets::new(self.keys))).clone()
+        })
     }
 
     fn nanoseconds(&self, now: Instant) -> u64 {
@@ -128,8 +146,13 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn quota(count: u32, per: Duration, burst: u32) -> Quota {
-        Quota::new(Rate { count, per }, burst)
+    fn limit(count: u32, per: Duration, burst: u32) -> Limit {
+        named("route/a2a/peer", count, per, burst)
+    }
+
+    fn named(name: &str, count: u32, per: Duration, burst: u32) -> Limit {
+        let metrics = crate::observe::Metrics::new();
+        Limit::new(name.into(), &[KeyPart::Peer], Quota::new(Rate { count, per }, burst), true, false, &metrics)
     }
 
     fn limiter(keys: usize) -> (RateLimiter<Exact>, Instant) {
@@ -140,15 +163,15 @@ mod tests {
     #[test]
     fn a_small_limit_is_exact() {
         let (limiter, now) = limiter(100);
-        let quota = quota(2, 60 * SECOND, 3);
+        let limit = limit(2, 60 * SECOND, 3);
         for _ in 0..3 {
-            limiter.decide(7, &quota, 1, now).unwrap();
+            limiter.decide(&limit, 7, 1, now).unwrap();
         }
-        let exceeded = limiter.decide(7, &quota, 1, now).unwrap_err();
+        let exceeded = limiter.decide(&limit, 7, 1, now).unwrap_err();
         assert_eq!((exceeded.remaining, exceeded.retry_after_seconds()), (0, 30));
-        assert!(limiter.decide(8, &quota, 1, now).is_ok(), "another key has a quota of its own");
-        assert!(limiter.decide(7, &quota, 1, now + 30 * SECOND).is_ok());
-        assert!(limiter.decide(7, &quota, 1, now + 31 * SECOND).is_err());
+        assert!(limiter.decide(&limit, 8, 1, now).is_ok(), "another key has a quota of its own");
+        assert!(limiter.decide(&limit, 7, 1, now + 30 * SECOND).is_ok());
+        assert!(limiter.decide(&limit, 7, 1, now + 31 * SECOND).is_err());
     }
 
     #[test]
@@ -164,26 +187,23 @@ mod tests {
             issuer: None,
             headers: &headers,
         };
-        let built = |name: &str| {
-            let metrics = crate::observe::Metrics::new();
-            Limit::new(name.into(), &[KeyPart::Peer], quota(1, 60 * SECOND, 1), true, false, &metrics)
-        };
+        let built = |name: &str| named(name, 1, 60 * SECOND, 1);
         let (before, after) = (built("route/a2a/peer"), built("route/a2a/peer"));
-        assert!(limiter.decide(limiter.key(&before, &facts), &before.quota, 1, now).is_ok());
-        assert!(limiter.decide(limiter.key(&after, &facts), &after.quota, 1, now).is_err());
+        assert!(limiter.decide(&before, limiter.key(&before, &facts), 1, now).is_ok());
+        assert!(limiter.decide(&after, limiter.key(&after, &facts), 1, now).is_err());
         let other = built("route/other/peer");
-        assert!(limiter.decide(limiter.key(&other, &facts), &other.quota, 1, now).is_ok());
+        assert!(limiter.decide(&other, limiter.key(&other, &facts), 1, now).is_ok());
     }
 
     #[test]
     fn there_is_no_edge_across_which_twice_the_burst_passes() {
         let (limiter, start) = limiter(100);
-        let quota = quota(100, SECOND, 100);
+        let limit = limit(100, SECOND, 100);
         let mut passed = Vec::new();
         // A thousand a second for three seconds; the fullest 100 ms anywhere are looked for.
         for ms in 0..3000u32 {
             let now = start + Duration::from_millis(u64::from(ms));
-            if limiter.decide(7, &quota, 1, now).is_ok() {
+            if limiter.decide(&limit, 7, 1, now).is_ok() {
                 passed.push(ms);
             }
         }
@@ -198,28 +218,55 @@ mod tests {
     #[test]
     fn without_a_free_place_whoever_is_surely_below_the_limit_passes_and_an_abuser_does_not() {
         let (limiter, now) = limiter(1);
-        let quota = quota(1, SECOND, 10);
+        let limit = limit(1, SECOND, 10);
         for key in 1..1000 {
             for _ in 0..10 {
-                assert!(limiter.decide(key, &quota, 1, now).is_ok(), "key {key}");
+                assert!(limiter.decide(&limit, key, 1, now).is_ok(), "key {key}");
             }
         }
-        let passed = (0..1000).filter(|_| limiter.decide(5000, &quota, 1, now).is_ok()).count();
+        let passed = (0..1000).filter(|_| limiter.decide(&limit, 5000, 1, now).is_ok()).count();
         assert!(passed <= 20, "{passed} passed");
-        let passed = (1..=100).filter(|s| limiter.decide(5000, &quota, 1, now + SECOND * *s).is_ok()).count();
+        let passed = (1..=100).filter(|s| limiter.decide(&limit, 5000, 1, now + SECOND * *s).is_ok()).count();
         assert_eq!(passed, 100);
+    }
+
+    #[test]
+    fn keys_of_one_limit_push_out_none_of_another() {
+        let (limiter, now) = limiter(1);
+        let (second, hour) =
+            (named("route/a2a/address", 10, SECOND, 10), named("route/b/header:x", 1, 3600 * SECOND, 1));
+        let mut passed = 0;
+        for key in 1..2000 {
+            // A client that goes on and on, and one that chooses ever new keys with a debt of an hour each.
+            passed += u32::from(limiter.decide(&second, 5000, 1, now).is_ok());
+            let _ = limiter.decide(&hour, key, 1, now);
+            let _ = limiter.decide(&hour, key, 1, now);
+        }
+        assert_eq!(passed, 10);
+    }
+
+    #[test]
+    fn a_table_of_a_limit_that_is_gone_stays_until_nothing_is_owed() {
+        let (limiter, now) = limiter(1);
+        limiter.decide(&limit(1, SECOND, 1), 7, 1, now).unwrap();
+        assert!(limiter.decide(&limit(1, SECOND, 1), 7, 1, now).is_err(), "gone and back in one reload");
+        let one = limiter.tables.lock().len();
+        limiter.decide(&named("other", 1, SECOND, 1), 7, 1, now).unwrap();
+        assert_eq!((one, limiter.tables.lock().len()), (1, 2));
+        limiter.decide(&named("third", 1, SECOND, 1), 7, 1, now + 2 * SECOND).unwrap();
+        assert_eq!(limiter.tables.lock().len(), 1);
     }
 
     #[test]
     fn a_key_that_comes_now_and_then_takes_no_bucket() {
         let (limiter, now) = limiter(1000);
-        let quota = quota(100, SECOND, 200);
+        let limit = limit(100, SECOND, 200);
         for key in 1..500 {
-            assert!(limiter.decide(key, &quota, 1, now).is_ok());
+            assert!(limiter.decide(&limit, key, 1, now).is_ok());
         }
         assert_eq!(limiter.busy(now), 0);
         for _ in 0..10 {
-            limiter.decide(7, &quota, 1, now).unwrap();
+            limiter.decide(&limit, 7, 1, now).unwrap();
         }
         assert_eq!(limiter.busy(now), 1);
     }

@@ -5,36 +5,35 @@
 //! without a lock, so each thread has one of its own and keeps it for ever: its destructor cleans up what all share.
 //!
 //! Its `SecPcreMatchLimit` is read and ignored, and an expression may go on for ten million steps, which with the core
-//! rules and four kilobytes of `<` is eight seconds. So the limit is written into each expression as PCRE2 has it,
-//! `(*LIMIT_MATCH=n)`, before the engine sees it.
+//! rules and four kilobytes of `<` is eight seconds. So its searches go through shim.cc, which limits their steps and the
+//! time of all, and tells if one was ended: a request of which it is not known whether it matches does not pass.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_longlong, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_longlong, c_uint, c_void};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, LazyLock, OnceLock, Weak};
 use std::thread;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use super::queue::Queue;
 use super::{Fault, Match, Request, SERVER, Settings, all_files, data_beside, epilogue, prelude};
 use crate::files::open_regular;
 
 /// Longest rule file or file of words, in bytes.
 const FILE_BYTES_MAX: u64 = 16 << 20;
-/// Steps that an expression may take at one value. Beyond, it does not match.
-const PCRE_STEPS_MAX: u32 = 2000;
+/// The gateway's own rule: an expression was ended before it was known whether it matches.
+const STEPS_EXCEEDED: i64 = 8_800_005;
 /// Matches that are kept of a request.
 const MATCHES_MAX: usize = 16;
 /// Longest text of a match, in bytes.
 const MESSAGE_BYTES_MAX: usize = 256;
 /// Longest words of the engine about wrong rules, in bytes.
 const ERROR_BYTES_MAX: usize = 1024;
-/// Requests that wait for a thread; what comes on top is not looked at.
-const QUEUE_MAX: usize = 256;
 /// How far the threads stand behind those that serve requests (`nice`).
 const NICE: c_int = 5;
 
@@ -89,6 +88,7 @@ unsafe extern "C" {
         worker: *mut c_void,
         rules: *mut c_void,
         request: *const RawRequest,
+        budget_ms: c_uint,
         on_match: OnMatch,
         data: *mut c_void,
         status: *mut c_int,
@@ -185,7 +185,7 @@ fn read_all(settings: &Settings) -> Result<(Texts, [u8; 32]), Fault> {
     };
     add(None, "the gateway's own rules", prelude())?;
     for (entry, file) in all_files(settings) {
-        let text = read(file).and_then(|bytes| with_limits(file, &bytes));
+        let text = read(file).and_then(|bytes| prepared(file, &bytes));
         let text = text.map_err(|message| Fault { entry: Some(entry), message })?;
         add(Some(entry), &file.to_string_lossy(), text)?;
     }
@@ -209,28 +209,27 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// The text of a rule file with a limit in each of its expressions.
-fn with_limits(file: &Path, bytes: &[u8]) -> Result<String, String> {
+/// The text of a rule file that brings in no other, with the attributes of XML wherever its text is looked at: version 3 of
+/// the core rules forgot them.
+fn prepared(file: &Path, bytes: &[u8]) -> Result<String, String> {
     let text = std::str::from_utf8(bytes).map_err(|_| format!("{}: not UTF-8", file.display()))?;
     for (i, line) in text.lines().enumerate() {
         let word = line.split_whitespace().next().unwrap_or_default();
-        // What it would bring in would have no limits, and nobody would see it change.
+        // Nobody would see it change.
         if word.eq_ignore_ascii_case("include") || word.eq_ignore_ascii_case("includeoptional") {
             let place = format!("{}:{}", file.display(), i + 1);
             return Err(format!("{place}: {word} is not followed; write the files, or their directory, under rules"));
         }
     }
-    let mut limited = text.to_owned();
-    for operator in ["\"@rx ", "\"!@rx ", "\"@rxGlobal ", "\"!@rxGlobal "] {
-        limited = limited.replace(operator, &format!("{operator}(*LIMIT_MATCH={PCRE_STEPS_MAX})"));
-    }
-    Ok(limited)
+    Ok(text.replace("|XML:/* ", "|XML:/*|XML://@* "))
 }
 
 /// What the engine makes of a request.
 pub struct Found {
     /// It may not pass.
     pub refused: bool,
+    /// An expression took too many steps, so it is not known whether it may.
+    pub unknown: bool,
     /// The sum of what matched.
     pub score: u32,
     /// The first of what matched.
@@ -240,6 +239,7 @@ pub struct Found {
 struct Job {
     rules: Arc<Rules>,
     request: Request,
+    deadline: Instant,
     tell: oneshot::Sender<Option<Found>>,
 }
 
@@ -250,34 +250,34 @@ struct Worker(NonNull<c_void>);
 unsafe impl Send for Worker {}
 
 /// The threads, as many as there are processors, and the way to them. None if the engine can't be started.
-static THREADS: LazyLock<Option<SyncSender<Job>>> = LazyLock::new(|| {
-    let (send, receive) = sync_channel(QUEUE_MAX);
-    let receive = Arc::new(Mutex::new(receive));
+static THREADS: LazyLock<Option<Arc<Queue<Job>>>> = LazyLock::new(|| {
+    let queue = Arc::new(Queue::new());
     for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
         // SAFETY: no argument. One after the other: it sets up libraries that are not made for two at once.
         let worker = Worker(NonNull::new(unsafe { hive_waf_worker_new() })?);
-        let jobs = receive.clone();
+        let jobs = queue.clone();
         thread::Builder::new().name("waf".into()).spawn(move || work(&worker, &jobs)).ok()?;
     }
-    Some(send)
+    Some(queue)
 });
 
-/// Gives a request to the threads; none if too many wait. What is told is none if the engine failed.
-pub fn ask(rules: Arc<Rules>, request: Request) -> Option<oneshot::Receiver<Option<Found>>> {
+/// Gives a request to the threads, which leave off at `deadline`; none if too many wait, or too many of this
+/// client. What is told is none if the engine
+/// failed.
+pub fn ask(rules: Arc<Rules>, request: Request, deadline: Instant) -> Option<oneshot::Receiver<Option<Found>>> {
     let (tell, told) = oneshot::channel();
-    THREADS.as_ref()?.try_send(Job { rules, request, tell }).ok()?;
-    Some(told)
+    let client = request.client.ip();
+    THREADS.as_ref()?.push(client, Job { rules, request, deadline, tell }).then_some(told)
 }
 
-fn work(worker: &Worker, jobs: &Mutex<Receiver<Job>>) {
+fn work(worker: &Worker, jobs: &Queue<Job>) -> ! {
     // SAFETY: plain numbers; with 0 it is about this thread alone (Linux). If it fails the threads are as good as others.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
     loop {
-        let next = jobs.lock().recv();
-        let Ok(Job { rules, request, tell }) = next else { return };
+        let Job { rules, request, deadline, tell } = jobs.pop();
         // Who waits no longer need not be told.
         if !tell.is_closed() {
-            let _ = tell.send(worker.check(&rules, &request));
+            let _ = tell.send(worker.check(&rules, &request, deadline));
         }
     }
 }
@@ -296,7 +296,7 @@ extern "C" fn note(data: *mut c_void, rule: c_longlong, severity: c_int, message
 
 impl Worker {
     /// Runs both phases. None: the engine failed, or the request can't be told to it.
-    fn check(&self, rules: &Rules, request: &Request) -> Option<Found> {
+    fn check(&self, rules: &Rules, request: &Request, deadline: Instant) -> Option<Found> {
         static SERVER_TEXT: OnceLock<CString> = OnceLock::new();
         let server = SERVER_TEXT.get_or_init(|| CString::new(SERVER.ip().to_string()).unwrap_or_default());
         let client = CString::new(request.client.ip().to_string()).ok()?;
@@ -319,6 +319,7 @@ impl Worker {
             header_count: headers.len(),
             body: Text::of(&request.body),
         };
+        let left = deadline.saturating_duration_since(Instant::now());
         let mut matches = Vec::<Match>::new();
         let (mut status, mut score) = (0, 0);
         // SAFETY: this thread alone uses the worker, the rules are whole and live as long as the Arc that the job holds;
@@ -328,28 +329,28 @@ impl Worker {
                 self.0.as_ptr(),
                 rules.set.as_ptr(),
                 &raw,
+                c_uint::try_from(left.as_millis()).unwrap_or(c_uint::MAX),
                 note,
                 (&raw mut matches).cast(),
                 &mut status,
                 &mut score,
             )
         };
-        (outcome >= 0).then(|| Found { refused: outcome == 1, score: u32::try_from(score).unwrap_or(0), matches })
+        if outcome < 0 {
+            return None;
+        }
+        let unknown = outcome == 2;
+        if unknown {
+            let message = b"An expression took too many steps at a value of the request".to_vec();
+            matches.insert(0, Match { rule: STEPS_EXCEEDED, severity: 2, message });
+        }
+        Some(Found { refused: outcome == 1, unknown, score: u32::try_from(score).unwrap_or(0), matches })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_expression_gets_a_limit_and_nothing_else_changes() {
-        let text =
-            "SecRule ARGS \"@rx a+\" \"id:1\"\nSecRule ARGS \"!@rx ^b\" \"id:2,msg:'@rx'\"\nSecRule ARGS \"@pm x\"";
-        let limited = with_limits(Path::new("f"), text.as_bytes()).unwrap();
-        assert_eq!(limited.matches("(*LIMIT_MATCH=2000)").count(), 2);
-        assert_eq!(limited.replace("(*LIMIT_MATCH=2000)", ""), text);
-    }
 
     #[test]
     fn the_engines_words_name_the_file() {
@@ -361,7 +362,7 @@ mod tests {
 
     #[test]
     fn files_bring_in_no_others() {
-        let why = with_limits(Path::new("f.conf"), b"# Include x\n  IncludeOptional /etc/x.conf\n").unwrap_err();
+        let why = prepared(Path::new("f.conf"), b"# Include x\n  IncludeOptional /etc/x.conf\n").unwrap_err();
         assert!(why.starts_with("f.conf:2: IncludeOptional is not followed; write"), "{why}");
     }
 }

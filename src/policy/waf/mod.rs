@@ -8,6 +8,8 @@
 #[cfg(feature = "waf")]
 mod engine;
 mod files;
+#[cfg(feature = "waf")]
+mod queue;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -153,14 +155,19 @@ impl Waf {
     /// Looks at a request, in a thread of the engine's. Waits for it no longer than `timeout`.
     #[cfg(feature = "waf")]
     pub async fn judge(&self, request: Request) -> Judgement {
-        let Some(told) = engine::ask(self.rules.clone(), request) else { return Judgement::unavailable() };
-        let Ok(Ok(Some(found))) = tokio::time::timeout(self.settings.timeout, told).await else {
+        let deadline = tokio::time::Instant::now() + self.settings.timeout;
+        let told = engine::ask(self.rules.clone(), request, deadline.into_std());
+        let Some(told) = told else { return Judgement::unavailable() };
+        let Ok(Ok(Some(found))) = tokio::time::timeout_at(deadline, told).await else {
             return Judgement::unavailable();
         };
-        let verdict = match (found.refused, self.settings.mode) {
-            (true, _) => WafVerdict::Blocked,
-            (false, Mode::DetectionOnly) if found.score >= self.settings.anomaly_threshold => WafVerdict::Detected,
-            (false, _) => WafVerdict::Passed,
+        let unwanted = found.unknown || found.score >= self.settings.anomaly_threshold;
+        let verdict = match self.settings.mode {
+            _ if found.refused => WafVerdict::Blocked,
+            // The engine itself refuses what reaches the threshold, if the rules are to.
+            Mode::Blocking if found.unknown => WafVerdict::Blocked,
+            Mode::DetectionOnly if unwanted => WafVerdict::Detected,
+            Mode::Blocking | Mode::DetectionOnly => WafVerdict::Passed,
         };
         Judgement { verdict, score: found.score, matches: found.matches }
     }
@@ -177,11 +184,13 @@ impl Waf {
 #[cfg(feature = "waf")]
 fn prelude() -> String {
     // JSON values become arguments, so that the rules see what a parser sees. More than the limit are not looked at, so
-    // they are refused; a body that the engine can't read is too.
+    // they are refused; a body that the engine can't read is too. Of a type that is not here the engine reads the body as
+    // what it looks like (shim.cc).
     r#"SecRequestBodyAccess On
 SecRequestBodyJsonDepthLimit 512
 SecArgumentsLimit 1000
-SecRule REQUEST_HEADERS:Content-Type "@rx ^application/(?:[a-z0-9.+-]+[+])?json" "id:8800001,phase:1,pass,nolog,t:none,t:lowercase,ctl:requestBodyProcessor=JSON"
+SecRule REQUEST_HEADERS:Content-Type "@rx ^(?:application|text)/(?:[a-z0-9.+-]+[+])?json" "id:8800001,phase:1,pass,nolog,t:none,t:lowercase,ctl:requestBodyProcessor=JSON"
+SecRule REQUEST_HEADERS:Content-Type "@rx ^(?:application|text)/(?:[a-z0-9.+-]+[+])?xml" "id:8800006,phase:1,pass,nolog,t:none,t:lowercase,ctl:requestBodyProcessor=XML"
 SecRule &ARGS "@ge 1000" "id:8800002,phase:2,deny,status:400,log,t:none,msg:'Too many values in the request body',severity:2"
 SecRule REQBODY_ERROR "!@eq 0" "id:8800003,phase:2,deny,status:400,log,t:none,msg:'The request body can not be read',severity:2"
 "#

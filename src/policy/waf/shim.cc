@@ -4,7 +4,16 @@
 // none. And it tells of a match in one line of text in which a client's bytes stand unquoted, so that a client could
 // forge the rule's number; here it is taken from the engine's own structure.
 
+//
+// And it stands between the engine and PCRE2: libmodsecurity 3.0.9 knows no limit of an expression's steps, and takes one
+// that was ended for one that does not match.
+
+#include <dlfcn.h>
+#include <time.h>
+
 #include <algorithm>
+#include <chrono>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -20,8 +29,97 @@ using modsecurity::ModSecurity;
 using modsecurity::RuleMessage;
 using modsecurity::RulesSet;
 using modsecurity::Transaction;
+using std::chrono::steady_clock;
 
 namespace {
+
+// PCRE2's interface (pcre2.h of 10.42), as far as it is used. Its names are looked up in the library that the engine brings.
+using Match = int(const void *code, const uint8_t *subject, size_t length, size_t start, uint32_t options, void *data,
+                  void *context);
+constexpr int NO_MATCH = -1;
+constexpr int NO_MEMORY = -48;
+constexpr int MATCH_LIMIT = -47;
+constexpr int DEPTH_LIMIT = -53;
+constexpr int HEAP_LIMIT = -63;
+
+// Steps that one search may take at all places of a value together, unless it is so long that fewer than the least from one
+// place would be left; PCRE2 counts them from each place anew.
+constexpr size_t STEPS_MAX = 8 << 20;
+constexpr size_t STEPS_FROM_A_PLACE_LEAST = 2000;
+constexpr size_t STEPS_FROM_A_PLACE_MAX = 100000;
+// Processor's time that all of a request's searches may take, and after how many it is looked at.
+constexpr std::chrono::milliseconds PROCESSOR_MAX(500);
+constexpr unsigned SEARCHES_PER_LOOK = 8;
+
+template <typename Function>
+Function *of_pcre2(const char *name) {
+    return reinterpret_cast<Function *>(dlsym(RTLD_NEXT, name));
+}
+
+// What the request in this thread may still take.
+struct Budget {
+    bool running = false;
+    bool steps_exceeded = false;
+    bool time_exceeded = false;
+    steady_clock::time_point deadline;
+    std::chrono::nanoseconds processor_deadline{};
+    unsigned searches = 0;
+    void *context = nullptr;
+};
+thread_local Budget budget;
+
+std::chrono::nanoseconds processor_time() {
+    timespec used{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+    return std::chrono::seconds(used.tv_sec) + std::chrono::nanoseconds(used.tv_nsec);
+}
+
+// A search under the limits. Once one has exceeded them the answer is known, and the rest does not search.
+int search(Match *match, const void *code, const uint8_t *subject, size_t length, size_t start, uint32_t options,
+           void *data, void *context) {
+    if (match == nullptr) {
+        return NO_MEMORY;
+    }
+    if (!budget.running) {
+        return match(code, subject, length, start, options, data, context);
+    }
+    if (budget.searches++ % SEARCHES_PER_LOOK == 0) {
+        budget.time_exceeded = budget.time_exceeded || steady_clock::now() >= budget.deadline;
+        budget.steps_exceeded = budget.steps_exceeded || processor_time() >= budget.processor_deadline;
+    }
+    if (budget.steps_exceeded || budget.time_exceeded) {
+        return NO_MATCH;
+    }
+    static const auto set_limit = of_pcre2<int(void *, uint32_t)>("pcre2_set_match_limit_8");
+    const size_t steps = STEPS_MAX / std::max<size_t>(length, 1);
+    set_limit(budget.context,
+              static_cast<uint32_t>(std::clamp(steps, STEPS_FROM_A_PLACE_LEAST, STEPS_FROM_A_PLACE_MAX)));
+    const int found = match(code, subject, length, start, options, data, budget.context);
+    if (found == MATCH_LIMIT || found == DEPTH_LIMIT || found == HEAP_LIMIT || found == NO_MEMORY) {
+        budget.steps_exceeded = true;
+        return NO_MATCH;
+    }
+    return found;
+}
+
+// Gives the thread a budget for one request.
+class Running {
+  public:
+    explicit Running(unsigned budget_ms) {
+        static const auto create = of_pcre2<void *(void *)>("pcre2_match_context_create_8");
+        if (budget.context == nullptr && (create == nullptr || (budget.context = create(nullptr)) == nullptr)) {
+            throw std::exception();
+        }
+        budget.steps_exceeded = budget.time_exceeded = false;
+        budget.deadline = steady_clock::now() + std::chrono::milliseconds(budget_ms);
+        budget.processor_deadline = processor_time() + PROCESSOR_MAX;
+        budget.searches = 0;
+        budget.running = true;
+    }
+    ~Running() { budget.running = false; }
+    Running(const Running &) = delete;
+    Running &operator=(const Running &) = delete;
+};
 
 using OnMatch = void (*)(void *data, long long id, int severity, const char *message, size_t length);
 
@@ -49,6 +147,28 @@ bool intervened(Transaction &transaction, int *status) {
     return disruptive;
 }
 
+// A body whose Content-Type says nothing that the engine reads is read as what it looks like, as many a server does: else no
+// rule would see it.
+void choose_processor(Transaction &transaction, const unsigned char *body, size_t length) {
+    if (transaction.m_requestBodyProcessor != Transaction::UnknownFormat ||
+        transaction.m_requestBodyType != Transaction::UnknownFormat) {
+        return;
+    }
+    size_t at = length >= 3 && std::memcmp(body, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0;
+    while (at < length && std::strchr(" \t\r\n", body[at]) != nullptr && body[at] != 0) {
+        ++at;
+    }
+    const unsigned char first = at < length ? body[at] : 0;
+    if (first == '{' || first == '[') {
+        transaction.m_requestBodyProcessor = Transaction::JSONRequestBody;
+    } else if (first == '<') {
+        transaction.m_requestBodyProcessor = Transaction::XMLRequestBody;
+    } else {
+        transaction.m_requestBodyProcessor = Transaction::WWWFormUrlEncoded;
+        transaction.m_requestBodyType = Transaction::WWWFormUrlEncoded;
+    }
+}
+
 // The core rules keep the sum of their matches in a variable of the transaction: version 4 in the one, 3 in the other.
 int score_of(Transaction &transaction) {
     for (const char *name : {"blocking_inbound_anomaly_score", "anomaly_score"}) {
@@ -58,6 +178,21 @@ int score_of(Transaction &transaction) {
         }
     }
     return 0;
+}
+
+// Whether the engine's searches come by here: tried with an expression that takes very many steps.
+bool limits_hold(ModSecurity *worker) {
+    RulesSet rules;
+    const char *rule = "SecRuleEngine On\nSecRule ARGS \"@rx ^(?:a+)+(?:a+)+$\" \"id:1,phase:1,pass,nolog,t:none\"\n";
+    if (dlsym(RTLD_NEXT, "pcre2_set_match_limit_8") == nullptr || rules.load(rule, "limits") < 0) {
+        return false;
+    }
+    const Running running(1000);
+    Transaction transaction(worker, &rules, nullptr);
+    transaction.processConnection("0.0.0.0", 0, "0.0.0.0", 0);
+    transaction.processURI("/?x=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab", "GET", "1.1");
+    transaction.processRequestHeaders();
+    return budget.steps_exceeded;
 }
 
 }  // namespace
@@ -88,13 +223,26 @@ struct HiveWafRequest {
     HiveWafText body;
 };
 
-// Null if it can't be made.
+// The engine's calls come here, for the program's names go before those of its libraries.
+__attribute__((visibility("default"))) int pcre2_match_8(const void *code, const uint8_t *subject, size_t length,
+                                                         size_t start, uint32_t options, void *data, void *context) {
+    static const auto match = of_pcre2<Match>("pcre2_match_8");
+    return search(match, code, subject, length, start, options, data, context);
+}
+
+__attribute__((visibility("default"))) int pcre2_jit_match_8(const void *code, const uint8_t *subject, size_t length,
+                                                             size_t start, uint32_t options, void *data, void *context) {
+    static const auto match = of_pcre2<Match>("pcre2_jit_match_8");
+    return search(match, code, subject, length, start, options, data, context);
+}
+
+// Null if it can't be made, or if its searches can't be limited.
 ModSecurity *hive_waf_worker_new() {
     try {
         auto worker = std::make_unique<ModSecurity>();
         worker->setConnectorInformation("hive-gateway");
         worker->setServerLogCb(ignore, modsecurity::RuleMessageLogProperty);
-        return worker.release();
+        return limits_hold(worker.get()) ? worker.release() : nullptr;
     } catch (...) {
         return nullptr;
     }
@@ -133,10 +281,12 @@ void hive_waf_rules_free(RulesSet *rules) {
     }
 }
 
-// Runs a request's two phases. 0: it may pass; 1: it may not; -1: the engine failed. `score` is set in the first two cases.
-int hive_waf_check(ModSecurity *worker, RulesSet *rules, const HiveWafRequest *request, OnMatch on_match, void *data,
-                   int *status, int *score) {
+// Runs a request's two phases. 0: it may pass; 1: it may not; 2: an expression took too many steps, so nobody knows;
+// -1: the engine failed, or was not done in time. `score` is set but in the last case.
+int hive_waf_check(ModSecurity *worker, RulesSet *rules, const HiveWafRequest *request, unsigned budget_ms,
+                   OnMatch on_match, void *data, int *status, int *score) {
     try {
+        const Running running(budget_ms);
         Transaction transaction(worker, rules, nullptr);
         transaction.processConnection(request->client, request->client_port, request->server, request->server_port);
         transaction.processURI(request->uri, request->method, request->version);
@@ -148,6 +298,7 @@ int hive_waf_check(ModSecurity *worker, RulesSet *rules, const HiveWafRequest *r
         bool refused = intervened(transaction, status);
         if (!refused) {
             if (request->body.length > 0) {
+                choose_processor(transaction, request->body.bytes, request->body.length);
                 transaction.appendRequestBody(request->body.bytes, request->body.length);
                 refused = intervened(transaction, status);
             }
@@ -160,7 +311,10 @@ int hive_waf_check(ModSecurity *worker, RulesSet *rules, const HiveWafRequest *r
         for (const RuleMessage &match : transaction.m_rulesMessages) {
             on_match(data, match.m_ruleId, match.m_severity, match.m_message.data(), match.m_message.size());
         }
-        return refused ? 1 : 0;
+        if (budget.time_exceeded) {
+            return -1;
+        }
+        return budget.steps_exceeded ? 2 : refused ? 1 : 0;
     } catch (...) {
         return -1;
     }
