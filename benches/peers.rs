@@ -210,7 +210,10 @@ fn main() {
             }
         }
     });
-    let mut text = format!("| processor µs, median of {rounds} rounds | {} | to the best |\n|---|---|---|---|---|", names.join(" | "));
+    let mut text = format!(
+        "| processor µs, median of {rounds} rounds | {} | to the best |\n|---|---|---|---|---|",
+        names.join(" | ")
+    );
     for (kind, title) in KINDS.iter().enumerate() {
         let medians: Vec<f64> = all.iter().map(|proxy| median(proxy[kind].clone())).collect();
         let best = medians[..2].iter().copied().fold(f64::INFINITY, f64::min);

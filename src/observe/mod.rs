@@ -24,6 +24,7 @@ mod buckets;
 mod families;
 mod breaker;
 mod crl;
+pub mod definitions;
 mod discovery;
 mod refusals;
 pub mod recent;

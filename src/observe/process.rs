@@ -5,7 +5,7 @@ use std::fs;
 
 use prometheus::{Counter, Gauge, Registry};
 
-use super::metrics::{Definition, Kind};
+use super::definitions::{Definition, Kind};
 use super::register::{opts, register};
 
 macro_rules! definition {

@@ -5,7 +5,7 @@ use prometheus::{
     Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
-use super::metrics::{Definition, Kind};
+use super::definitions::{Definition, Kind};
 
 /// Turns what `prometheus` says of a name or label into the value.
 #[expect(clippy::expect_used, reason = "the names are constants, and the tests of `metrics` register all of them")]

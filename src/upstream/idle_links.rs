@@ -53,8 +53,8 @@ impl IdleLinks {
     pub(super) fn take(&self, generation: u64, now: Instant, limit: Duration) -> Option<Link> {
         let own = SHELF.get();
         let others = (own + 1..SHELVES).chain(0..own);
-        let mut each = std::iter::once(self.shelves[own].lock())
-            .chain(others.filter_map(|other| self.shelves[other].try_lock()));
+        let mut each =
+            std::iter::once(self.shelves[own].lock()).chain(others.filter_map(|other| self.shelves[other].try_lock()));
         each.find_map(|mut shelf| {
             while let Some(mut idle) = shelf.pop() {
                 if idle.is_of_use(generation, now, limit) && idle.link.is_alive() {

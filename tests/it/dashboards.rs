@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hive_gateway::observe::metrics::{Definition, Kind, all_definitions};
+use hive_gateway::observe::definitions::{Definition, Kind, all_definitions};
 use regex::Regex;
 use serde_json::Value;
 

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
+use hive_gateway::observe::definitions::{Kind, all_definitions};
 use hive_gateway::observe::fields::Field;
-use hive_gateway::observe::metrics::{Kind, all_definitions};
 use hive_gateway::observe::{ConnectionDenied, Extras, HandshakeRecord, HandshakeResult, HandshakesOmitted, WafMatch};
 
 fn file() -> PathBuf {
