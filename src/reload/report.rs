@@ -42,7 +42,7 @@ pub struct Report {
     pub time: SystemTime,
     /// The generation in use afterwards: a new one, or with errors the old one.
     pub generation: u64,
-    /// [`Config::hash`] of what is in use afterwards.
+    /// [`hash`](crate::config::Config::hash) of what is in use afterwards.
     pub hash: String,
     /// What needs a restart, then what is allowed but probably not meant.
     pub warnings: Vec<String>,
