@@ -126,8 +126,7 @@ impl CrlRefresh {
             Ok(changed) => {
                 if changed {
                     log::info!("listener {name}: a new CRL from {}", url.as_str());
-                    // A reload may have come in while it was read; the list has been handed on.
-                    let present = self.find(&key).map_or_else(|| revocation.clone(), |(present, _)| present);
+                    let present = self.hand_on(&key, revocation.clone(), &url);
                     snapshot::show_lists(&present, name, &self.0.metrics);
                 }
                 let wait = wait_after_success(revocation.refresh(), revocation.next_update(&url), now_unix);
@@ -146,6 +145,16 @@ impl CrlRefresh {
         };
         self.0.metrics.crl_fetched(name, result);
         revocation.note_asked(&url);
+    }
+
+    /// Reloads may have come while a list was read: what is in use now must have it too.
+    fn hand_on(&self, key: &Key, mut holder: Arc<Revocation>, url: &CrlUrl) -> Arc<Revocation> {
+        while let Some((present, _)) = self.find(key).filter(|(present, _)| !Arc::ptr_eq(present, &holder)) {
+            present.take_from(&holder, url);
+            present.note_asked(url);
+            holder = present;
+        }
+        holder
     }
 
     fn install(&self, revocation: &Revocation, url: &CrlUrl, answer: Answer, now_unix: i64) -> Result<bool, String> {

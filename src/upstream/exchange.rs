@@ -101,8 +101,10 @@ async fn connect_http2(node: &Node) -> Result<Exchange> {
 }
 
 async fn connect_http1(node: &Node) -> Result<Link> {
+    // Before the handshake: lists that come while it lasts are not known to have been asked.
+    let generation = node.generation();
     if node.is_tls() {
-        return Ok(Link::new(Io::Tls(TLS.new_stream(&node.peer_for_exchange()).await?)));
+        return Ok(Link::new(Io::Tls(TLS.new_stream(&node.peer_for_exchange()).await?), generation));
     }
     let address = node.address();
     let limit = node.connect_limit();
@@ -118,7 +120,7 @@ async fn connect_http1(node: &Node) -> Result<Link> {
     })?;
     tcp.set_nodelay(true).or_err(ErrorType::ConnectError, "TCP_NODELAY")?;
     watch_peer(&tcp, &super::peer::TCP_KEEPALIVE).or_err(ErrorType::ConnectError, "SO_KEEPALIVE")?;
-    Ok(Link::new(Io::Plain(tcp)))
+    Ok(Link::new(Io::Plain(tcp), generation))
 }
 
 /// A machine that is gone is noticed, however silent an answer may be.

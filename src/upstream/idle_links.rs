@@ -31,14 +31,12 @@ pub(super) struct IdleLinks {
 
 struct Idle {
     link: Link,
-    /// TLS material that it was made with.
-    generation: u64,
     since: Instant,
 }
 
 impl Idle {
     fn is_of_use(&self, generation: u64, now: Instant, limit: Duration) -> bool {
-        self.generation == generation && now.saturating_duration_since(self.since) < limit
+        self.link.generation() == generation && now.saturating_duration_since(self.since) < limit
     }
 }
 
@@ -66,7 +64,7 @@ impl IdleLinks {
     }
 
     /// Keeps a connection for the next request.
-    pub(super) fn put(&self, mut link: Link, generation: u64, now: Instant) {
+    pub(super) fn put(&self, mut link: Link, now: Instant) {
         if !link.may_rest() {
             return;
         }
@@ -79,7 +77,7 @@ impl IdleLinks {
         if shelf.len() >= SHELF_MAX {
             shelf.remove(0);
         }
-        shelf.push(Idle { link, generation, since: now });
+        shelf.push(Idle { link, since: now });
     }
 
     /// Closes what nobody may use any more. To be called now and then.

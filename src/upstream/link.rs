@@ -54,6 +54,8 @@ pub(super) enum Io {
 /// A connection to a node.
 pub struct Link {
     io: Io,
+    /// What it was made with ([`super::Node::generation`]).
+    generation: u64,
     buf: BytesMut,
     read_next: usize,
     digest: Digest,
@@ -93,7 +95,7 @@ impl Outgoing {
 }
 
 impl Link {
-    pub(super) fn new(io: Io) -> Self {
+    pub(super) fn new(io: Io, generation: u64) -> Self {
         let digest = match &io {
             Io::Plain(_) => Digest::default(),
             Io::Tls(stream) => Digest { ssl_digest: stream.get_ssl_digest(), ..Digest::default() },
@@ -101,6 +103,7 @@ impl Link {
         Self {
             acknowledged: unread::acknowledged(io.socket()),
             io,
+            generation,
             buf: BytesMut::new(),
             read_next: READ_MIN,
             digest,
@@ -139,6 +142,11 @@ impl Link {
         self.informational = 0;
         self.body = Body::Length(0);
         self.keep_alive = false;
+    }
+
+    /// The TLS material and the revocation lists that it was made with, as a number.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// Whether it is known that the node has read nothing of the request whose [`Link::header`] failed.

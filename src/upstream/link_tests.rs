@@ -24,7 +24,7 @@ async fn connect(node: impl FnOnce(StdStream) + Send + 'static) -> (Link, JoinHa
         tcp.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         node(tcp);
     });
-    (Link::new(Io::Plain(TcpStream::connect(address).await.unwrap())), node)
+    (Link::new(Io::Plain(TcpStream::connect(address).await.unwrap()), 0), node)
 }
 
 fn read_request(tcp: &mut StdStream) {

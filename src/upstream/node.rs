@@ -18,7 +18,7 @@ use super::peer;
 use super::settings::{NodeSettings, Settings, SettingsError};
 use crate::config::file::UpstreamProtocol;
 use crate::observe::NodeMetrics;
-use crate::tls::{Findings, NodeFailure, NodeProof};
+use crate::tls::{Findings, NodeFailure, NodeProof, Revocation};
 
 /// Another node than the one that is configured took the connection.
 pub const WRONG_NODE: ErrorType = ErrorType::Custom("WrongNode");
@@ -78,8 +78,10 @@ pub struct Node {
     idle: Duration,
     connect: Duration,
     http2: bool,
-    /// Connections made with other TLS material, or for another upstream, are not for this one.
-    generation: u64,
+    /// Of the TLS material and the upstream.
+    pool_key: u64,
+    /// What its certificate is looked up in, if anything.
+    revocation: Option<Arc<Revocation>>,
     /// Whether a connection counts only with [`NodeProof::Right`].
     proves_id: bool,
     /// What was found wrong with it in handshakes, and not told yet.
@@ -115,7 +117,8 @@ impl Node {
             idle: settings.timeouts.idle.0,
             connect: settings.timeouts.connect.0,
             http2: matches!(settings.protocol, UpstreamProtocol::Http2),
-            generation: peer::pool_key(settings),
+            pool_key: peer::pool_key(settings),
+            revocation: settings.tls.as_ref().and_then(|tls| tls.revocation.clone()),
             proves_id: node.tls,
             checked: settings.health_check.enabled,
             ejects: settings.outlier.enabled,
@@ -292,19 +295,30 @@ impl Node {
         self.http2
     }
 
+    /// Connections that were made with other TLS material, with other revocation lists, or for another upstream, are not for
+    /// this one: whether the node is revoked is asked in handshakes.
+    pub(super) fn generation(&self) -> u64 {
+        self.pool_key ^ self.lists_key()
+    }
+
+    /// Changes with the revocation lists, which may come into use without anything else.
+    pub(super) fn lists_key(&self) -> u64 {
+        self.revocation.as_ref().map_or(0, |lists| lists.generation().wrapping_mul(0xD6E8_FEB8_6659_FD93))
+    }
+
     /// A connection that rests and may have the next request.
     pub(super) fn take_idle(&self, now: Instant) -> Option<Link> {
-        self.state.idle_links.take(self.generation, now, self.idle_limit())
+        self.state.idle_links.take(self.generation(), now, self.idle_limit())
     }
 
     /// Lets a connection rest, if it is of use to another request.
     pub(super) fn keep_idle(&self, link: Link, now: Instant) {
-        self.state.idle_links.put(link, self.generation, now);
+        self.state.idle_links.put(link, now);
     }
 
     /// Closes connections that have rested for too long, or that no request may use any more.
     pub(super) fn close_idle(&self, now: Instant) {
-        self.state.idle_links.sweep(self.generation, now, self.idle_limit());
+        self.state.idle_links.sweep(self.generation(), now, self.idle_limit());
     }
 
     /// What the admin page shows.

@@ -78,6 +78,7 @@ impl Node {
         let idle = self.idle_limit();
         // A connection that was released under a longer limit must not be reused once the node has named a shorter one.
         peer.group_key ^= u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        peer.group_key ^= self.lists_key();
         peer
     }
 

@@ -306,6 +306,15 @@ impl Revocation {
         !same
     }
 
+    /// Takes into use what `other` has from a URL. For one that several reloads lie between: those in between may be gone, and
+    /// with them the way of what is handed on.
+    pub fn take_from(&self, other: &Revocation, url: &CrlUrl) {
+        let from = other.lists.lock().fetched.get(url.as_str()).cloned();
+        if let Some(from) = from.filter(|from| self.trusts(from)) {
+            self.take(&mut self.lists.lock(), url, from);
+        }
+    }
+
     fn trusts(&self, from: &FromUrl) -> bool {
         from.lists.iter().all(|crl| self.bundle.contains(crl.issuer))
     }

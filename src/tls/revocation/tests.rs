@@ -364,6 +364,14 @@ fn a_list_that_comes_while_a_new_generation_is_made_is_not_lost() {
         assert_eq!(heir.tag(&url).as_deref(), Some("two"));
     }
     assert!(!other_ca.has(&url), "its CAs did not sign it");
+    // Two reloads within one reading: the one in between is gone, and with it the way from the first to the last.
+    let fourth = load(&bundle());
+    fourth.adopt(&third);
+    drop((second, third));
+    let newest = make(CrlSpec::new(now() - 20, now() + 3600).revoke(&bad.cert).unwrap().revoke(&good.cert).unwrap());
+    first.install(&url, &newest, Some("three".into()), now()).unwrap();
+    fourth.take_from(&first, &url);
+    assert_eq!(ask(&fourth, &good), Verdict::Revoked);
 }
 
 #[test]
