@@ -184,6 +184,33 @@ fn a_body_is_looked_at_whatever_its_type() {
 }
 
 #[test]
+fn an_xml_body_that_can_grow_while_it_is_read_is_refused_at_once() {
+    let (gateway, node) = gateway(&blocking());
+    let send = |kind: &str, body: &[u8]| {
+        let head = format!(
+            "POST /echo HTTP/1.1\r\nHost: gateway.test\r\n{AGENT}Content-Type: {kind}\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        gateway.connect("alice").exchange(&[head.as_bytes(), body].concat()).unwrap().status
+    };
+    let grows = format!("<!DOCTYPE a [<!ENTITY e \"{}\">]><a>{}</a>", "a".repeat(12_000), "&e;".repeat(4_000));
+    let outside = "<?xml version='1.0'?><!doctype a SYSTEM 'http://10.0.0.1/x'><a/>";
+    let wide: Vec<u8> = "<!DOCTYPE a []><a/>".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let coded = "<?xml version='1.0' encoding='UTF-7'?>+ADwAIQ-DOCTYPE a []+AD4APA-a/+AD4";
+    let start = std::time::Instant::now();
+    for body in [grows.as_bytes(), outside.as_bytes(), &wide, coded.as_bytes()] {
+        for kind in ["text/xml", "application/soap+xml"] {
+            assert_eq!(send(kind, body), 403, "{kind} {:?}", String::from_utf8_lossy(&body[..40]));
+        }
+    }
+    assert_eq!(send("text/plain", grows.as_bytes()), 403);
+    assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+    assert_eq!(node.count(), 0);
+    assert!(gateway.stdout().contains("8800007"), "{}", gateway.stdout());
+    assert_eq!(send("text/xml", "<?xml version=\"1.0\" encoding=\"utf-8\"?><a>text</a>".as_bytes()), 200);
+}
+
+#[test]
 fn long_texts_are_looked_at_to_their_end() {
     let (gateway, node) = gateway(&blocking());
     let prose = "The committee met on Tuesday to discuss the budget for next year, which (as expected) grew by 4.5%. ";

@@ -28,6 +28,8 @@ use crate::files::open_regular;
 const FILE_BYTES_MAX: u64 = 16 << 20;
 /// The gateway's own rule: an expression was ended before it was known whether it matches.
 const STEPS_EXCEEDED: i64 = 8_800_005;
+/// The gateway's own rule: an XML body that can grow while it is read.
+const DOCUMENT_TYPE: i64 = 8_800_007;
 /// Matches that are kept of a request.
 const MATCHES_MAX: usize = 16;
 /// Longest text of a match, in bytes.
@@ -339,10 +341,14 @@ impl Worker {
         if outcome < 0 {
             return None;
         }
-        let unknown = outcome == 2;
-        if unknown {
-            let message = b"An expression took too many steps at a value of the request".to_vec();
-            matches.insert(0, Match { rule: STEPS_EXCEEDED, severity: 2, message });
+        let unseen = match outcome {
+            2 => Some((STEPS_EXCEEDED, "An expression took too many steps at a value of the request")),
+            3 => Some((DOCUMENT_TYPE, "An XML body with a document type definition, or in a coding without ASCII")),
+            _ => None,
+        };
+        let unknown = unseen.is_some();
+        if let Some((rule, message)) = unseen {
+            matches.insert(0, Match { rule, severity: 2, message: message.into() });
         }
         Some(Found { refused: outcome == 1, unknown, score: u32::try_from(score).unwrap_or(0), matches })
     }
