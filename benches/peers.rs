@@ -110,6 +110,7 @@ async fn start(name: &str) -> Gateway {
             let policies = Policies {
                 route: "peers: [load], json_rpc: { methods: [message/send] }, rate_limits: [{ per: peer, rate: 1000000/s }]".into(),
                 listener: "rate_limits: [{ per: address, rate: 1000000/s }]".into(),
+                top: String::new(),
                 threads: Some(1),
             };
             Gateway::start_as(&[gateway::built()], &policies, Duration::from_secs(20)).await

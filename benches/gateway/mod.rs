@@ -140,6 +140,8 @@ pub struct Policies {
     pub route: String,
     /// More keys of the listener.
     pub listener: String,
+    /// More blocks of the configuration.
+    pub top: String,
     /// `server.threads`; none: one for each processor.
     pub threads: Option<usize>,
 }
@@ -150,6 +152,7 @@ impl Policies {
         Self {
             route: argument("--route").unwrap_or_else(|| "peers: [load], json_rpc: {}".to_owned()),
             listener: argument("--listener").unwrap_or_default(),
+            top: String::new(),
             threads: None,
         }
     }
@@ -206,7 +209,7 @@ fn started() -> usize {
 
 /// As the demo's, with limits that let one machine be many clients, and the access log written as in production.
 fn config(policies: &Policies, front: SocketAddr, admin: SocketAddr, [a, b]: [SocketAddr; 2]) -> String {
-    let Policies { route: policies, listener: limits, threads } = policies;
+    let Policies { route: policies, listener: limits, top, threads } = policies;
     let threads = threads.map(|n| format!(", threads: {n}")).unwrap_or_default();
     format!(
         "
@@ -228,6 +231,7 @@ upstreams:
 admin: {{ address: {admin} }}
 access_log: {{ path: access.log }}
 server: {{ drain: 1s{threads} }}
+{top}
 "
     )
 }
