@@ -310,15 +310,10 @@ impl Downstream {
             self.admitted.ends_for(CloseReason::ProtocolError);
             let mut text = uuid::Uuid::encode_buffer();
             let request_id = &*uuid::Uuid::now_v7().hyphenated().encode_lower(&mut text);
-            let (head, body_bytes) = match memchr::memmem::find(answer, b"\r\n\r\n") {
-                Some(head) => (head + 2, answer.len() - head - 4),
-                None => (answer.len(), 0),
-            };
-            self.gathered.extend_from_slice(&answer[..head]);
-            self.gathered.extend_from_slice(b"x-request-id: ");
-            self.gathered.extend_from_slice(request_id.as_bytes());
-            self.gathered.extend_from_slice(b"\r\n");
-            self.gathered.extend_from_slice(&answer[head..]);
+            let head = memchr::memmem::find(answer, b"\r\n\r\n").map_or(answer.len(), |end| end + 2);
+            let body_bytes = answer.len().saturating_sub(head + 2);
+            let id = ["x-request-id: ", request_id, "\r\n"].concat();
+            self.gathered.extend([&answer[..head], id.as_bytes(), &answer[head..]].concat());
             self.unparsed.refused(&self.connection, &UnparsedAnswer { status, code, request_id, body_bytes });
         }
     }

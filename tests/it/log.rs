@@ -263,9 +263,8 @@ fn a_stuck_reader_of_the_process_log_holds_up_no_request_and_learns_later_what_i
     let said = || String::from_utf8_lossy(&read.lock().unwrap()).into_owned();
     wait_until("the loss is told, and no more than that", || {
         let said = said();
-        let told =
-            said.lines().filter_map(|l| l.split(" are lost since the start").next()?.rsplit(' ').next()?.parse().ok());
-        told.last() == Some(gateway.metric(LOST, &[]))
+        let told = said.lines().rev().find_map(|l| l.split_once(" are lost since the start")?.0.rsplit(' ').next());
+        told.and_then(|n| n.parse().ok()) == Some(gateway.metric(LOST, &[]))
     });
     assert!(said().contains(&"x".repeat(900)), "what had room is whole");
 }
