@@ -10,5 +10,6 @@ use hive_gateway::cli::Cli;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    hive_gateway::cli::prepare(std::env::args_os().nth(1).as_deref());
     hive_gateway::cli::run(Cli::parse())
 }

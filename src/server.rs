@@ -74,6 +74,15 @@ pub enum RunError {
     Start(String),
 }
 
+/// Ignores the signals that ask a running gateway for something: one that comes before whoever waits for it would end the
+/// process. To be called first of all.
+pub fn ignore_early_signals() {
+    for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2] {
+        // SAFETY: no handler of this program's is replaced, and ignoring a signal runs no code.
+        let _ = unsafe { nix::sys::signal::signal(signal, SigHandler::SigIgn) };
+    }
+}
+
 /// Runs the gateway until it is told to end: SIGTERM lets running requests finish, SIGINT does not. SIGHUP reads the
 /// configuration again ([`crate::reload`]) and opens the access log's file again. SIGUSR2 has a new process of the program
 /// take over.
@@ -81,11 +90,6 @@ pub enum RunError {
 /// # Errors
 /// Before anything is served: a wrong configuration, an address that can't be listened on.
 pub fn run(file: &Path) -> Result<(), RunError> {
-    // One that comes before whoever waits for it would end the process.
-    for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2] {
-        // SAFETY: no handler of this program's is replaced, and ignoring a signal runs no code.
-        let _ = unsafe { nix::sys::signal::signal(signal, SigHandler::SigIgn) };
-    }
     let inherited =
         Inherited::receive().map_err(|e| RunError::Start(format!("the process before hands nothing over: {e}")))?;
     let clock = Clock::System;

@@ -1,9 +1,13 @@
 //! The commands of `hive-gateway`.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+
+use crate::observe::process_log;
 
 pub mod check;
 pub mod demo;
@@ -12,6 +16,9 @@ pub mod explain;
 pub mod extras;
 pub mod node;
 pub mod pki;
+
+/// How long the last lines of the process' own log may take.
+const LAST_WORDS_WAIT: Duration = Duration::from_secs(2);
 
 /// Perimeter proxy for Hive: mutual TLS in, Hive nodes behind, default deny.
 #[derive(Debug, Parser)]
@@ -47,13 +54,17 @@ struct RunArgs {
     config: PathBuf,
 }
 
+/// What can't wait until the command line has been read; `command` is its first word.
+pub fn prepare(command: Option<&OsStr>) {
+    if command.is_some_and(|command| command == "run") {
+        crate::server::ignore_early_signals();
+    }
+}
+
 /// Runs the command and says how the process ends: 0 done, 1 failed, 2 (clap's) not understood.
 pub fn run(cli: Cli) -> ExitCode {
     match cli.command {
-        Command::Run(args) => {
-            crate::observe::process_log::init(crate::server::LOG_FILTER);
-            ended(crate::server::run(&args.config))
-        }
+        Command::Run(args) => run_gateway(&args),
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Pki(args) => ended(pki::run(&args)),
@@ -64,6 +75,17 @@ pub fn run(cli: Cli) -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+fn run_gateway(args: &RunArgs) -> ExitCode {
+    if let Err(e) = process_log::init(crate::server::LOG_FILTER) {
+        eprintln!("the log can't be written: {e}");
+        return ExitCode::FAILURE;
+    }
+    let ended = crate::server::run(&args.config).inspect_err(|error| process_log::say(&error.to_string()));
+    // A reader that is stuck doesn't keep the process.
+    process_log::flush(LAST_WORDS_WAIT);
+    if ended.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn ended<E: std::fmt::Display>(result: Result<(), E>) -> ExitCode {

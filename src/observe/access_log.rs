@@ -386,7 +386,12 @@ fn tell_events(buffer: &mut Vec<u8>) -> usize {
 
 /// Writes whole lines; on an error says how many got out. A line that was cut by an error (a full disk) is closed before the
 /// next one begins, so that no two run together.
-fn write_lines(out: &mut impl Write, bytes: &[u8], torn: &mut bool, lines_written: &mut usize) -> io::Result<()> {
+pub(super) fn write_lines(
+    out: &mut impl Write,
+    bytes: &[u8],
+    torn: &mut bool,
+    lines_written: &mut usize,
+) -> io::Result<()> {
     if *torn && !bytes.is_empty() {
         out.write_all(b"\n")?;
         *torn = false;

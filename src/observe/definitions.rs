@@ -154,6 +154,8 @@ definitions! {
         "Access log lines lost: the queue was full, or writing failed.";
     ACCESS_LOG_WRITE_ERRORS: Kind::Counter, "access_log_write_errors_total", [],
         "Failed writes of the access log, such as to a full disk.";
+    PROCESS_LOG_DROPPED: Kind::Counter, "process_log_dropped_total", [],
+        "Lines of the process' own log lost: standard error was not read, or writing to it failed.";
     TRACE_SPANS: Kind::Counter, "trace_spans_total", ["result"],
         "Spans of traced requests, by what became of them.";
     CONFIG_GENERATION: Kind::Gauge, "config_generation", [],

@@ -40,6 +40,12 @@ fn text<'a, T: AsRef<[u8]> + ?Sized>(value: Option<&'a T>, bytes_max: usize) -> 
     value.map_or(Value::Absent, |value| Value::Text(value.as_ref(), bytes_max))
 }
 
+/// What is not known of a request that never became one is empty.
+#[inline(always)]
+fn some<T: AsRef<[u8]> + ?Sized>(value: &T) -> Option<&T> {
+    (!value.as_ref().is_empty()).then_some(value)
+}
+
 #[inline(always)]
 fn number(value: impl Into<u64>) -> Value<'static> {
     Value::Number(value.into())
@@ -106,10 +112,10 @@ fields! {
     TlsCipher, "tls_cipher", |r| text(r.tls_cipher, NAME_BYTES_MAX), "The cipher suite.";
     TlsGroup, "tls_group", |r| text(r.tls_group, NAME_BYTES_MAX), "The group of the key agreement.";
     Sni, "sni", |r| text(r.sni, NAME_BYTES_MAX), "The name that the handshake asked for.";
-    HttpVersion, "http_version", |r| text(Some(r.http_version), NAME_BYTES_MAX), "Such as `HTTP/2`.";
-    Method, "method", |r| text(Some(r.method), NAME_BYTES_MAX), "The method as sent.";
+    HttpVersion, "http_version", |r| text(some(r.http_version), NAME_BYTES_MAX), "Such as `HTTP/2`.";
+    Method, "method", |r| text(some(r.method), NAME_BYTES_MAX), "The method as sent.";
     Host, "host", |r| text(r.host, NAME_BYTES_MAX), "`Host` or `:authority`, in lower case and without port where it was well-formed.";
-    Path, "path", |r| text(Some(r.path), PATH_BYTES_MAX), "The path without its query, which may hold secrets.";
+    Path, "path", |r| text(some(r.path), PATH_BYTES_MAX), "The path without its query, which may hold secrets.";
     Route, "route", |r| text(r.route, NAME_BYTES_MAX), "The route's name.";
     RpcMethod, "rpc_method", |r| text(r.rpc_method, NAME_BYTES_MAX), "The JSON-RPC method; of a batch the first call's, or the refused one's.";
     RpcId, "rpc_id", |r| text(r.rpc_id.map(without_quotes), RPC_ID_BYTES_MAX), "The JSON-RPC id, always as a string.";

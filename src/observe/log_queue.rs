@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-/// Bytes that may wait for the writer. At 500 bytes a line and 10,000 requests a second this bridges 1.6 s.
+/// Bytes that may wait for the access log's writer. At 500 bytes a line and 10,000 requests a second this bridges 1.6 s.
 pub(super) const BYTES_MAX: usize = 8 << 20;
-/// Lines that may wait for the writer.
+/// Lines that may wait for it.
 pub(super) const LINES_MAX: usize = 64 << 10;
-/// So many bytes wake the writer before [`GATHER`] is over.
+/// So many bytes wake a writer before it has gathered.
 const WAKE_BYTES: usize = 256 << 10;
-/// The writer lets lines gather so long: under load it wakes ten times a second, not once a line.
+/// The access log's writer lets lines gather so long: under load it wakes ten times a second, not once a line.
 const GATHER: Duration = Duration::from_millis(100);
 /// After a burst the buffers give memory beyond this back.
 const KEEP_BYTES: usize = 1 << 20;
@@ -46,18 +46,34 @@ pub(super) struct Batch {
 }
 
 /// See the module.
-#[derive(Default)]
 pub(super) struct LogQueue {
     state: Mutex<State>,
     writer: Condvar,
-    ended: Condvar,
+    /// The writer has ended, or has nothing to do.
+    done: Condvar,
+    bytes_max: usize,
+    lines_max: usize,
+    gather: Duration,
+}
+
+impl Default for LogQueue {
+    /// The access log's.
+    fn default() -> Self {
+        Self::new(BYTES_MAX, LINES_MAX, GATHER)
+    }
 }
 
 impl LogQueue {
+    /// So much may wait; the writer lets lines gather for so long.
+    pub(super) fn new(bytes_max: usize, lines_max: usize, gather: Duration) -> Self {
+        let (state, writer, done) = Default::default();
+        Self { state, writer, done, bytes_max, lines_max, gather }
+    }
+
     /// Takes a line with its line end; `false`: there is no room, and the line is lost. Never waits for the writer.
     pub(super) fn push(&self, line: &[u8]) -> bool {
         let mut state = self.state.lock();
-        if state.lines >= LINES_MAX || state.bytes.len() + line.len() > BYTES_MAX || state.stop {
+        if state.lines >= self.lines_max || state.bytes.len() + line.len() > self.bytes_max || state.stop {
             return false;
         }
         state.bytes.extend_from_slice(line);
@@ -76,10 +92,13 @@ impl LogQueue {
         buffer.clear();
         buffer.shrink_to(KEEP_BYTES);
         let mut state = self.state.lock();
-        if !state.is_urgent() {
-            self.writer.wait_while_for(&mut state, |s| !s.is_urgent(), GATHER);
+        if !state.is_urgent() && !self.gather.is_zero() {
+            self.writer.wait_while_for(&mut state, |s| !s.is_urgent(), self.gather);
         }
         state.parked = true;
+        if state.lines == 0 {
+            self.done.notify_all();
+        }
         self.writer.wait_while(&mut state, |s| s.lines == 0 && !s.reopen && !s.stop);
         state.parked = false;
         state.called = false;
@@ -105,14 +124,20 @@ impl LogQueue {
     /// For the writer: it has written its last.
     pub(super) fn set_ended(&self) {
         self.state.lock().ended = true;
-        self.ended.notify_all();
+        self.done.notify_all();
     }
 
     /// Waits for the writer's end, not longer than `wait`; says whether it came.
     pub(super) fn wait_ended(&self, wait: Duration) -> bool {
         let mut state = self.state.lock();
-        self.ended.wait_while_for(&mut state, |s| !s.ended, wait);
+        self.done.wait_while_for(&mut state, |s| !s.ended, wait);
         state.ended
+    }
+
+    /// Waits until the writer has nothing to do, not longer than `wait`; says whether that came.
+    pub(super) fn wait_written(&self, wait: Duration) -> bool {
+        let mut state = self.state.lock();
+        !self.done.wait_while_for(&mut state, |s| !(s.ended || s.parked && s.lines == 0), wait).timed_out()
     }
 }
 
@@ -134,6 +159,20 @@ mod tests {
         assert_eq!(queue.next(&mut buffer), Batch { lines: 1, reopen: true, last: true });
         assert_eq!(buffer, b"c\n");
         assert!(!queue.push(b"d\n"));
+    }
+
+    #[test]
+    fn what_is_written_is_told_from_what_only_was_taken() {
+        let queue = std::sync::Arc::new(LogQueue::new(100, 10, Duration::ZERO));
+        assert!(queue.push(b"a\n") && !queue.wait_written(Duration::ZERO));
+        let mut buffer = Vec::new();
+        queue.next(&mut buffer);
+        assert!(!queue.wait_written(Duration::ZERO), "it is still being written");
+        let for_writer = queue.clone();
+        let writer = std::thread::spawn(move || for_writer.next(&mut buffer));
+        assert!(queue.wait_written(Duration::from_secs(30)));
+        assert!(queue.push(b"b\n"));
+        assert_eq!(writer.join().unwrap().lines, 1);
     }
 
     #[test]

@@ -21,8 +21,9 @@ use super::labels::UpstreamTlsFailure;
 use super::maintenance::MaintenanceGauges;
 use super::peers::{PeerFamilies, PeerHandles};
 use super::process::ProcessMetrics;
+use super::process_log;
 use super::refusals::RefusalTable;
-use super::register::{counter, counters, gauge, gauges, histograms, seconds};
+use super::register::{counter, counters, gauge, gauges, histograms, register, seconds};
 use crate::names::PeerName;
 
 /// The `path` and `route` of a request that no route took.
@@ -115,6 +116,7 @@ impl Metrics {
             requests: counters(&r, &HTTP_REQUESTS),
             duration: histograms(&r, &HTTP_REQUEST_DURATION),
         });
+        register(&r, Ok(process_log::dropped().clone()));
         gauges(&r, &BUILD_INFO).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Arc::new(Self {
             unmatched: RouteMetrics::new(&routes, UNMATCHED, UNMATCHED),

@@ -1,36 +1,122 @@
 //! The process' own log, on standard error: what it says can be changed while it runs.
+//!
+//! Serving threads write it, too, so it must not make them wait: as with the access log, a thread of its own writes what has
+//! gone into a bounded queue, and what finds no room there is counted (`hive_gateway_process_log_dropped_total`) and told of
+//! later.
 
-use std::sync::OnceLock;
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Arc, LazyLock, OnceLock};
+use std::thread;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use env_filter::Filter;
-use log::{Log, Metadata, Record};
+use log::{LevelFilter, Log, Metadata, Record};
+use prometheus::IntCounter;
+
+use super::access_log::write_lines;
+use super::definitions::PROCESS_LOG_DROPPED;
+use super::log_queue::LogQueue;
+use super::register::{opts, sound};
 
 /// Longest filter.
 const LENGTH_MAX: usize = 1024;
+/// Bytes that may wait for the writer: of usual lines a few thousand.
+const WAITING_BYTES_MAX: usize = 256 << 10;
+/// Lines that may.
+const WAITING_LINES_MAX: usize = 4096;
+/// How long the last words of a thread that panics may take.
+const PANIC_WAIT: Duration = Duration::from_millis(500);
+/// The crate's own name: the targets of its lines begin with it.
+const OWN: &str = "hive_gateway";
+/// The most that the libraries say while an operator's filter is in use: beyond it are headers, with their tokens.
+const OTHERS_MOST: LevelFilter = LevelFilter::Info;
 
 struct ProcessLog {
+    /// Makes lines of records.
     writer: env_logger::Logger,
-    filter: ArcSwap<(String, Filter)>,
+    queue: Arc<LogQueue>,
+    filter: ArcSwap<InUse>,
     /// What other filters are added to.
     default: &'static str,
 }
 
+struct InUse {
+    text: String,
+    filter: Filter,
+    /// Beyond what the filter says: the most of what is not the gateway's own.
+    others: LevelFilter,
+}
+
+impl InUse {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        (metadata.level() <= self.others || is_own(metadata.target())) && self.filter.enabled(metadata)
+    }
+}
+
 static LOG: OnceLock<ProcessLog> = OnceLock::new();
+
+static DROPPED: LazyLock<IntCounter> = LazyLock::new(|| sound(IntCounter::with_opts(opts(&PROCESS_LOG_DROPPED))));
+
+/// Lines lost so far. A metric of the process, as the log is.
+pub(super) fn dropped() -> &'static IntCounter {
+    &DROPPED
+}
 
 impl Log for ProcessLog {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.filter.load().1.enabled(metadata)
+        self.filter.load().enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.filter.load().1.matches(record) {
+        let in_use = self.filter.load();
+        if in_use.enabled(record.metadata()) && in_use.filter.matches(record) {
             self.writer.log(record);
         }
     }
 
-    fn flush(&self) {
-        self.writer.flush();
+    /// Nobody waits here: see [`flush`].
+    fn flush(&self) {}
+}
+
+/// What `env_logger` writes to, a whole line each time.
+struct Waiting(Arc<LogQueue>);
+
+impl io::Write for Waiting {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if !self.0.push(line) {
+            DROPPED.inc();
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The writer thread.
+fn write_out(queue: &LogQueue, mut out: File) {
+    let (mut buffer, mut torn, mut told) = (Vec::new(), false, 0);
+    loop {
+        let batch = queue.next(&mut buffer);
+        let mut written = 0;
+        if write_lines(&mut out, &buffer, &mut torn, &mut written).is_err() {
+            // A full disk, or a pipe without a reader. There is nowhere to say so but in the metric.
+            DROPPED.inc_by(batch.lines.saturating_sub(written).max(1) as u64);
+            continue;
+        }
+        let lost = DROPPED.get();
+        if lost > told {
+            log::warn!("lines of this log could not be written; {lost} are lost since the start");
+            // If there is no room for that either, it is told after the next batch.
+            if DROPPED.get() == lost {
+                told = lost;
+            }
+        }
     }
 }
 
@@ -44,7 +130,10 @@ fn parse(text: &str) -> Result<Filter, String> {
 }
 
 /// Begins to log, with `RUST_LOG` or this filter. To be called once; later calls change nothing.
-pub fn init(default: &'static str) {
+///
+/// # Errors
+/// There is no thread to be had.
+pub fn init(default: &'static str) -> io::Result<()> {
     let text = std::env::var("RUST_LOG").unwrap_or_else(|_| default.to_owned());
     let (text, filter) = match parse(&text) {
         Ok(filter) => (text, filter),
@@ -53,20 +142,55 @@ pub fn init(default: &'static str) {
             (default.to_owned(), env_filter::Builder::new().parse(default).build())
         }
     };
+    let queue = Arc::new(LogQueue::new(WAITING_BYTES_MAX, WAITING_LINES_MAX, Duration::ZERO));
+    // Past Rust's own lock: whoever says something there when the process ends must not wait for a writer that is stuck.
+    let out = File::from(io::stderr().as_fd().try_clone_to_owned()?);
+    let for_writer = queue.clone();
+    thread::Builder::new().name("log".into()).spawn(move || write_out(&for_writer, out))?;
     let mut writer = env_logger::Builder::new();
-    writer.filter_level(log::LevelFilter::Trace);
+    writer.filter_level(LevelFilter::Trace).target(env_logger::Target::Pipe(Box::new(Waiting(queue.clone()))));
     if let Ok(style) = std::env::var("RUST_LOG_STYLE") {
         writer.parse_write_style(&style);
     }
     let most = filter.filter();
+    // Whoever starts the process may see what its libraries say; that is documented.
+    let in_use = InUse { text, filter, others: LevelFilter::Trace };
     let log = LOG.get_or_init(|| ProcessLog {
         writer: writer.build(),
-        filter: ArcSwap::from_pointee((text, filter)),
+        queue,
+        filter: ArcSwap::from_pointee(in_use),
         default,
     });
     if log::set_logger(log).is_ok() {
         log::set_max_level(most);
     }
+    std::panic::set_hook(Box::new(|info| {
+        let thread = thread::current();
+        let backtrace = Backtrace::capture();
+        let shown = backtrace.status() == BacktraceStatus::Captured;
+        let backtrace = if shown { format!("\n{backtrace}") } else { String::new() };
+        say(&format!("thread '{}' {info}{backtrace}", thread.name().unwrap_or("?")));
+        flush(PANIC_WAIT);
+    }));
+    Ok(())
+}
+
+/// Writes words as they are, without time and level; like a line, they may be lost if nobody reads.
+pub fn say(words: &str) {
+    match LOG.get() {
+        Some(log) if log.queue.push(format!("{words}\n").as_bytes()) => {}
+        Some(_) => DROPPED.inc(),
+        None => eprintln!("{words}"),
+    }
+}
+
+/// Waits until all is written, not longer than `wait`; says whether it is.
+pub fn flush(wait: Duration) -> bool {
+    LOG.get().is_none_or(|log| log.queue.wait_written(wait))
+}
+
+fn is_own(target: &str) -> bool {
+    target.strip_prefix(OWN).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
 /// A word alone is a level or a module's path to `env_logger`; here one that is neither is a level that was misspelt.
@@ -75,28 +199,41 @@ fn check_words(text: &str) -> Result<(), String> {
         return Err("a filter is one line".to_owned());
     }
     let (directives, _) = text.split_once('/').unwrap_or((text, ""));
-    let alone = directives.split(',').map(str::trim).filter(|word| !word.is_empty() && !word.contains('='));
-    for word in alone {
-        let is_path = word.contains("::") || word == "hive_gateway";
-        if !is_path && word.parse::<log::LevelFilter>().is_err() {
-            return Err(format!("{word:?} is no level; write off, error, warn, info, debug or trace, or module=level"));
+    for word in directives.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+        let (module, level) = match word.split_once('=') {
+            Some((module, level)) => (module.trim(), level.trim()),
+            None if word.parse::<LevelFilter>().is_ok() => continue,
+            None if word.contains("::") || word == OWN => (word, "trace"),
+            None => {
+                return Err(format!(
+                    "{word:?} is no level; write off, error, warn, info, debug or trace, or module=level"
+                ));
+            }
+        };
+        // Pingora names whole requests even in its errors, with their queries.
+        let most = if module.starts_with("pingora") { LevelFilter::Off } else { OTHERS_MOST };
+        if !is_own(module) && level.parse::<LevelFilter>().is_ok_and(|level| level > most) {
+            return Err(format!(
+                "{word:?} is refused, for the tokens of clients would be logged: {module:?} is not one of the gateway's own \
+                 modules (hive_gateway::…), and goes up to {most} here; RUST_LOG at the start may say more"
+            ));
         }
     }
     Ok(())
 }
 
-/// Takes another filter into use, in the form of `RUST_LOG`, on top of the default one: what that silences stays silent
-/// unless it is named.
+/// Takes another filter into use, in the form of `RUST_LOG`, on top of the default one: what that silences stays silent.
+/// Beyond `info` only the gateway's own modules speak, whatever it says: libraries would log headers and their tokens.
 ///
 /// # Errors
-/// It can't be read.
+/// It can't be read, or asks for what would show tokens.
 pub fn set(text: &str) -> Result<(), String> {
     let Some(log) = LOG.get() else { return Err("nothing is logged".to_owned()) };
     check_words(text)?;
     let text = format!("{},{text}", log.default);
     let filter = parse(&text)?;
     let most = filter.filter();
-    log.filter.store((text, filter).into());
+    log.filter.store(InUse { text, filter, others: OTHERS_MOST }.into());
     log::set_max_level(most);
     log::warn!("the log's filter is now {}", current());
     Ok(())
@@ -104,7 +241,7 @@ pub fn set(text: &str) -> Result<(), String> {
 
 /// The filter in use.
 pub fn current() -> String {
-    LOG.get().map_or_else(String::new, |log| log.filter.load().0.clone())
+    LOG.get().map_or_else(String::new, |log| log.filter.load().text.clone())
 }
 
 #[cfg(test)]
@@ -123,6 +260,31 @@ mod tests {
             assert!(check_words(good).is_ok(), "{good}");
         }
         assert!(check_words("a::b=info\nforged").is_err());
+    }
+
+    #[test]
+    fn an_operator_s_filter_brings_out_no_library_s_details() {
+        for bad in [
+            "pingora_core=trace,pingora_proxy=trace",
+            "info, pingora_proxy = warn",
+            "pingora_proxy::proxy_h1",
+            "h2=debug",
+            "h=trace",
+            "=trace",
+            "hive_gateway_of_others=debug",
+        ] {
+            assert!(check_words(bad).is_err(), "{bad}");
+        }
+        assert!(check_words("pingora_core=off,h2=warn,hive_gateway=trace,hive_gateway::proxy").is_ok());
+        let in_use = InUse { text: String::new(), filter: parse("trace").unwrap(), others: OTHERS_MOST };
+        let enabled = |target, level| in_use.enabled(&Metadata::builder().target(target).level(level).build());
+        assert!(enabled("hive_gateway::proxy", Level::Trace) && enabled("hive_gateway", Level::Trace));
+        assert!(enabled("h2::codec", Level::Info) && !enabled("h2::codec", Level::Debug));
+        assert!(!enabled("hive_gateway_of_others", Level::Debug));
+    }
+
+    #[test]
+    fn what_can_t_be_read_is_no_filter() {
         assert!(check_words("loud").is_err() && check_words("info,debgu").is_err());
         assert!(parse("hive_gateway=loud").is_err() && parse(&"x".repeat(2000)).is_err());
     }

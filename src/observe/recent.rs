@@ -126,19 +126,20 @@ impl Recent {
     /// Notes a handshake that failed.
     pub fn handshake_failed(&self, record: &HandshakeRecord<'_>) {
         let shown = |text: Option<&str>| text.map(|text| readable(text.as_bytes()));
+        let (sni, subject) = (shown(record.sni), shown(record.subject));
         self.handshakes.note(
             record.time,
             |seen| {
                 let same = seen.client == record.client && seen.result == record.result;
-                same && seen.listener == record.listener && seen.subject == shown(record.subject)
+                same && seen.listener == record.listener && seen.sni == sni && seen.subject == subject
             },
             || FailedHandshake {
                 result: record.result,
                 detail: shown(record.detail).unwrap_or_default(),
                 listener: record.listener.to_owned(),
                 client: record.client,
-                sni: shown(record.sni),
-                subject: shown(record.subject),
+                sni: sni.clone(),
+                subject: subject.clone(),
                 issuer: shown(record.issuer),
             },
         );
@@ -183,6 +184,27 @@ mod tests {
         assert_eq!((all.len(), *all.iter().max().unwrap()), (KEPT, KEPT as u32 - 1));
         note(&ring, 1001, 500);
         assert_eq!((ring.all().len(), ring.all()[0].what), (KEPT, 500));
+    }
+
+    #[test]
+    fn handshakes_for_different_names_are_counted_apart() {
+        let recent = Recent::default();
+        for sni in [Some("a.test"), Some("b.test"), None, Some("a.test")] {
+            recent.handshake_failed(&HandshakeRecord {
+                time: at(0),
+                listener: "front",
+                client: [127, 0, 0, 1].into(),
+                result: HandshakeResult::Expired,
+                detail: None,
+                sni,
+                tls_version: None,
+                subject: None,
+                issuer: None,
+                duration: Duration::ZERO,
+            });
+        }
+        let counts: Vec<_> = recent.handshakes.all().into_iter().map(|seen| (seen.what.sni, seen.count)).collect();
+        assert_eq!(counts, [(Some("a.test".into()), 2), (Some("b.test".into()), 1), (None, 1)]);
     }
 
     #[test]

@@ -59,8 +59,20 @@ fn said_calm(written: &[u8]) -> bool {
 
 /// Told of requests that end before they are one.
 pub trait Unparsed: Send + Sync {
-    /// The client was answered `status` on `connection`, with `code` as the refusal.
-    fn refused(&self, connection: &Connection, status: u16, code: &'static str);
+    /// The client was answered on `connection`.
+    fn refused(&self, connection: &Connection, answer: &UnparsedAnswer<'_>);
+}
+
+/// What the client of such a request is told.
+pub struct UnparsedAnswer<'a> {
+    /// Of the answer.
+    pub status: u16,
+    /// As [`crate::refusal::Refusal::code`].
+    pub code: &'static str,
+    /// Made here, for whatever the client sent as one was not read.
+    pub request_id: &'a str,
+    /// Of the answer.
+    pub body_bytes: usize,
 }
 
 /// A client's connection as Pingora sees it.
@@ -296,8 +308,13 @@ impl Downstream {
         if !self.replaced {
             self.replaced = true;
             self.admitted.ends_for(CloseReason::ProtocolError);
-            self.gathered.extend_from_slice(answer);
-            self.unparsed.refused(&self.connection, status, code);
+            let mut text = uuid::Uuid::encode_buffer();
+            let request_id = &*uuid::Uuid::now_v7().hyphenated().encode_lower(&mut text);
+            let head = memchr::memmem::find(answer, b"\r\n\r\n").map_or(answer.len(), |end| end + 2);
+            let body_bytes = answer.len().saturating_sub(head + 2);
+            let id = ["x-request-id: ", request_id, "\r\n"].concat();
+            self.gathered.extend([&answer[..head], id.as_bytes(), &answer[head..]].concat());
+            self.unparsed.refused(&self.connection, &UnparsedAnswer { status, code, request_id, body_bytes });
         }
     }
 }

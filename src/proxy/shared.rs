@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::connection::Connection;
-use super::downstream::Unparsed;
+use super::downstream::{Unparsed, UnparsedAnswer};
 use super::maintenance::Maintenance;
 use super::sketch::CountMin;
 use crate::clock::Clock;
@@ -241,7 +241,8 @@ impl Drop for OpenConnection {
 }
 
 impl Unparsed for Shared {
-    fn refused(&self, connection: &Connection, status: u16, code: &'static str) {
+    fn refused(&self, connection: &Connection, answer: &UnparsedAnswer<'_>) {
+        let &UnparsedAnswer { status, code, request_id, body_bytes } = answer;
         self.metrics.refusal(code);
         let identity = connection.identity.as_deref();
         let tls = connection.tls.as_ref();
@@ -259,10 +260,11 @@ impl Unparsed for Shared {
                 peer: peer.as_ref().map(|p| p.name.as_str().to_owned()),
                 route: None,
                 path: String::new(),
-                request_id: None,
+                request_id: Some(request_id.to_owned()),
             },
         );
         self.log().record(&AccessRecord {
+            request_id: Some(request_id),
             peer: peer.as_ref().map(|p| p.name.as_str()),
             spiffe_id: identity.and_then(|i| i.spiffe_id.as_ref()).map(|id| id.as_str()),
             tls_version: tls.map(|t| t.version),
@@ -270,6 +272,7 @@ impl Unparsed for Shared {
             sni: tls.and_then(|t| t.sni.as_deref()),
             status,
             refusal: Some(code),
+            bytes_out: body_bytes as u64,
             ..AccessRecord::new(self.clock.wall(), connection.listener.name.as_str(), connection.remote_ip())
         });
     }

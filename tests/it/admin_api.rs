@@ -71,6 +71,7 @@ fn what_the_api_answers_is_what_its_document_says() {
         ("GET", "/v1/log-level", "", 200),
         ("POST", "/v1/log-level", "?filter=info", 200),
         ("POST", "/v1/log-level", "?filter=loud", 400),
+        ("POST", "/v1/log-level", "?filter=pingora_core=trace,pingora_proxy=trace", 400),
     ] {
         let answer = gateway.admin_ask(method, &format!("{path}{query}"));
         assert_eq!(answer.status, status, "{method} {path}{query}: {}", answer.text());

@@ -1,10 +1,13 @@
 //! The commands, as an operator types them.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
-use crate::support::TempDir;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::support::gateway::Setup;
 use crate::support::node::Node;
+use crate::support::{TempDir, wait_until};
 
 fn run(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_hive-gateway")).args(args).output().unwrap()
@@ -110,4 +113,30 @@ fn a_taken_port_is_said_and_ends_the_process() {
     let said = text(&output.stderr);
     assert!(said.contains("in use"), "{said}");
     assert!(said.contains(&gateway.address.to_string()) || said.contains(&gateway.admin.to_string()), "{said}");
+}
+
+#[test]
+fn signals_to_a_process_that_has_just_begun_do_not_end_it() {
+    // SIGHUP, SIGUSR1 and SIGUSR2 in the masks of proc_pid_status(5).
+    let asked = [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
+    let bits = asked.iter().fold(0u64, |bits, signal| bits | 1 << (*signal as i32 - 1));
+    for _ in 0..20 {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_hive-gateway"))
+            .args(["run", "--config", "/nowhere/gateway.yaml"])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_raw(child.id() as i32);
+        // Until the system has loaded the program it can't do anything about it.
+        wait_until("the program begins", || {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap_or("0");
+            let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap_or(0);
+            ignored & bits == bits || child.try_wait().unwrap().is_some()
+        });
+        for signal in asked {
+            let _ = kill(pid, signal);
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(1), "it ends for its configuration, not for a signal");
+    }
 }

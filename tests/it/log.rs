@@ -1,5 +1,10 @@
 //! The access log: one JSON line for each request, complete, and without secrets.
 
+use std::io::{PipeReader, Read, Write, pipe};
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex};
+
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::support::gateway::{Gateway, Setup};
@@ -211,4 +216,78 @@ fn a_stream_cut_by_the_client_is_logged_with_what_was_sent() {
     assert_eq!(line["status"], 200, "{line}");
     assert!(line["bytes_out"].as_u64().is_some_and(|n| n > 0), "{line}");
     assert!(line["error"].is_string(), "that it was cut is said: {line}");
+}
+
+/// A gateway both of whose outputs go to one pipe that is full already, and that nobody reads.
+fn with_a_stuck_reader() -> (Gateway, Node, PipeReader) {
+    let node = Node::start();
+    let (reader, mut writer) = pipe().unwrap();
+    let set_flags = |flags: libc::c_int| {
+        // SAFETY: the descriptor is open, and the call changes only its flags.
+        assert_eq!(unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, flags) }, 0);
+    };
+    set_flags(libc::O_NONBLOCK);
+    while (&writer).write(&[b'\n'; 4096]).is_ok() {}
+    while (&writer).write(b"\n").is_ok() {}
+    set_flags(0);
+    writer.flush().unwrap();
+    let mut setup = Setup::new(&[node.address]);
+    setup.output = Some(writer);
+    (setup.start(), node, reader)
+}
+
+#[test]
+fn a_stuck_reader_of_the_process_log_holds_up_no_request_and_learns_later_what_it_missed() {
+    const LOST: &str = "hive_gateway_process_log_dropped_total";
+    let (gateway, _node, mut reader) = with_a_stuck_reader();
+    let get = || assert_eq!(gateway.client("alice").get(gateway.address, "/echo").unwrap().status, 200);
+    get();
+    let long = format!("/v1/log-level?filter=info,{}=off", "x".repeat(900));
+    // Each is a line that the queue soon has no room for.
+    for n in 0.. {
+        assert!(n < 2000, "no line is lost");
+        assert_eq!(gateway.admin_ask("POST", &long).status, 200);
+        if n % 50 == 0 && gateway.metric(LOST, &[]) > 0.0 {
+            break;
+        }
+    }
+    get();
+    let read = Arc::new(Mutex::new(Vec::new()));
+    let sink = read.clone();
+    std::thread::spawn(move || {
+        let mut part = [0; 4096];
+        while let Ok(count @ 1..) = reader.read(&mut part) {
+            sink.lock().unwrap().extend_from_slice(&part[..count]);
+        }
+    });
+    let said = || String::from_utf8_lossy(&read.lock().unwrap()).into_owned();
+    wait_until("the loss is told, and no more than that", || {
+        let said = said();
+        let told = said.lines().rev().find_map(|l| l.split_once(" are lost since the start")?.0.rsplit(' ').next());
+        told.and_then(|n| n.parse().ok()) == Some(gateway.metric(LOST, &[]))
+    });
+    assert!(said().contains(&"x".repeat(900)), "what had room is whole");
+}
+
+#[test]
+fn a_stuck_reader_of_the_process_log_does_not_keep_the_process() {
+    let (mut gateway, _node, _reader) = with_a_stuck_reader();
+    gateway.signal(Signal::SIGTERM);
+    assert!(gateway.wait_exit().success());
+}
+
+#[test]
+fn a_request_that_the_parser_refuses_is_logged_without_what_it_never_had() {
+    let (gateway, _node) = gateway();
+    let answer = gateway.connect("alice").exchange(b"GET /echo HTTP/1.1\r\nHost gateway.test\r\n\r\n").unwrap();
+    assert_eq!(answer.status, 400);
+    let id = answer.header("x-request-id").unwrap().to_owned();
+    let line = gateway.wait_log(|l| l["request_id"] == id.as_str());
+    assert_eq!((&line["refusal"], &line["peer"]), (&json!("bad_request"), &json!("alice")), "{line}");
+    assert_eq!(line["bytes_out"], json!(answer.text().len()), "{line}");
+    for field in ["http_version", "method", "path", "host"] {
+        assert!(line.get(field).is_none(), "{field} in {line}");
+    }
+    let last = &gateway.status()["refusals"]["last"][0];
+    assert_eq!(last["request_id"], id.as_str(), "{last}");
 }

@@ -1,7 +1,7 @@
 //! The real binary with a configuration that a test writes.
 
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, PipeWriter, Read};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -46,6 +46,8 @@ pub struct Setup {
     pub upstreams: String,
     /// A whole file in place of all the parts; `LISTEN` and `ADMIN` stand for the addresses.
     pub whole: Option<String>,
+    /// Where both outputs of the process go, in place of what the test can ask for.
+    pub output: Option<PipeWriter>,
     /// More of the process' environment.
     pub environment: Vec<(String, String)>,
 }
@@ -81,6 +83,7 @@ impl Setup {
             routes: ROUTES.into(),
             upstreams: upstream("hive", "http", nodes, "health_check: { interval: 2s }"),
             whole: None,
+            output: None,
             environment: Vec::new(),
         };
         certs::write(&setup.pki.leaf(&server_leaf(&["gateway.test", "other.test"])), setup.dir.path(), "server");
@@ -234,6 +237,10 @@ pub struct Gateway {
     stderr: Arc<Mutex<Vec<String>>>,
 }
 
+fn output(setup: &Setup) -> Stdio {
+    setup.output.as_ref().map_or_else(Stdio::piped, |pipe| Stdio::from(pipe.try_clone().unwrap()))
+}
+
 fn collect(pipe: impl Read + Send + 'static) -> Arc<Mutex<Vec<String>>> {
     let lines = Arc::new(Mutex::new(Vec::new()));
     let sink = lines.clone();
@@ -252,12 +259,12 @@ impl Gateway {
             .arg(config)
             .envs(setup.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stdout(output(&setup))
+            .stderr(output(&setup))
             .spawn()
             .unwrap();
-        let stdout = collect(child.stdout.take().unwrap());
-        let stderr = collect(child.stderr.take().unwrap());
+        let stdout = child.stdout.take().map_or_else(Default::default, collect);
+        let stderr = child.stderr.take().map_or_else(Default::default, collect);
         Self { address, plain, admin, setup: Some(setup), child, successor: AtomicU32::new(0), stdout, stderr }
     }
 
