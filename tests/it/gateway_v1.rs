@@ -125,6 +125,44 @@ fn health_and_metrics_answer_on_the_public_listener() {
     }
 }
 
+/// The admin listener takes 128 connections, and operators and the kubelet need some of them.
+#[test]
+fn clients_can_not_take_the_admin_listeners_connections() {
+    let node = Node::start();
+    // The breaker alone, without the help of the rate limit.
+    let gateway = drop_in(&node.address.to_string(), &[("50/s", "5000/s")]);
+    let clients: Vec<_> = (0..4).map(|_| H2::connect(&gateway.client("alice"), gateway.address).unwrap()).collect();
+    std::thread::scope(|scope| {
+        for client in &clients {
+            scope.spawn(move || client.get_all("/v1/health", 100).unwrap());
+        }
+        assert_eq!(gateway.admin_get("/v1/health").unwrap().status, 200, "from within the flood");
+    });
+    let held = sockets_to(gateway.admin.port());
+    assert!((1..=32).contains(&held), "{held} connections rest at the admin listener");
+    assert!(!gateway.stderr().contains("admin: more than"), "{}", gateway.stderr());
+}
+
+/// How many connections to this port of the loopback are established, by their client's end.
+fn sockets_to(port: u16) -> usize {
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let remote = format!("0100007F:{port:04X}");
+    table
+        .lines()
+        .filter(|line| line.split_whitespace().nth(2) == Some(remote.as_str()) && line.contains(" 01 "))
+        .count()
+}
+
+#[test]
+fn health_on_the_public_listener_is_limited_by_address() {
+    let node = Node::start();
+    let gateway = drop_in(&node.address.to_string(), &[("50/s", "2/min")]);
+    let statuses = [(); 3].map(|()| get(&gateway, "/v1/health", "").status);
+    assert_eq!(statuses, [200, 200, 429]);
+    assert_eq!(gateway.admin_get("/v1/health").unwrap().status, 200, "operators have no limit");
+    assert_eq!(post(&gateway, "/v1/a2a/jsonrpc", "", CALL).status, 200, "calls have their own");
+}
+
 #[test]
 fn metrics_are_open_without_a_secret() {
     let node = Node::start();
