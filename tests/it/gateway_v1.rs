@@ -91,6 +91,24 @@ fn calls_reach_the_public_path_of_hive() {
     assert_eq!(node.requests()[1].target(), "/api/a2a/jsonrpc/public");
 }
 
+/// What the older gateway left out, as the file's list of differences says.
+#[test]
+fn end_to_end_headers_and_the_query_pass_in_both_directions() {
+    let node = Node::start_with(|_, exchange| exchange.answer(200, "X-Hive-Version: 7\r\nSet-Cookie: a=b\r\n", b"{}"));
+    let gateway = drop_in(&node.address.to_string(), &[]);
+    let answer = post(&gateway, "/v1/a2a/jsonrpc?x=1", "Accept: text/event-stream\r\nA2A-Version: 1\r\n", CALL);
+    assert_eq!((answer.header("x-hive-version"), answer.header("set-cookie")), (Some("7"), Some("a=b")));
+    let got = node.only();
+    assert_eq!(got.header("accept").as_deref(), Some("text/event-stream"));
+    assert_eq!(
+        (got.header("a2a-version").as_deref(), got.target().as_str()),
+        (Some("1"), "/api/a2a/jsonrpc/public?x=1")
+    );
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/wan-gateway-v1.yaml")).unwrap();
+    let differs = text.split_once("# What differs, and why:").unwrap().1;
+    assert!(differs.contains("the query and all end-to-end headers"), "{differs}");
+}
+
 #[test]
 fn health_and_metrics_answer_on_the_public_listener() {
     let node = Node::start();
