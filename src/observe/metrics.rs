@@ -113,6 +113,7 @@ impl Metrics {
         let r = Registry::new();
         let routes = Arc::new(RouteFamilies {
             requests: counters(&r, &HTTP_REQUESTS),
+            classes: counters(&r, &ROUTE_REQUESTS),
             duration: histograms(&r, &HTTP_REQUEST_DURATION),
         });
         gauges(&r, &BUILD_INFO).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
