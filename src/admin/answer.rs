@@ -212,6 +212,7 @@ fn ready(state: &AdminState) -> Answer {
         "ready": readiness.is_ready(),
         "draining": readiness.draining,
         "upstreams_down": readiness.upstreams_down,
+        "upstreams_drained": readiness.upstreams_drained,
         "crls_awaited": readiness.crls_awaited,
     });
     if !readiness.without_nodes.is_empty() {
@@ -284,6 +285,9 @@ mod tests {
         let down = Readiness { upstreams_down: vec!["hive".into()], ..Readiness::default() };
         let answer = ask(down, None, Method::GET, "/v1/ready", "");
         assert_eq!((answer.status, &body(&answer)["upstreams_down"]), (503, &json!(["hive"])));
+        let drained = Readiness { upstreams_drained: vec!["hive".into()], ..Readiness::default() };
+        let answer = ask(drained, None, Method::GET, "/v1/ready", "");
+        assert_eq!((answer.status, &body(&answer)["upstreams_drained"]), (503, &json!(["hive"])));
         let draining = Readiness { draining: true, ..Readiness::default() };
         let answer = ask(draining, None, Method::GET, "/v1/ready", "");
         assert_eq!((answer.status, &body(&answer)["draining"]), (503, &json!(true)));

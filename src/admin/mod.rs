@@ -94,6 +94,8 @@ pub struct Readiness {
     pub draining: bool,
     /// Names of the upstreams of which no node is known to be up.
     pub upstreams_down: Vec<String>,
+    /// Names of the upstreams whose nodes that are up are all drained: their requests are refused.
+    pub upstreams_drained: Vec<String>,
     /// Why those among them have no nodes whose nodes are still to be discovered: `hive: no server answers`.
     pub without_nodes: Vec<String>,
     /// URLs of the configuration that no revocation list has come from yet, shortly after the start.
@@ -105,10 +107,10 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    /// Ready: not ending, each upstream has a node up, the first revocation lists are there, and nobody waits for a
+    /// Ready: not ending, each upstream has a node up that is not drained, the first revocation lists are there, and nobody waits for a
     /// certificate.
     pub fn is_ready(&self) -> bool {
         let waits = !self.crls_awaited.is_empty() || !self.waiting_for_svid.is_empty();
-        !self.draining && self.upstreams_down.is_empty() && !waits
+        !self.draining && self.upstreams_down.is_empty() && self.upstreams_drained.is_empty() && !waits
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use http::Method;
@@ -18,10 +18,13 @@ use tokio::time::timeout;
 
 use super::AdminState;
 use super::answer::{Answer, Asked, answer};
+use crate::observe::{Line, LineLimit};
 use crate::proxy::socket::Sockets;
 
 /// Connections at once: some scrapers, probes and operators.
 const CONNECTIONS_MAX: usize = 128;
+/// Lines a second about connections beyond them.
+const CLOSED_LINES_MAX: u32 = 1;
 /// From a connection's begin to the end of its first request's header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// From an answer to the end of the next request's header: longer than the minute between two scrapes.
@@ -103,12 +106,30 @@ impl Service for AdminService {
 pub struct AdminApp {
     state: Arc<AdminState>,
     connections: Semaphore,
+    closed_lines: LineLimit,
 }
 
 impl AdminApp {
     /// See [`AdminService`].
     pub fn new(state: Arc<AdminState>) -> Self {
-        Self { state, connections: Semaphore::new(CONNECTIONS_MAX) }
+        let closed_lines = LineLimit::new(CLOSED_LINES_MAX);
+        Self { state, connections: Semaphore::new(CONNECTIONS_MAX), closed_lines }
+    }
+
+    /// Writes down that a connection was one too many; of a flood a line and a count each second.
+    fn tell_closed(self: &Arc<Self>) {
+        match self.closed_lines.admit(Instant::now()) {
+            Line::Write => log::warn!("admin: more than {CONNECTIONS_MAX} connections, one is closed"),
+            Line::Omit { tell_at: None } => {}
+            Line::Omit { tell_at: Some(at) } => {
+                let this = self.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep_until(at.into()).await;
+                    let more = this.closed_lines.take_omitted();
+                    log::warn!("admin: more than {CONNECTIONS_MAX} connections, {more} more are closed");
+                });
+            }
+        }
     }
 
     /// Reads one request and answers it. Returns the connection if it can be used again.
@@ -173,7 +194,7 @@ async fn send(session: &mut ServerSession, answer: Answer, with_body: bool) -> p
 impl ServerApp for AdminApp {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         let Ok(_permit) = self.connections.try_acquire() else {
-            log::warn!("admin: more than {CONNECTIONS_MAX} connections, one is closed");
+            self.tell_closed();
             return None;
         };
         let mut next = self.serve(stream, HEADER_TIMEOUT, shutdown).await;

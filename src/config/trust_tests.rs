@@ -4,23 +4,22 @@ use super::tests::{GOOD, errors, good, shown, warned};
 
 #[test]
 fn a_peer_that_makes_a_difference_is_not_unused() {
-    let any = GOOD.replace("peers: [paris]", "peers: any");
-    let names_nobody = |text: &str| shown(&good(text).warnings).contains("no route names the peer");
-    // What a peer is good for besides: limits count by it, tokens are bound to it or verified with its key.
-    let limited = |per: &str| {
-        let limits = format!("    upstream: hive\n    rate_limits: [{{ per: {per}, rate: 1/s }}]\n");
-        any.replace("    upstream: hive\n", &limits)
-    };
-    assert!(!names_nobody(&limited("[address, peer]")) && names_nobody(&limited("address")));
-    let named = limited("peer").replace("peers: any", "peers: [paris]");
-    let second = "peers:\n  - { name: oslo, dns: oslo.example }\n";
-    assert!(names_nobody(&named.replace("peers:\n", second)), "oslo never gets to the limit");
-    let issuer = any.replace("{ name: paris,", "{ name: paris, issuer: \"https://paris.example\",");
+    let names_nobody = |text: &str| shown(&good(text).warnings).contains("no route names the peer oslo");
+    let with =
+        |more: &str| GOOD.replace("peers:\n", &format!("peers:\n  - {{ name: oslo, {more}dns: oslo.example }}\n"));
+    let unused = with("");
+    assert!(names_nobody(&unused));
+    assert!(!names_nobody(&unused.replace("peers: [paris]", "peers: any")), "that is a route for it");
+    // What a peer is good for besides: a listener's limits count by it, tokens are bound to it or verified with its key.
+    let limit =
+        |text: &str, at: &str| text.replace(at, &format!("{at}    rate_limits: [{{ per: peer, rate: 1/s }}]\n"));
+    assert!(names_nobody(&limit(&unused, "    upstream: hive\n")), "oslo never gets to the limit");
+    let issuer = with("issuer: \"https://oslo.example\", ");
     assert!(names_nobody(&issuer));
     assert!(!names_nobody(&format!("hive: {{ federation: {{ bind_issuer: true }} }}\n{issuer}")));
-    let key = "ed25519_public_key: d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a,";
+    let key = "ed25519_public_key: d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a, ";
     let verify = "hive: { federation: { jwt: verify, audience: \"https://a.example\" } }\n";
-    assert!(!names_nobody(&format!("{verify}{}", issuer.replace("{ name: paris,", &format!("{{ name: paris, {key}")))));
+    assert!(!names_nobody(&format!("{verify}{}", with(&format!("issuer: \"https://oslo.example\", {key}")))));
 }
 
 #[test]

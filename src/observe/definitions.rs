@@ -46,6 +46,8 @@ definitions! {
         "Requests by method, the route's configured path, and status.";
     HTTP_REQUEST_DURATION: Kind::Histogram(DURATION_BUCKETS), "http_request_duration_seconds", ["route"],
         "From a request's header to the end of its answer.";
+    ROUTE_REQUESTS: Kind::Counter, "route_requests_total", ["route", "code"],
+        "Requests by route and class of status (other: the client left before it had one).";
     PEER_REQUESTS: Kind::Counter, "peer_requests_total", ["peer", "code"],
         "Requests by peer (at most metrics.peers_max of them, then other; none without one) and class of status.";
     PEER_REQUEST_DURATION: Kind::Histogram(DURATION_BUCKETS), "peer_request_duration_seconds", ["peer"],

@@ -11,6 +11,7 @@ use super::handles::NodeMetrics;
 /// The families that routes resolve their handles in.
 pub(super) struct RouteFamilies {
     pub(super) requests: IntCounterVec,
+    pub(super) classes: IntCounterVec,
     pub(super) duration: HistogramVec,
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::families::{ListenerFamilies, NodeFamilies, RouteFamilies};
 use super::handshake::HandshakeResult;
 use super::labels::{
-    CloseReason, ConnectionRefusal, ConnectionState, MethodLabel, OverloadAction, OverloadLimit, RateLimitDecision,
-    RedisFallback, SpanResult, UpstreamResult, UpstreamTlsFailure, WafVerdict,
+    CLASSES, CloseReason, ConnectionRefusal, ConnectionState, MethodLabel, OverloadAction, OverloadLimit,
+    RateLimitDecision, RedisFallback, SpanResult, UpstreamResult, UpstreamTlsFailure, WafVerdict, class,
 };
 use prometheus::{Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
 
@@ -42,6 +42,7 @@ pub struct RouteMetrics {
     families: Arc<RouteFamilies>,
     path: Box<str>,
     duration: Histogram,
+    classes: [IntCounter; CLASSES.len()],
     codes: [OnceLock<Box<Codes>>; MethodLabel::ALL.len()],
 }
 
@@ -49,6 +50,7 @@ impl RouteMetrics {
     pub(super) fn new(families: &Arc<RouteFamilies>, route: &str, path: &str) -> Self {
         Self {
             duration: families.duration.with_label_values(&[route]),
+            classes: CLASSES.map(|class| families.classes.with_label_values(&[route, class])),
             families: families.clone(),
             path: path.into(),
             codes: [const { OnceLock::new() }; MethodLabel::ALL.len()],
@@ -62,6 +64,7 @@ impl RouteMetrics {
             Some(slot) => slot.get_or_init(|| self.resolve(method, &status.to_string())).inc(),
             None => self.resolve(method, "other").inc(),
         }
+        self.classes[class(status)].inc();
         self.duration.observe(duration.as_secs_f64());
     }
 

@@ -28,6 +28,22 @@ fn each_method_and_status_has_its_own_counter() {
 }
 
 #[test]
+fn requests_are_counted_by_route_and_class_of_status() {
+    let metrics = Metrics::new();
+    let (one, two) = (metrics.route("a2a", "/a"), metrics.route("a2a", "/b"));
+    for (route, status) in [(&one, 200), (&two, 204), (&two, 503), (&one, 404), (&one, 0), (&one, 600)] {
+        route.record(MethodLabel::Get, status, Duration::ZERO);
+    }
+    let counts = lines(&metrics, "hive_gateway_route_requests_total{");
+    // Those that are 0 stand there too, so that the first failure is an increase.
+    let expected = [("1xx", 0), ("2xx", 2), ("3xx", 0), ("4xx", 1), ("5xx", 1), ("other", 2)];
+    for (class, count) in expected {
+        let line = format!("hive_gateway_route_requests_total{{code=\"{class}\",route=\"a2a\"}} {count}");
+        assert!(counts.contains(&line), "{line}\n{counts:#?}");
+    }
+}
+
+#[test]
 fn handles_made_again_go_on_counting() {
     let metrics = Metrics::new();
     for _ in 0..2 {

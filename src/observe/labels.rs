@@ -2,6 +2,14 @@
 
 use http::Method;
 
+/// Classes of a status. `other`: the client left before there was one.
+pub(super) const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "other"];
+
+/// The place of a status in [`CLASSES`].
+pub(super) fn class(status: u16) -> usize {
+    usize::from(status / 100).wrapping_sub(1).min(CLASSES.len() - 1)
+}
+
 macro_rules! label {
     ($(#[$doc:meta])* $type:ident { $($(#[$variant_doc:meta])* $variant:ident => $text:literal,)+ }) => {
         $(#[$doc])*

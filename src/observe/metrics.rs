@@ -114,6 +114,7 @@ impl Metrics {
         let r = Registry::new();
         let routes = Arc::new(RouteFamilies {
             requests: counters(&r, &HTTP_REQUESTS),
+            classes: counters(&r, &ROUTE_REQUESTS),
             duration: histograms(&r, &HTTP_REQUEST_DURATION),
         });
         register(&r, Ok(process_log::dropped().clone()));

@@ -8,14 +8,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec};
 
+use super::labels::{CLASSES, class};
 use crate::names::PeerName;
 
 /// The label of all peers beyond `metrics.peers_max`.
 const OTHER: &str = "other";
 /// The label of requests whose certificate belongs to no peer.
 const NONE: &str = "none";
-/// Classes of a status. `other`: the client left before there was one.
-const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "other"];
 
 /// The families that peers resolve their handles in, and the peers that have handles now.
 pub(super) struct PeerFamilies {
@@ -75,8 +74,7 @@ pub struct PeerMetrics {
 impl PeerMetrics {
     /// Counts a request at its end.
     pub fn record(&self, status: u16, duration: Duration) {
-        let class = usize::from(status / 100).wrapping_sub(1).min(CLASSES.len() - 1);
-        self.classes[class].inc();
+        self.classes[class(status)].inc();
         self.duration.observe(duration.as_secs_f64());
     }
 }

@@ -54,33 +54,55 @@ pub fn restore(shared: &Shared) {
 /// It was not done, and why.
 pub fn carry_out(shared: &Shared, command: &Command) -> Result<Value, Denied> {
     let snapshot = shared.snapshot();
-    let order = match command.ends {
-        true => None,
-        false => {
-            check_target(&snapshot, &command.target)?;
-            let Command { retry_after, persist: kept, .. } = *command;
-            Some(Order { since: shared.clock.unix_seconds(), retry_after, kept })
-        }
+    let Command { retry_after, persist: kept, fleet, .. } = *command;
+    let order = (!command.ends).then(|| Order { since: shared.clock.unix_seconds(), retry_after, kept });
+    let targets = |before: &Scope| match command.ends {
+        true => named_alike(&snapshot, before, &command.target),
+        false => check_target(&snapshot, &command.target).map(|()| vec![command.target.clone()]),
     };
-    if command.fleet {
+    if fleet {
         let _turn = shared.maintenance.fleet.blocking_lock();
-        tell_fleet(shared, &snapshot, &command.target, order.as_ref())?;
-        shared.change_orders(|orders| put(&mut orders.fleet, &command.target, order));
+        let targets = targets(&shared.maintenance.orders().fleet)?;
+        tell_fleet(shared, &snapshot, &targets, order.as_ref())?;
+        shared.change_orders(|orders| put(&mut orders.fleet, &targets, order.as_ref()));
     } else {
-        change_own(shared, &snapshot, &command.target, order)?;
+        let targets = targets(&shared.maintenance.orders().own)?;
+        change_own(shared, &snapshot, &targets, order.as_ref())?;
     }
     let orders = shared.maintenance.orders();
     Ok(json!({ "orders": OrderStatus::of(&orders) }))
 }
 
 /// An order that is given again is as old as it was.
-fn put(scope: &mut Scope, target: &Target, order: Option<Order>) {
-    match order {
-        None => _ = scope.remove(target),
-        Some(order) => {
-            let since = scope.get(target).map_or(order.since, |before| before.since);
-            scope.insert(target.clone(), Order { since, ..order });
+fn put(scope: &mut Scope, targets: &[Target], order: Option<&Order>) {
+    for target in targets {
+        match order {
+            None => _ = scope.remove(target),
+            Some(order) => {
+                let since = scope.get(target).map_or(order.since, |before| before.since);
+                scope.insert(target.clone(), Order { since, ..order.clone() });
+            }
         }
+    }
+}
+
+/// What ends with an order for this target: also one in which its node has the other of its names. Nothing is unknown that
+/// an order names, though a reload may have taken it away.
+fn named_alike(snapshot: &Snapshot, before: &Scope, target: &Target) -> Result<Vec<Target>, Denied> {
+    if !before.contains_key(target) {
+        check_target(snapshot, target)?;
+    }
+    let others = before.keys().filter(|other| *other != target && is_same_node(snapshot, other, target));
+    Ok(std::iter::once(target).chain(others).cloned().collect())
+}
+
+fn is_same_node(snapshot: &Snapshot, one: &Target, other: &Target) -> bool {
+    match (one, other) {
+        (Target::Node { upstream, node }, Target::Node { upstream: of, node: name }) if upstream == of => {
+            let built = snapshot.upstreams.iter().find(|u| u.upstream.name().as_str() == upstream);
+            built.is_some_and(|u| u.upstream.nodes().iter().any(|n| n.is_named(node) && n.is_named(name)))
+        }
+        _ => false,
     }
 }
 
@@ -102,16 +124,16 @@ fn check_target(snapshot: &Snapshot, target: &Target) -> Result<(), Denied> {
     }
 }
 
-fn change_own(shared: &Shared, snapshot: &Snapshot, target: &Target, order: Option<Order>) -> Result<(), Denied> {
+fn change_own(shared: &Shared, snapshot: &Snapshot, targets: &[Target], order: Option<&Order>) -> Result<(), Denied> {
     let (path, before) = (file(snapshot), shared.maintenance.orders());
-    let keeps = order.as_ref().is_some_and(|order| order.kept);
+    let keeps = order.is_some_and(|order| order.kept);
     if keeps && path.is_none() {
         let message = "Nothing can be kept without server.state_dir.".to_owned();
         return Err(Denied { status: 409, code: "no_state_dir", message });
     }
     let ends = order.is_none();
     let mut own = before.own.clone();
-    put(&mut own, target, order.clone());
+    put(&mut own, targets, order);
     if let Some(path) = path.filter(|_| to_json(&own) != to_json(&before.own))
         && let Err(e) = files::replace(&path, to_json(&own).as_bytes())
     {
@@ -122,24 +144,25 @@ fn change_own(shared: &Shared, snapshot: &Snapshot, target: &Target, order: Opti
             return Err(Denied { status: 500, code: "not_kept", message });
         }
     }
-    shared.change_orders(|orders| put(&mut orders.own, target, order));
+    shared.change_orders(|orders| put(&mut orders.own, targets, order));
     Ok(())
 }
 
-/// Writes an order of the fleet's down in Redis, or takes it out. Each is a field of its own, so that gateways that are told
+/// Writes orders of the fleet's down in Redis, or takes them out. Each is a field of its own, so that gateways that are told
 /// different things at once don't undo each other's.
-fn tell_fleet(shared: &Shared, snapshot: &Snapshot, target: &Target, order: Option<&Order>) -> Result<(), Denied> {
+fn tell_fleet(shared: &Shared, snapshot: &Snapshot, targets: &[Target], order: Option<&Order>) -> Result<(), Denied> {
     let client = shared.fleet_rates.load_full().filter(|_| snapshot.config.maintenance.fleet);
     let Some(redis) = client else {
         let message = "The fleet is told only with maintenance.fleet and a Redis.".to_owned();
         return Err(Denied { status: 409, code: "no_fleet", message });
     };
-    let (key, field) = (redis.own_key(KEY), target.key());
+    let (key, fields): (_, Vec<_>) = (redis.own_key(KEY), targets.iter().map(Target::key).collect());
     let value = order.map(|order| serde_json::to_string(order).unwrap_or_default());
-    let words: Vec<&[u8]> = match &value {
-        Some(value) => vec![b"HSET", key.as_bytes(), field.as_bytes(), value.as_bytes()],
-        None => vec![b"HDEL", key.as_bytes(), field.as_bytes()],
-    };
+    let mut words: Vec<&[u8]> = vec![if value.is_some() { b"HSET" } else { b"HDEL" }, key.as_bytes()];
+    for field in &fields {
+        words.push(field.as_bytes());
+        words.extend(value.as_deref().map(str::as_bytes));
+    }
     // The admin listener gives a change a thread that may wait.
     let asked = tokio::runtime::Handle::current().block_on(redis.client.ask(key.as_bytes(), &words));
     asked.map(|_| ()).map_err(|message| Denied { status: 503, code: "redis_unavailable", message })

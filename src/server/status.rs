@@ -97,8 +97,10 @@ fn readiness(shared: &Shared, agent: Option<&Agent>, started: Instant) -> Readin
     let waiting_for_svid = snapshot.waiting();
     let why = || agent.and_then(|agent| agent.state().error).unwrap_or_else(|| "it has not answered yet".to_owned());
     let spiffe = (!waiting_for_svid.is_empty()).then(why);
-    let down = snapshot.upstreams.iter().filter(|u| !u.upstream.is_ready());
-    let without_nodes = down.clone().filter_map(|u| {
+    let (drained, down): (Vec<_>, Vec<_>) =
+        snapshot.upstreams.iter().filter(|u| !u.upstream.is_ready()).partition(|u| u.upstream.is_drained());
+    let name = |u: &&Arc<UpstreamSnapshot>| u.upstream.name().as_str().to_owned();
+    let without_nodes = down.iter().filter_map(|u| {
         let name = u.upstream.name();
         u.upstream.why_empty().map(|why| format!("{name}: {why}"))
     });
@@ -106,7 +108,8 @@ fn readiness(shared: &Shared, agent: Option<&Agent>, started: Instant) -> Readin
         draining: shared.draining(),
         crls_awaited: awaited.collect(),
         without_nodes: without_nodes.collect(),
-        upstreams_down: down.map(|u| u.upstream.name().as_str().to_owned()).collect(),
+        upstreams_down: down.iter().map(name).collect(),
+        upstreams_drained: drained.iter().map(name).collect(),
         waiting_for_svid,
         spiffe,
     }

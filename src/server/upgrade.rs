@@ -228,9 +228,10 @@ impl TakeOver {
 }
 
 fn missing(readiness: &Readiness) -> String {
-    let Readiness { upstreams_down, crls_awaited, waiting_for_svid, .. } = readiness;
+    let Readiness { upstreams_down, upstreams_drained, crls_awaited, waiting_for_svid, .. } = readiness;
     let each = [
         ("no node is up of upstream", upstreams_down),
+        ("drained is every node of upstream", upstreams_drained),
         ("no revocation list yet from", crls_awaited),
         ("no certificate yet for", waiting_for_svid),
     ];

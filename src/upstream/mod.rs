@@ -207,9 +207,15 @@ impl Upstream {
         self.view.load().groups.iter().any(|group| !group.usable.is_empty())
     }
 
-    /// Whether a node is known to be alive (a probe said so, or health checks are off): the gateway's readiness.
+    /// Whether a node that is not drained is known to be alive (a probe said so, or health checks are off): the gateway's
+    /// readiness.
     pub fn is_ready(&self) -> bool {
-        self.view.load().nodes.iter().any(|n| n.health() == Health::Up)
+        self.view.load().nodes.iter().any(|n| n.health() == Health::Up && !n.is_drained())
+    }
+
+    /// Whether it is not ready only because operators have drained the nodes that are alive.
+    pub fn is_drained(&self) -> bool {
+        !self.is_ready() && self.view.load().nodes.iter().any(|n| n.health() == Health::Up)
     }
 
     /// Whether requests go to all nodes, because fewer than `panic_threshold` are usable.

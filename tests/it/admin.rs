@@ -20,6 +20,18 @@ fn health_says_what_the_older_gateway_said() {
 }
 
 #[test]
+fn a_flood_of_connections_leaves_a_few_lines_and_a_count() {
+    let node = Node::start();
+    let gateway = Setup::new(&[node.address]).start();
+    let mut flood: Vec<_> = (0..128).map(|_| std::net::TcpStream::connect(gateway.admin).unwrap()).collect();
+    flood.extend((0..200).map(|_| std::net::TcpStream::connect(gateway.admin).unwrap()));
+    crate::support::wait_until("the rest is counted", || gateway.stderr().contains(" more are closed"));
+    let said = gateway.stderr();
+    let lines = said.lines().filter(|line| line.contains("admin: more than 128 connections")).count();
+    assert!(lines < 50, "{lines} lines about 200 connections");
+}
+
+#[test]
 fn readiness_needs_a_node_of_each_upstream() {
     let (a, b) = (Node::start(), Node::start());
     let mut setup = Setup::new(&[]);

@@ -91,6 +91,24 @@ fn calls_reach_the_public_path_of_hive() {
     assert_eq!(node.requests()[1].target(), "/api/a2a/jsonrpc/public");
 }
 
+/// What the older gateway left out, as the file's list of differences says.
+#[test]
+fn end_to_end_headers_and_the_query_pass_in_both_directions() {
+    let node = Node::start_with(|_, exchange| exchange.answer(200, "X-Hive-Version: 7\r\nSet-Cookie: a=b\r\n", b"{}"));
+    let gateway = drop_in(&node.address.to_string(), &[]);
+    let answer = post(&gateway, "/v1/a2a/jsonrpc?x=1", "Accept: text/event-stream\r\nA2A-Version: 1\r\n", CALL);
+    assert_eq!((answer.header("x-hive-version"), answer.header("set-cookie")), (Some("7"), Some("a=b")));
+    let got = node.only();
+    assert_eq!(got.header("accept").as_deref(), Some("text/event-stream"));
+    assert_eq!(
+        (got.header("a2a-version").as_deref(), got.target().as_str()),
+        (Some("1"), "/api/a2a/jsonrpc/public?x=1")
+    );
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/wan-gateway-v1.yaml")).unwrap();
+    let differs = text.split_once("# What differs, and why:").unwrap().1;
+    assert!(differs.contains("the query and all end-to-end headers"), "{differs}");
+}
+
 #[test]
 fn health_and_metrics_answer_on_the_public_listener() {
     let node = Node::start();
@@ -123,6 +141,44 @@ fn health_and_metrics_answer_on_the_public_listener() {
         let answer = get(&gateway, path, &format!("Authorization: Bearer {SECRET}\r\n"));
         assert!(matches!(answer.status, 400 | 404), "{path} {}", answer.status);
     }
+}
+
+/// The admin listener takes 128 connections, and operators and the kubelet need some of them.
+#[test]
+fn clients_can_not_take_the_admin_listeners_connections() {
+    let node = Node::start();
+    // The breaker alone, without the help of the rate limit.
+    let gateway = drop_in(&node.address.to_string(), &[("50/s", "5000/s")]);
+    let clients: Vec<_> = (0..4).map(|_| H2::connect(&gateway.client("alice"), gateway.address).unwrap()).collect();
+    std::thread::scope(|scope| {
+        for client in &clients {
+            scope.spawn(move || client.get_all("/v1/health", 100).unwrap());
+        }
+        assert_eq!(gateway.admin_get("/v1/health").unwrap().status, 200, "from within the flood");
+    });
+    let held = sockets_to(gateway.admin.port());
+    assert!((1..=32).contains(&held), "{held} connections rest at the admin listener");
+    assert!(!gateway.stderr().contains("admin: more than"), "{}", gateway.stderr());
+}
+
+/// How many connections to this port of the loopback are established, by their client's end.
+fn sockets_to(port: u16) -> usize {
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let remote = format!("0100007F:{port:04X}");
+    table
+        .lines()
+        .filter(|line| line.split_whitespace().nth(2) == Some(remote.as_str()) && line.contains(" 01 "))
+        .count()
+}
+
+#[test]
+fn health_on_the_public_listener_is_limited_by_address() {
+    let node = Node::start();
+    let gateway = drop_in(&node.address.to_string(), &[("50/s", "2/min")]);
+    let statuses = [(); 3].map(|()| get(&gateway, "/v1/health", "").status);
+    assert_eq!(statuses, [200, 200, 429]);
+    assert_eq!(gateway.admin_get("/v1/health").unwrap().status, 200, "operators have no limit");
+    assert_eq!(post(&gateway, "/v1/a2a/jsonrpc", "", CALL).status, 200, "calls have their own");
 }
 
 #[test]

@@ -62,8 +62,37 @@ fn a_drained_node_gets_no_new_requests_and_finishes_what_it_has() {
     assert_eq!(gateway.metric(DRAINED, &[("node", &url)]), 0.0);
 }
 
+/// A node has two names, and an order that was given under one ends under the other.
 #[test]
-fn with_every_node_drained_requests_are_refused_and_the_gateway_stays_ready() {
+fn a_node_is_returned_by_its_other_name_too() {
+    let (a, b) = (Node::start(), Node::start());
+    let mut setup = Setup::new(&[a.address, b.address]);
+    setup.server = "state_dir: state".into();
+    std::fs::create_dir(setup.dir.path().join("state")).unwrap();
+    let gateway = setup.start();
+    let by_address = format!("/v1/drain?upstream=hive&node={}", a.address);
+    let url = format!("http://{}", a.address);
+    for (first, second) in [(drain(a.address), &by_address), (by_address.clone(), &drain(a.address))] {
+        done(&gateway, "POST", &format!("{first}&persist=true"));
+        assert_eq!(gateway.metric(DRAINED, &[("node", &url)]), 1.0);
+        assert_eq!(done(&gateway, "DELETE", second), json!([]));
+        assert_eq!(gateway.metric(DRAINED, &[("node", &url)]), 0.0);
+    }
+    done(&gateway, "POST", &drain(a.address));
+    done(&gateway, "POST", &by_address);
+    done(&gateway, "POST", &drain(b.address));
+    let orders = done(&gateway, "DELETE", &by_address);
+    assert_eq!(orders.as_array().unwrap().len(), 1, "the other node's stays: {orders}");
+    assert_eq!(std::fs::read_to_string(gateway.dir().join("state/maintenance.json")).unwrap(), "{}");
+    // What a reload has taken away can be returned as well.
+    gateway.edit(&format!(", \"http://{}\"", b.address), "");
+    gateway.reload_ok();
+    assert_eq!(done(&gateway, "DELETE", &drain(b.address)), json!([]));
+    assert_eq!(gateway.admin_ask("DELETE", &drain(b.address)).status, 404, "now nothing knows it");
+}
+
+#[test]
+fn with_every_node_drained_requests_are_refused_and_the_gateway_is_not_ready() {
     let (a, b) = (Node::start(), Node::start());
     let gateway = Setup::new(&[a.address, b.address]).start();
     // By address this time.
@@ -72,6 +101,11 @@ fn with_every_node_drained_requests_are_refused_and_the_gateway_stays_ready() {
     let refused = echo(&gateway);
     assert_eq!((refused.status, refused.json()["error"].as_str()), (503, Some("no_healthy_upstream")));
     assert_eq!(a.count() + b.count(), 0, "no panic reaches a drained node");
+    let ready = gateway.admin_get("/v1/ready").unwrap();
+    assert_eq!((ready.status, &ready.json()["upstreams_drained"]), (503, &json!(["hive"])));
+    assert_eq!(ready.json()["upstreams_down"], json!([]), "they are up");
+    assert_eq!(gateway.status()["upstreams"][0]["ready"], false);
+    done(&gateway, "DELETE", &drain(b.address));
     assert_eq!(gateway.admin_get("/v1/ready").unwrap().status, 200);
 }
 
@@ -215,13 +249,16 @@ fn what_can_not_be_done_is_said() {
         ("POST", "/v1/maintenance?fleet=true&persist=true", 400, "bad_query"),
         ("POST", "/v1/maintenance?persist=true", 409, "no_state_dir"),
         ("POST", "/v1/maintenance?fleet=true", 409, "no_fleet"),
+        ("DELETE", "/v1/maintenance?route=a2b", 404, "unknown_route"),
+        ("DELETE", "/v1/drain?upstream=hvie&node=x", 404, "unknown_upstream"),
+        ("DELETE", "/v1/drain?upstream=hive&node=http://10.0.0.1:1", 404, "unknown_node"),
         ("PUT", "/v1/maintenance", 405, "method_not_allowed"),
         ("GET", "/v1/maintenance", 405, "method_not_allowed"),
     ] {
         let answer = gateway.admin_ask(method, target);
         assert_eq!((answer.status, answer.json()["error"].as_str()), (status, Some(code)), "{method} {target}");
     }
-    assert_eq!(done(&gateway, "DELETE", "/v1/maintenance?route=never-there"), json!([]));
+    assert_eq!(done(&gateway, "DELETE", "/v1/maintenance?route=a2a"), json!([]), "it was in service");
     assert_eq!(echo(&gateway).status, 200);
 }
 
@@ -240,8 +277,13 @@ fn the_fleet_is_told_through_redis_and_stays_told_while_redis_is_gone() {
     done(&first, "POST", "/v1/maintenance?route=echo&fleet=true&retry_after=2m");
     assert_eq!(echo(&first).status, 503, "whoever is told follows at once");
     wait_until("the other gateway follows", || echo(&second).header("retry-after") == Some("120"));
+    let by_address = format!("/v1/drain?upstream=hive&node={}&fleet=true", nodes[0].address);
     done(&second, "POST", &format!("{}&fleet=true", drain(nodes[0].address)));
     wait_until("the first follows too", || first.metric(DRAINED, &[]) == 1.0);
+    done(&first, "DELETE", &by_address);
+    wait_until("it is returned by its other name", || second.metric(DRAINED, &[]) == 0.0);
+    done(&second, "POST", &format!("{}&fleet=true", drain(nodes[0].address)));
+    wait_until("the first follows again", || first.metric(DRAINED, &[]) == 1.0);
     let orders = first.status()["orders"].clone();
     assert_eq!(orders.as_array().unwrap().len(), 2, "{orders}");
     assert!(orders.as_array().unwrap().iter().all(|o| o["fleet"] == true && o["persistent"] == true), "{orders}");

@@ -60,6 +60,16 @@ fn requests_are_counted_by_peer() {
 }
 
 #[test]
+fn requests_are_counted_by_route() {
+    let (gateway, _node) = busy();
+    let total = gateway.metric("hive_gateway_http_requests_total", &[]);
+    assert_eq!(gateway.metric("hive_gateway_route_requests_total", &[]), total);
+    let count = |code: &str| gateway.metric("hive_gateway_route_requests_total", &[("route", "echo"), ("code", code)]);
+    assert!(count("2xx") > 0.0 && count("5xx") == 0.0, "{}", gateway.metrics());
+    assert!(gateway.metric("hive_gateway_route_requests_total", &[("route", "unmatched"), ("code", "4xx")]) > 0.0);
+}
+
+#[test]
 fn connections_are_told_by_what_they_do() {
     let node = Node::start_with(|_, exchange| {
         exchange.begin_stream()?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -246,6 +247,87 @@ fn bash_completes_with_what_was_written() {
     assert!(said.contains("explain") && said.contains("extras") && !said.contains("check"), "{said}");
 }
 
+/// The image is built of what its lines name, so that nothing else gets to the builder: no key, no `target`, no history.
+#[test]
+fn the_image_copies_what_the_build_reads_and_no_more() {
+    let (root, dir) = (Path::new(env!("CARGO_MANIFEST_DIR")), TempDir::new());
+    let text = fs::read_to_string(packaging("Dockerfile")).unwrap();
+    let copied = text.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|line| !line.starts_with("--from"));
+    for line in copied {
+        let (sources, to) = line.rsplit_once(' ').unwrap();
+        for source in sources.split(' ') {
+            assert!(!source.contains(['.', '*']) || root.join(source).is_file(), "{line}");
+            let mut copy = Command::new("cp");
+            assert!(
+                copy.arg("-r").arg(root.join(source)).arg(dir.path().join(to)).status().unwrap().success(),
+                "{line}"
+            );
+        }
+    }
+    // Cargo looks for every target that the manifest names.
+    let mut cargo = Command::new(env!("CARGO"));
+    let read = cargo.args(["metadata", "--format-version=1", "--no-deps", "--offline"]).current_dir(dir.path());
+    let output = read.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for file in source_files(&dir.path().join("src")) {
+        let text = fs::read_to_string(&file).unwrap();
+        let built = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        for name in built.split("include_str!(\"").skip(1) {
+            let name = name.split('"').next().unwrap();
+            let tests = file.file_stem().unwrap().to_str().unwrap().ends_with("tests");
+            assert!(tests || file.parent().unwrap().join(name).exists(), "{}: {name}", file.display());
+        }
+    }
+}
+
+fn source_files(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let each = entries.map(|path| if path.is_dir() { source_files(&path) } else { vec![path] });
+    each.flatten().filter(|path| path.extension().is_some_and(|end| end == "rs")).collect()
+}
+
+/// An operator may keep the configuration elsewhere; an upgrade of the package must not fail over it.
+#[test]
+fn the_package_is_set_up_with_and_without_its_configuration() {
+    let dir = TempDir::new();
+    let (etc, tools) = (dir.path().join("etc"), dir.path().join("tools"));
+    for made in [&etc, &tools] {
+        fs::create_dir(made).unwrap();
+    }
+    let script = fs::read_to_string(packaging("debian/postinst")).unwrap();
+    let here = etc.join("hive-gateway");
+    let script = script.replace("/etc/hive-gateway", here.to_str().unwrap());
+    // What needs root is only told.
+    for tool in ["getent", "groupadd", "chgrp"] {
+        let file = tools.join(tool);
+        let told = dir.path().join("told");
+        fs::write(
+            &file,
+            format!(
+                "#!/bin/sh\n[ \"$0\" = {0}/chgrp ] && ! [ -e \"$2\" ] && exit 1\necho \"$@\" >>{1}\n",
+                tools.display(),
+                told.display()
+            ),
+        )
+        .unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
+    let configure = || {
+        let output =
+            Command::new("sh").args(["-c", &script, "postinst", "configure"]).env("PATH", &path).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    configure();
+    let file = here.join("gateway.yaml");
+    assert!(here.join("secrets").is_dir() && !file.exists());
+    fs::write(&file, "").unwrap();
+    configure();
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
+    let told = fs::read_to_string(dir.path().join("told")).unwrap();
+    assert!(told.contains(&format!("hive-gateway-conf {}", file.display())), "{told}");
+}
+
 /// The package names files that are there, and the unit names what the package makes.
 #[test]
 fn the_package_holds_what_it_names() {
@@ -258,6 +340,14 @@ fn the_package_holds_what_it_names() {
         let source = asset.split('"').next().unwrap();
         let built = source.starts_with("target/");
         assert!(built || root.join(source).exists(), "{source}");
+    }
+    // Whoever reads of a file has it at hand.
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    let named = |file: &str| readme.contains(&format!("(conf/{file})"));
+    for entry in fs::read_dir(root.join("conf")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let example = name.ends_with(".yaml") || name.ends_with(".conf");
+        assert!(!example || !named(&name) || block.contains(&format!("\"conf/{name}\"")), "{name}");
     }
     let unit = fs::read_to_string(packaging("hive-gateway.service")).unwrap();
     let made = fs::read_to_string(packaging("debian/postinst")).unwrap();

@@ -64,6 +64,21 @@ fn a_node_is_seen_to_go_down_and_to_come_back() {
 }
 
 #[test]
+fn with_every_node_drained_the_page_says_that_requests_are_refused() {
+    let (a, b) = (Node::start(), Node::start());
+    let gateway = start(&[&a, &b]);
+    let mut page = open(&gateway);
+    for node in [&a, &b] {
+        let drained = gateway.admin_ask("POST", &format!("/v1/drain?upstream=hive&node=http://{}", node.address));
+        assert_eq!(drained.status, 200);
+    }
+    page.wait("it is not ready", "document.querySelector('#verdict-word').textContent === 'Not ready'");
+    let said = page.text("#verdict-text");
+    assert!(said.starts_with("Requests are refused with 503: every node that is up is drained in: hive."), "{said}");
+    nothing_is_wrong(&mut page, &gateway);
+}
+
+#[test]
 fn the_buttons_drain_a_node_and_begin_and_end_maintenance() {
     let (a, b) = (Node::start(), Node::start());
     let gateway = start(&[&a, &b]);

@@ -223,7 +223,8 @@ fn overlap(r: &mut Resolver<'_>, path: &str, i: usize, other: &Route, common: Me
     r.error(path, format!("{why}; give it to one of the two"));
 }
 
-/// Peers that make no difference to any request: in no route's list, nobody's issuer, counted by no limit.
+/// Peers that make no difference to any request: in no route's list, nobody's issuer, counted by no limit. A route for any
+/// peer is for each of them: there a name is what log and metrics call it by, and may be what it was written for.
 fn unused_peers(
     r: &mut Resolver<'_>,
     routes: &[Route],
@@ -232,10 +233,9 @@ fn unused_peers(
     federation: &federation::Settings,
 ) {
     let by_peer = |limits: &[RateLimit]| limits.iter().any(|limit| limit.per.0.contains(&KeyPart::Peer));
-    // A route for named peers counts those only.
-    if listeners.iter().any(|l| by_peer(&l.rate_limits))
-        || routes.iter().any(|route| route.peers == RoutePeers::Any && by_peer(&route.rate_limits))
-    {
+    // The limits of a route for named peers count those only.
+    let any = routes.iter().any(|route| route.peers == RoutePeers::Any);
+    if any || listeners.iter().any(|l| by_peer(&l.rate_limits)) {
         return;
     }
     let mut named = vec![false; peers.len()];

@@ -84,10 +84,20 @@ routes:
     {{- with compact (splitList "," (nospace $g.blockUserAgents)) }}
     request_rules: [{ name: user-agents, user_agent: {{ toJson . }} }]
     {{- end }}
-  - { name: own-api, paths: [/v1/health, /v1/metrics], methods: [GET], peers: any, upstream: admin }
+  - name: own-api
+    paths: [/v1/health, /v1/metrics]
+    methods: [GET]
+    peers: any
+    upstream: admin
+    rate_limits: [{ per: address, rate: 50/s }]
 upstreams:
   - { name: hive, endpoints: [{{ trimSuffix "/" $g.upstreamBase | quote }}] }
-  - { name: admin, endpoints: ["http://127.0.0.1:9901"], trusted: false, health_check: { enabled: false } }
+  # Clients get few of the admin listener's connections: the kubelet must find one free.
+  - name: admin
+    endpoints: ["http://127.0.0.1:9901"]
+    trusted: false
+    health_check: { enabled: false }
+    circuit_breaker: { max_connections: 16, max_pending: 64 }
 {{- if $g.rateLimitRedisUrl }}
 redis: { url: "${REDIS_URL}" }
 {{- end }}
