@@ -169,9 +169,11 @@ fn from_turn(order: &[u16], turn: u64) -> impl Iterator<Item = u16> {
     from.iter().chain(before).copied()
 }
 
-/// Fewer requests under way for its weight.
+/// Fewer requests under way for its weight, with the one that is to be placed: without it any idle node would be less busy
+/// than one of a hundred times its weight that has a single request, and under light load weights would mean little.
 fn is_less_busy(a: &Node, b: &Node) -> bool {
-    u64::from(a.in_flight()) * u64::from(b.weight) < u64::from(b.in_flight()) * u64::from(a.weight)
+    let with_one_more = |node: &Node| u64::from(node.in_flight()) + 1;
+    with_one_more(a) * u64::from(b.weight) < with_one_more(b) * u64::from(a.weight)
 }
 
 #[cfg(test)]
