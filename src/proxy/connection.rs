@@ -96,8 +96,10 @@ pub enum Phase {
     Head = 1,
     /// A request is being served.
     Busy = 2,
+    /// It has been read whole, and its answer is waited for or passed on. What the client sends now stays unread.
+    Waiting = 3,
     /// The request is done; what is still written belongs to it.
-    Ending = 3,
+    Ending = 4,
 }
 
 /// One client connection. Shared by its I/O and its requests.
@@ -364,6 +366,7 @@ impl Connection {
             0 => Phase::Idle,
             1 => Phase::Head,
             2 => Phase::Busy,
+            3 => Phase::Waiting,
             _ => Phase::Ending,
         }
     }

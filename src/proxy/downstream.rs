@@ -7,7 +7,7 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -21,6 +21,7 @@ use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
 };
 use pingora::tls::ssl::SslRef;
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Sleep;
 
@@ -97,6 +98,8 @@ pub struct Downstream {
     /// And how much since then.
     stuck_took: usize,
     frames: Option<Frames>,
+    /// Tells that the client is gone while there is something unread of it.
+    gone: Option<AsyncFd<OwnedFd>>,
     /// The parser's own answer was replaced; what else it writes is dropped.
     replaced: bool,
     admitted: Admitted,
@@ -142,6 +145,7 @@ impl Downstream {
             stuck_since: None,
             stuck_took: 0,
             frames,
+            gone: None,
             replaced: false,
             admitted,
         })
@@ -181,7 +185,7 @@ impl Downstream {
                 Some(if old.0 < idle.0 { old } else { idle })
             }
             Phase::Head => Some((self.head_since + self.deadlines.request_header, CloseReason::HeaderTimeout)),
-            Phase::Busy => None,
+            Phase::Busy | Phase::Waiting => None,
         }
     }
 
@@ -222,7 +226,7 @@ impl Downstream {
             return frames.read(bytes, Instant::now);
         }
         match self.connection.phase() {
-            Phase::Busy => {
+            Phase::Busy | Phase::Waiting => {
                 self.connection.go_on_reading(bytes.len());
                 return Ok(());
             }
@@ -322,7 +326,8 @@ impl Downstream {
 impl AsyncRead for Downstream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.connection.phase() == Phase::Head && this.head_bytes > this.deadlines.header_bytes {
+        let phase = this.connection.phase();
+        if phase == Phase::Head && this.head_bytes > this.deadlines.header_bytes {
             this.admitted.ends_for(CloseReason::HeaderTooLarge);
             this.replace_answer(HEADER_TOO_LARGE, 431, "header_too_large");
             ready!(this.poll_send_gathered(cx))?;
@@ -330,7 +335,13 @@ impl AsyncRead for Downstream {
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
-        match this.transport.poll_read(cx, buf) {
+        let read = if phase == Phase::Waiting {
+            this.transport.poll_gone(cx, &mut this.gone)
+        } else {
+            this.gone = None;
+            this.transport.poll_read(cx, buf)
+        };
+        match read {
             Poll::Ready(Ok(())) => {
                 if buf.filled().len() > before
                     && let Err(flood) = this.after_read(&buf.filled()[before..])
@@ -346,11 +357,12 @@ impl AsyncRead for Downstream {
                 Poll::Ready(Err(e))
             }
             Poll::Pending => {
-                if this.gathered.is_empty() && this.gathered.capacity() > 0 && this.connection.phase() != Phase::Busy {
+                let busy = matches!(phase, Phase::Busy | Phase::Waiting);
+                if this.gathered.is_empty() && this.gathered.capacity() > 0 && !busy {
                     this.gathered = Vec::new();
                 }
                 // Whoever waits for the client now has written all there is so far: it must not wait here for more.
-                if this.connection.phase() == Phase::Busy && !this.gathered.is_empty() && !this.connection.http2 {
+                if busy && !this.gathered.is_empty() && !this.connection.http2 {
                     match this.poll_send_gathered(cx) {
                         Poll::Ready(sent) => sent?,
                         Poll::Pending => return this.stuck(cx),
@@ -370,7 +382,7 @@ impl AsyncWrite for Downstream {
         let this = &mut *self;
         let parser_gave_up = match this.connection.phase() {
             Phase::Head => true,
-            Phase::Busy => false,
+            Phase::Busy | Phase::Waiting => false,
             // A pipelined request may have come with the one before, unseen here.
             Phase::Idle | Phase::Ending => buf.starts_with(b"HTTP/1.1 400"),
         };

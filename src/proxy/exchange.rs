@@ -19,6 +19,7 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 use tokio::time::Sleep;
 
+use super::connection::Phase;
 use super::context::{Context, Over};
 use super::watch::{CertificateWatch, refusal_of};
 use super::{Shared, forward};
@@ -42,6 +43,7 @@ pub async fn run(shared: &Arc<Shared>, session: &mut Session, ctx: &mut Context,
         trace.forwarded(now);
     }
     let (Some(route), Some(begun)) = (&ctx.route, &ctx.begun) else { return Err(Error::new(ErrorType::InternalError)) };
+    begun.connection.set_phase(Phase::Waiting);
     let settings = begun.snapshot.listener(begun.connection.listener.index);
     let watch = settings
         .filter(|_| begun.connection.identity.is_some())
@@ -251,7 +253,7 @@ impl Guard<'_> {
             tokio::select! {
                 biased;
                 read = session.downstream_session.read_body_or_idle(true) => match read {
-                    // The beginning of a request that is to follow; it was put aside.
+                    // Never in practice: what follows a request stays unread as long as its answer is waited for.
                     Ok(_) => {}
                     Err(error) => return Ended { error: error.into_down(), over: None },
                 },

@@ -2,12 +2,14 @@
 
 use std::ffi::c_int;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use foreign_types::ForeignTypeRef;
 use pingora::tls::ssl::SslRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_openssl::SslStream;
 
@@ -57,6 +59,35 @@ impl Transport {
             Transport::Tls(tls) => Pin::new(tls).poll_peek(cx, byte).map_err(io::Error::other),
             Transport::Plain(tcp) => tcp.poll_peek(cx, &mut ReadBuf::new(byte)),
         }
+    }
+
+    /// Ready once the client is gone, or has said its last. What it sends meanwhile stays unread and holds it back: read, it
+    /// would have to be kept somewhere; and unread, it hides from every read that nothing comes behind it. So from the first
+    /// such byte on the socket is asked for its end alone, through `watch`, empty at first.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>, watch: &mut Option<AsyncFd<OwnedFd>>) -> Poll<io::Result<()>> {
+        let watch = match watch {
+            Some(watch) => watch,
+            None if ready!(self.poll_peek(cx, &mut [0]))? == 0 => return Poll::Ready(Ok(())),
+            None => match self.watch_end() {
+                Ok(new) => watch.insert(new),
+                // No descriptor is left for it: the client is found gone when its answer is written.
+                Err(_) => return Poll::Pending,
+            },
+        };
+        loop {
+            let mut news = ready!(watch.poll_read_ready(cx))?;
+            if news.ready().is_read_closed() {
+                return Poll::Ready(Ok(()));
+            }
+            news.clear_ready();
+        }
+    }
+
+    /// The socket with a registration of its own, as its reads must not lose what this one is told.
+    fn watch_end(&self) -> io::Result<AsyncFd<OwnedFd>> {
+        let socket = self.tcp().as_fd().try_clone_to_owned()?;
+        // SAFETY: the descriptor is owned, by nobody else, and never replaced: it stays open for as long as the registration.
+        unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(io::Error::from)
     }
 
     /// As [`AsyncWrite`].

@@ -72,12 +72,13 @@ impl Balancer {
         let chosen = match (self.balance, ask.key) {
             (Balance::ConsistentHash, Some(key)) => {
                 let group = view.group_of(key >> 32);
-                view.from(group).find_map(|group| self.by_key(&pick, group, key, load))
+                view.from(group).find_map(|group| Some((group, self.by_key(&pick, group, key, load)?)))
             }
-            _ => view.from(view.group_of(turn)).find_map(|group| self.by_load(&pick, group)),
-        }?;
-        let node = &view.nodes[usize::from(chosen)];
-        match view.claim(node) {
+            _ => view.from(view.group_of(turn)).find_map(|group| Some((group, self.by_load(&pick, group)?))),
+        };
+        let (group, index) = chosen?;
+        let node = &view.nodes[usize::from(index)];
+        match group.claim(node) {
             Some(probe) => Some((node, probe)),
             // Half open, and another request was faster.
             None => view.groups.iter().find_map(|group| pick.whoever(group)),
@@ -85,7 +86,7 @@ impl Balancer {
     }
 
     fn by_load(&self, pick: &Pick<'_, '_>, group: &Group) -> Option<u16> {
-        let first = pick.in_turn(&group.order, pick.turn)?;
+        let first = pick.in_turn(group, pick.turn)?;
         let first = if self.holds_back(pick, first, pick.random) {
             pick.another(group, first, pick.random).unwrap_or(first)
         } else {
@@ -113,8 +114,8 @@ impl Balancer {
 
     fn by_key(&self, pick: &Pick<'_, '_>, group: &Group, key: u64, load: u32) -> Option<u16> {
         let table = group.table.as_ref()?;
-        let mut places = (0..PLACES).filter_map(|n| table.node(key, n)).filter(|&i| pick.may_take(i));
-        let Some(factor) = self.factor else { return places.next().or_else(|| pick.in_turn(&group.order, key)) };
+        let mut places = (0..PLACES).filter_map(|n| table.node(key, n)).filter(|&i| pick.may_take(group, i));
+        let Some(factor) = self.factor else { return places.next().or_else(|| pick.in_turn(group, key)) };
         let mut met = None;
         for index in places {
             let node = &pick.view.nodes[usize::from(index)];
@@ -131,15 +132,15 @@ impl Balancer {
 }
 
 impl<'v> Pick<'v, '_> {
-    fn may_take(&self, index: u16) -> bool {
+    fn may_take(&self, group: &Group, index: u16) -> bool {
         let node = &self.view.nodes[usize::from(index)];
-        !self.ask.tried.contains(&node.id()) && self.view.takes(node)
+        !self.ask.tried.contains(&node.id()) && group.takes(node)
     }
 
-    /// The first acceptable member of the order, from the given turn on. A node may have gone down since the order was
+    /// The first acceptable member of the group's order, from the given turn on. A node may have gone down since the order was
     /// laid out.
-    fn in_turn(&self, order: &[u16], turn: u64) -> Option<u16> {
-        from_turn(order, turn).find(|&index| self.may_take(index))
+    fn in_turn(&self, group: &Group, turn: u64) -> Option<u16> {
+        from_turn(&group.order, turn).find(|&index| self.may_take(group, index))
     }
 
     /// A node at random that is not `first`.
@@ -149,15 +150,14 @@ impl<'v> Pick<'v, '_> {
         // Multiply and shift instead of a division: the upper half of random × others is even over 0..others.
         let at = usize::try_from((u128::from(random) * u128::from(others)) >> 64).ok()?;
         let index = if nodes[at] == first { nodes[nodes.len() - 1] } else { nodes[at] };
-        Some(index).filter(|&i| self.may_take(i))
+        Some(index).filter(|&i| self.may_take(group, i))
     }
 
     /// Anyone who can be had.
     fn whoever(&self, group: &Group) -> Option<(&'v Arc<Node>, bool)> {
-        from_turn(&group.order, self.turn).filter(|&index| self.may_take(index)).find_map(|index| {
-            let view = self.view;
-            let node = &view.nodes[usize::from(index)];
-            view.claim(node).map(|probe| (node, probe))
+        from_turn(&group.order, self.turn).filter(|&index| self.may_take(group, index)).find_map(|index| {
+            let node = &self.view.nodes[usize::from(index)];
+            group.claim(node).map(|probe| (node, probe))
         })
     }
 }
@@ -169,9 +169,11 @@ fn from_turn(order: &[u16], turn: u64) -> impl Iterator<Item = u16> {
     from.iter().chain(before).copied()
 }
 
-/// Fewer requests under way for its weight.
+/// Fewer requests under way for its weight, with the one that is to be placed: without it any idle node would be less busy
+/// than one of a hundred times its weight that has a single request, and under light load weights would mean little.
 fn is_less_busy(a: &Node, b: &Node) -> bool {
-    u64::from(a.in_flight()) * u64::from(b.weight) < u64::from(b.in_flight()) * u64::from(a.weight)
+    let with_one_more = |node: &Node| u64::from(node.in_flight()) + 1;
+    with_one_more(a) * u64::from(b.weight) < with_one_more(b) * u64::from(a.weight)
 }
 
 #[cfg(test)]

@@ -92,6 +92,31 @@ fn held_requests_stand_in_proportion_to_the_weights() {
 }
 
 #[test]
+fn weights_count_under_light_load_too() {
+    for weights in [&[1, 2, 7][..], &[1, 100], &[1, 3], &[1, 2, 3, 4], &[1, 1, 8]] {
+        for clients in [1, 2, 4, 8, 32] {
+            let upstream = unprobed(Balance::LeastRequests, weights);
+            let mut held: Vec<Picked> = Vec::new();
+            for n in 0..20_000 {
+                if held.len() == clients {
+                    // Each lasts as long as it happens to.
+                    let ended = usize::try_from(mix(3, n) % clients as u64).unwrap();
+                    held.swap_remove(ended);
+                }
+                held.push(upstream.pick(&plain()).unwrap());
+            }
+            let total: u16 = weights.iter().sum();
+            for (node, weight) in upstream.status().iter().zip(weights) {
+                let fair = 20_000.0 * f64::from(*weight) / f64::from(total);
+                // Chance keeps a light node's one place taken now and then when its turn comes.
+                let share = node.requests as f64 / fair;
+                assert!((0.7..1.25).contains(&share), "{weights:?}, {clients} clients: {share} of {weight}'s share");
+            }
+        }
+    }
+}
+
+#[test]
 fn the_same_seed_picks_the_same_nodes() {
     let run = || {
         let upstream = unprobed(Balance::LeastRequests, &[1, 2, 5, 1]);

@@ -218,7 +218,7 @@ impl Upstream {
         !self.is_ready() && self.view.load().nodes.iter().any(|n| n.health() == Health::Up)
     }
 
-    /// Whether requests go to all nodes, because fewer than `panic_threshold` are usable.
+    /// Whether requests go to all nodes of a priority, because fewer than `panic_threshold` of it are usable.
     pub fn is_in_panic(&self) -> bool {
         self.view.load().mode == Mode::Panic
     }
@@ -290,7 +290,9 @@ impl Upstream {
         let (name, least) = (&self.name, self.panic_threshold);
         match mode {
             Mode::Panic => {
-                warn!("upstream {name}: panic: fewer than {least} of the nodes are usable; all get requests")
+                warn!(
+                    "upstream {name}: panic: fewer than {least} of a priority's nodes are usable; all of it get requests"
+                )
             }
             Mode::LastResort => warn!("upstream {name}: no node is left but ejected ones; they get requests"),
             Mode::Normal => info!("upstream {name}: only nodes that are well get requests again"),

@@ -64,7 +64,7 @@ pub(super) enum Mode {
     Normal,
     /// The ejected ones: no other is left.
     LastResort,
-    /// All: fewer than `panic_threshold` are usable.
+    /// All of a priority: fewer than `panic_threshold` of it are usable.
     Panic,
 }
 
@@ -73,6 +73,7 @@ pub(super) struct View {
     set: Arc<NodeSet>,
     pub(super) nodes: Arc<[Arc<Node>]>,
     pub(super) groups: Box<[Group]>,
+    /// The furthest of the groups'.
     pub(super) mode: Mode,
     /// By index: since when a node's share rises. Empty if none does.
     pub(super) rising: Box<[Option<Instant>]>,
@@ -91,6 +92,7 @@ pub(super) struct Group {
     pub(super) weight: u32,
     /// All of them by key.
     pub(super) table: Option<Arc<Maglev>>,
+    mode: Mode,
     /// Its share of the load and that of all before it, in 1/65536.
     until: u32,
 }
@@ -100,13 +102,12 @@ const WHOLE: u32 = 1 << 16;
 impl View {
     pub(super) fn new(set: Arc<NodeSet>, panic_threshold: Percent, slow_start: Duration) -> Self {
         let seen = look(&set.nodes);
-        let (mode, shares) = mode_and_shares(&set, &seen, panic_threshold);
-        let usable = |index: u16| seen[usize::from(index)].counts(mode);
+        let (mode, parts) = modes_and_shares(&set, &seen, panic_threshold);
         let mut until = 0;
-        let groups = set.groups.iter().zip(shares).map(|(all, share)| {
+        let groups = set.groups.iter().zip(parts).map(|(all, (mode, share))| {
             until += share;
-            let members = all.indexes.iter().copied().filter(|i| usable(*i));
-            Group::new(&set.nodes, members.collect(), all.table.clone(), until)
+            let members = all.indexes.iter().copied().filter(|i| seen[usize::from(*i)].counts(mode));
+            Group::new(&set.nodes, members.collect(), all.table.clone(), mode, until)
         });
         let rising: Box<[_]> = seen.iter().map(|s| s.times.rising.filter(|_| !slow_start.is_zero())).collect();
         let ends = seen.iter().flat_map(|s| [s.times.until, s.times.rising.map(|since| since + slow_start)]);
@@ -129,25 +130,6 @@ impl View {
     /// The same nodes as they are now.
     pub(super) fn again(&self, panic_threshold: Percent, slow_start: Duration) -> Self {
         Self::new(self.set.clone(), panic_threshold, slow_start)
-    }
-
-    /// Whether a node of a group may have a request now.
-    pub(super) fn takes(&self, node: &Node) -> bool {
-        match self.mode {
-            Mode::Normal => node.is_usable(),
-            Mode::LastResort => node.is_healthy() && !node.is_drained(),
-            Mode::Panic => !node.is_drained() && !node.is_held_back(),
-        }
-    }
-
-    /// Takes a node for a request: whether that request is its probe. None: somebody else's is.
-    pub(super) fn claim(&self, node: &Node) -> Option<bool> {
-        match node.standing() {
-            Standing::In => Some(false),
-            Standing::HalfOpen if node.state.ejection.claim_probe() => Some(true),
-            _ if self.mode != Mode::Normal => Some(false),
-            _ => None,
-        }
     }
 
     /// The group whose turn it is.
@@ -197,27 +179,43 @@ impl Seen {
     }
 }
 
-/// Who counts, and what share of the load each group has, in 1/65536.
-fn mode_and_shares(set: &NodeSet, seen: &[Seen], panic_threshold: Percent) -> (Mode, Vec<u32>) {
+/// Who counts in each group, and what share of the load it has, in 1/65536; and the furthest mode of them. As Envoy does it:
+/// the load is split by who is well, and panic then looks no further than into one priority. So nothing is kept from a node
+/// that is well by dead ones of a higher priority.
+fn modes_and_shares(set: &NodeSet, seen: &[Seen], panic_threshold: Percent) -> (Mode, Vec<(Mode, u32)>) {
+    let of = |all: &Members, counts: &dyn Fn(&Seen) -> bool| {
+        // Of drained nodes nothing is expected, so nothing is missing while they are out.
+        let members = all.indexes.iter().map(|i| &seen[usize::from(*i)]).filter(|s| !s.drained && !s.held_back);
+        (members.clone().filter(|s| counts(s)).count(), members.count())
+    };
     let shares = |mode: Mode| {
         let available = set.groups.iter().map(|all| {
-            let members = all.indexes.iter().map(|i| &seen[usize::from(*i)]).filter(|s| !s.drained && !s.held_back);
-            let usable = members.clone().filter(|s| s.counts(mode)).count();
-            (usable * OVERPROVISIONING / members.count().max(1)).min(1000)
+            let (usable, members) = of(all, &|s| s.counts(mode));
+            (usable * OVERPROVISIONING / members.max(1)).min(1000)
         });
         split(&available.collect::<Vec<_>>())
     };
-    // Of drained nodes nothing is expected, so nothing is missing while they are out.
-    let members = seen.iter().filter(|s| !s.drained && !s.held_back);
-    let well = members.clone().filter(|s| s.healthy && s.standing_in).count();
+    let is_well = |s: &Seen| s.healthy && s.standing_in;
     let (enough, normal) = shares(Mode::Normal);
-    if !enough && well * 1000 < members.clone().count() * usize::from(panic_threshold.0) {
-        (Mode::Panic, shares(Mode::Panic).1)
-    } else if well == 0 && members.clone().any(|s| s.healthy) {
+    // Nobody is well: then each counts for as much as any other.
+    let nobody = normal.iter().all(|share| *share == 0);
+    let panicked = if nobody { shares(Mode::Panic).1 } else { normal.clone() };
+    let panics = set.groups.iter().zip(&panicked).map(|(all, share)| {
+        let (well, members) = of(all, &is_well);
+        !enough && (nobody || *share > 0) && well * 1000 < members * usize::from(panic_threshold.0)
+    });
+    let panics: Vec<bool> = panics.collect();
+    if panics.contains(&true) {
+        let mode = |panics: &bool| if *panics { Mode::Panic } else { Mode::Normal };
+        return (Mode::Panic, panics.iter().map(mode).zip(panicked).collect());
+    }
+    let left = seen.iter().filter(|s| !s.drained && !s.held_back && s.healthy);
+    let (mode, shares) = if left.clone().next().is_some() && !left.clone().any(is_well) {
         (Mode::LastResort, shares(Mode::LastResort).1)
     } else {
         (Mode::Normal, normal)
-    }
+    };
+    (mode, shares.into_iter().map(|share| (mode, share)).collect())
 }
 
 /// From how much of their load groups can carry, in thousandths, to what they get: each all that is left, as far as it
@@ -241,7 +239,26 @@ fn split(available: &[usize]) -> (bool, Vec<u32>) {
 }
 
 impl Group {
-    fn new(nodes: &[Arc<Node>], usable: Box<[u16]>, table: Option<Arc<Maglev>>, until: u32) -> Self {
+    /// Whether a node of it may have a request now.
+    pub(super) fn takes(&self, node: &Node) -> bool {
+        match self.mode {
+            Mode::Normal => node.is_usable(),
+            Mode::LastResort => node.is_healthy() && !node.is_drained(),
+            Mode::Panic => !node.is_drained() && !node.is_held_back(),
+        }
+    }
+
+    /// Takes a node of it for a request: whether that request is its probe. None: somebody else's is.
+    pub(super) fn claim(&self, node: &Node) -> Option<bool> {
+        match node.standing() {
+            Standing::In => Some(false),
+            Standing::HalfOpen if node.state.ejection.claim_probe() => Some(true),
+            _ if self.mode != Mode::Normal => Some(false),
+            _ => None,
+        }
+    }
+
+    fn new(nodes: &[Arc<Node>], usable: Box<[u16]>, table: Option<Arc<Maglev>>, mode: Mode, until: u32) -> Self {
         let weight = |index: &u16| nodes[usize::from(*index)].weight;
         let divisor = usable.iter().map(weight).fold(0, gcd).max(1);
         let mut places: Vec<(u64, u16)> = Vec::new();
@@ -258,6 +275,7 @@ impl Group {
             weight: usable.iter().map(|i| u32::from(weight(i))).sum(),
             usable,
             table,
+            mode,
             until,
         }
     }

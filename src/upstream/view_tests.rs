@@ -104,6 +104,33 @@ fn panic_begins_below_the_threshold_and_ends_at_it() {
 }
 
 #[test]
+fn panic_in_one_priority_takes_nothing_from_a_healthy_node_of_another() {
+    for balance in [Balance::RoundRobin, Balance::LeastRequests, Balance::ConsistentHash] {
+        // Of the first priority none is left, of the second one of two, which is enough by the threshold.
+        let first = upstream(&[0, 0, 0, 0, 1, 1], balance, 500);
+        set(&first, 0..6, true);
+        set(&first, 0..5, false);
+        assert_eq!(by_priority(&first), [0, 1000, 0], "{balance:?}");
+        let requests: Vec<_> = first.status().iter().map(|n| n.requests).collect();
+        assert!(!first.is_in_panic() && requests == [0, 0, 0, 0, 0, 1000], "{balance:?}: {requests:?}");
+        // One of three is not: there the others are tried too, and still nobody of the first.
+        let second = upstream(&[0, 0, 0, 0, 1, 1, 1], balance, 500);
+        set(&second, 0..7, true);
+        set(&second, 0..6, false);
+        assert_eq!(by_priority(&second), [0, 1000, 0], "{balance:?}");
+        let least = second.status()[4..].iter().map(|n| n.requests).min().unwrap();
+        assert!(second.is_in_panic() && least > 200, "{balance:?}: {least}");
+        // Where both have some, each has its share by who is well: 35 and 46 of 100.
+        let both = upstream(&[0, 0, 0, 0, 1, 1, 1], balance, 500);
+        set(&both, 0..7, true);
+        set(&both, 0..3, false);
+        set(&both, 4..6, false);
+        let got = by_priority(&both);
+        assert!(both.is_in_panic() && near(got, [429, 571, 0]), "{balance:?}: {got:?}");
+    }
+}
+
+#[test]
 fn another_priority_that_carries_all_keeps_panic_away() {
     let upstream = upstream(&[0, 0, 0, 1, 1, 1], Balance::RoundRobin, 800);
     set(&upstream, 0..3, false);

@@ -106,6 +106,78 @@ fn a_client_that_resets_its_stream_frees_its_place() {
     assert_eq!(node.count(), 2);
 }
 
+/// What a client sends behind its request hides from no one that it left, whether it waits for a node or for a place.
+#[test]
+fn a_client_that_sent_more_than_its_request_frees_its_place() {
+    let (node, tokens) = gated();
+    let gateway = gateway(&node, "max_connections: 1, max_pending: 1, pending_timeout: 1h");
+    let more = |length: usize| {
+        let next = "GET /echo/next HTTP/1.1\r\nHost: gateway.test\r\n\r\n";
+        next.bytes().cycle().take(length).collect::<Vec<u8>>()
+    };
+    for (n, (length, at_once, reset)) in
+        [(1, false, false), (1, false, true), (5000, true, false), (100_000, true, true), (70_000, false, false)]
+            .into_iter()
+            .enumerate()
+    {
+        let path = format!("/echo/{n}");
+        let mut bytes =
+            format!("POST {path} HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 2\r\n\r\n{{}}").into_bytes();
+        let mut held = begin(&gateway, "/echo/held");
+        node.wait_count(2 * n + 1);
+        let mut client = gateway.connect("alice");
+        if at_once {
+            bytes.extend(more(length));
+        }
+        client.send(&bytes).unwrap();
+        gateway.wait_metric(PENDING, &[], 1.0);
+        if !at_once {
+            client.send(&more(length)).unwrap();
+        }
+        if reset {
+            socket2::SockRef::from(client.tcp()).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+        client.vanish();
+        gateway.wait_metric(PENDING, &[], 0.0);
+        let gone = gateway.wait_log(|l| l["path"] == path);
+        assert_eq!((&gone["status"], &gone["tries"]), (&499.into(), &0.into()), "{length}: {gone}");
+        tokens.send(()).unwrap();
+        assert_eq!(held.response(false).unwrap().status, 200);
+
+        // The same while the node works on it.
+        let at_node = format!("{path}/at-node");
+        let mut client = begin(&gateway, &at_node);
+        node.wait_count(2 * n + 2);
+        client.send(&more(length)).unwrap();
+        client.vanish();
+        let gone = gateway.wait_log(|l| l["path"] == at_node);
+        assert_eq!((&gone["status"], &gone["tries"]), (&499.into(), &1.into()), "{length}: {gone}");
+        tokens.send(()).unwrap();
+    }
+    wait_until("everything is free", || gateway.status()["upstreams"][0]["circuit_breaker"]["requests"] == 0);
+}
+
+/// What it sends behind its request is served in turn if it stays.
+#[test]
+fn a_client_that_sends_its_next_requests_early_gets_all_answers() {
+    let (node, tokens) = gated();
+    let gateway = gateway(&node, "max_connections: 1, pending_timeout: 1h");
+    let mut client = begin(&gateway, "/echo/0");
+    node.wait_count(1);
+    let body = "x".repeat(20_000);
+    for n in 1..=4 {
+        let head = format!("POST /echo/{n} HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: {}\r\n\r\n", body.len());
+        client.send(format!("{head}{body}").as_bytes()).unwrap();
+    }
+    for _ in 0..=4 {
+        tokens.send(()).unwrap();
+        assert_eq!(client.response(false).unwrap().status, 200);
+    }
+    let order: Vec<_> = node.requests().iter().map(|r| r.target()).collect();
+    assert_eq!(order, ["/echo/0", "/echo/1", "/echo/2", "/echo/3", "/echo/4"]);
+    assert!(node.requests()[1..].iter().all(|r| r.body == body.as_bytes()));
+}
+
 #[test]
 fn nobody_waits_longer_than_pending_timeout() {
     let (node, tokens) = gated();

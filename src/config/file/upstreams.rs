@@ -28,7 +28,8 @@ pub struct Upstream {
     /// With `consistent_hash`: the most requests of a node in percent of the mean, 101 to 10000 (Envoy's and HAProxy's
     /// meaning); what goes beyond meets another node. Default: no such limit.
     pub hash_balance_factor: Option<u16>,
-    /// When fewer of the nodes are usable, all are used, down or not (Envoy's panic mode). Default 0%: never.
+    /// When fewer of a priority's nodes are usable, and not all of the load can be carried, all of that priority are used,
+    /// down or not (Envoy's panic mode). Default 0%: never.
     #[serde(default)]
     pub panic_threshold: Percent,
     /// How long a node that comes back takes to get its full share again, up to 1h; 0s: at once. Default 10s.

@@ -21,6 +21,9 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 const REST: Duration = Duration::from_millis(100);
 /// One that does not come to rest is taken as it is after so many looks.
 const LOOKS_MAX: u32 = 20;
+/// Deepest nesting of brackets: what has a meaning is three deep. The parser takes the square of the depth in time before it
+/// looks at any limit of its own.
+const DEPTH_MAX: usize = 64;
 const WEIGHT_MAX: u16 = 100;
 const PRIORITY_MAX: u16 = 9;
 
@@ -67,10 +70,22 @@ async fn look(path: PathBuf) -> Content {
     tokio::task::spawn_blocking(move || content(&path)).await.unwrap_or_else(|e| Err(e.to_string()))
 }
 
+/// What a content means, beside the thread's other tasks: a long file takes its time.
+pub(super) async fn judged(path: PathBuf, content: Content, tls: bool) -> (Content, Result<Vec<NodeSettings>, String>) {
+    let judge = move || {
+        let found = judge(&path, &content, tls);
+        (content, found)
+    };
+    tokio::task::spawn_blocking(judge).await.unwrap_or_else(|e| (Err(e.to_string()), Err(e.to_string())))
+}
+
 /// What a content means.
-pub(super) fn judge(path: &Path, content: &Content, tls: bool) -> Result<Vec<NodeSettings>, String> {
+fn judge(path: &Path, content: &Content, tls: bool) -> Result<Vec<NodeSettings>, String> {
     let shown = path.display();
     let bytes = content.as_ref().map_err(|why| format!("{shown}: can't be read: {why}"))?;
+    if is_deep(bytes) {
+        return Err(format!("{shown}: brackets are nested more than {DEPTH_MAX} deep; {EXAMPLE}"));
+    }
     let groups: Vec<Group> = match serde_path_to_error::deserialize(serde_yaml::Deserializer::from_slice(bytes)) {
         Ok(groups) => groups,
         Err(error) => {
@@ -103,16 +118,38 @@ pub(super) fn judge(path: &Path, content: &Content, tls: bool) -> Result<Vec<Nod
     Ok(nodes)
 }
 
+/// Whether brackets are nested too deep. Quotes are taken to end with their line at the latest, as apostrophes stand elsewhere
+/// too; what leads so simple a look astray is only slow to parse.
+fn is_deep(bytes: &[u8]) -> bool {
+    let (mut depth, mut quote, mut escaped) = (0usize, None, false);
+    bytes.iter().any(|&byte| {
+        match (quote, byte) {
+            (_, b'\n') => quote = None,
+            (Some(b'"'), _) if escaped => escaped = false,
+            (Some(b'"'), b'\\') => escaped = true,
+            (Some(open), _) if open == byte => quote = None,
+            (Some(_), _) => {}
+            (None, b'"' | b'\'') => (quote, escaped) = (Some(byte), false),
+            (None, b'[' | b'{') => depth += 1,
+            (None, b']' | b'}') => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth > DEPTH_MAX
+    })
+}
+
+/// What to write.
+const EXAMPLE: &str = "the file is a list such as [{ targets: [\"10.0.1.10:3000\"], labels: { weight: \"2\" } }]";
+
 /// The message without the place, which stands before it, and with the path.
 fn remedy(at: &str, message: &str) -> String {
     let bare = message.rsplit_once(" at line ").map_or(message, |(bare, _)| bare);
     // The parser has a path of its own for some errors.
     let bare = bare.strip_prefix('.').unwrap_or(bare);
     let bare = bare.strip_prefix(at).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(bare);
-    let example = "the file is a list such as [{ targets: [\"10.0.1.10:3000\"], labels: { weight: \"2\" } }]";
     let place = if at == "." { String::new() } else { format!("{at}: ") };
     // What says itself what to write needs no example.
-    if bare.contains("; write") { format!("{place}{bare}") } else { format!("{place}{bare}; {example}") }
+    if bare.contains("; write") { format!("{place}{bare}") } else { format!("{place}{bare}; {EXAMPLE}") }
 }
 
 #[derive(Deserialize)]
@@ -253,6 +290,19 @@ mod tests {
                        {"labels":{"priority":"3"},"targets":["[fd00::1]:3000"]}]"#;
         assert_eq!(of(json).unwrap(), two);
         assert_eq!(of("[{ targets: [] }, { targets: ['10.0.1.10:1', '10.0.1.11:1'] }]").unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_is_nested_deep_costs_no_time() {
+        for unit in ["{\"a\":", "[", "[{a: ", "{\"a]\":", "[{a: it's\n, b: "] {
+            let begun = std::time::Instant::now();
+            let why = of(&unit.repeat(500_000 / unit.len())).unwrap_err();
+            assert!(why.starts_with("n.yaml:") && why.contains("the file is a list such as"), "{unit}: {why}");
+            assert!(begun.elapsed() < Duration::from_secs(20), "{unit}: {:?}", begun.elapsed());
+        }
+        let full = "[{targets: ['10.0.1.10:1'], labels: {a: 'it[[[[', b: \"[{{{\\\"[[[\"}}";
+        let many: String = (2..2000).map(|port| format!(", {{targets: ['10.0.1.10:{port}']}}")).collect();
+        assert_eq!(of(&format!("{full}{many}]")).unwrap().len(), 1999);
     }
 
     #[test]

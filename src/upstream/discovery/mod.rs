@@ -359,7 +359,8 @@ impl Source {
         if seen.as_ref() == Some(&content) {
             return;
         }
-        match file_sd::judge(path, &content, self.discovery.tls) {
+        let (content, found) = file_sd::judged(path.to_owned(), content, self.discovery.tls).await;
+        match found {
             Ok(nodes) if nodes.len() > NODES_MAX => {
                 self.fail(format!("{} nodes; the most is {NODES_MAX}", nodes.len()));
             }
