@@ -308,7 +308,7 @@ impl Signals {
             }
             log::info!("SIGUSR2: another process is started to take over");
             let handed_over = tokio::select! {
-                handed_over = upgrade::hand_over(&self.sockets, (self.ready)()) => handed_over,
+                handed_over = upgrade::hand_over(&self.sockets, &self.shared, (self.ready)()) => handed_over,
                 _ = ends.terminate.recv() => return Some(self.terminated()),
                 _ = ends.interrupt.recv() => return None,
             };

@@ -21,6 +21,9 @@ pub struct Maintenance {
     stops: AtomicBool,
     /// Held while orders or the snapshot change, so that neither misses the other.
     pub(super) changing: Mutex<()>,
+    /// Held while an order of this gateway's own is carried out. True: another process has been told of all that there are,
+    /// and would not know of a later one.
+    pub handed_over: Mutex<bool>,
     /// Held from a word with Redis until it is in force here: what was read before a change must not undo it.
     pub fleet: tokio::sync::Mutex<()>,
 }

@@ -103,6 +103,11 @@ fn check_target(snapshot: &Snapshot, target: &Target) -> Result<(), Denied> {
 }
 
 fn change_own(shared: &Shared, snapshot: &Snapshot, target: &Target, order: Option<Order>) -> Result<(), Denied> {
+    let handed_over = shared.maintenance.handed_over.lock();
+    if *handed_over {
+        let message = "Another process takes over. Ask again, it answers soon.".to_owned();
+        return Err(Denied { status: 503, code: "upgrading", message });
+    }
     let (path, before) = (file(snapshot), shared.maintenance.orders());
     let keeps = order.as_ref().is_some_and(|order| order.kept);
     if keeps && path.is_none() {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
-use crate::support::gateway::{Gateway, Setup};
+use crate::support::gateway::{Gateway, Setup, runs};
 use crate::support::node::Node;
 use crate::support::redis::Redis;
 use crate::support::wait_until;
@@ -198,6 +198,48 @@ fn what_was_asked_to_persist_outlives_a_restart_and_nothing_else_does() {
     std::fs::write(gateway.dir().join("state/maintenance.json"), "{").unwrap();
     let gateway = gateway.stop().start();
     assert!(gateway.stderr().contains("maintenance.json: "), "{}", gateway.stderr());
+}
+
+#[test]
+fn an_upgrade_keeps_what_is_out_of_service_persisted_or_not() {
+    let (a, b) = (Node::start(), Node::start());
+    let mut setup = Setup::new(&[a.address, b.address]);
+    setup.server = "state_dir: state".into();
+    std::fs::create_dir(setup.dir.path().join("state")).unwrap();
+    let gateway = setup.start();
+    done(&gateway, "POST", &drain(a.address));
+    done(&gateway, "POST", "/v1/maintenance?route=a2a&retry_after=5m");
+    done(&gateway, "POST", "/v1/maintenance?route=bobs&persist=true");
+    done(&gateway, "POST", "/v1/maintenance?route=echo&persist=true");
+    // The new process has read the file, but is not ready yet, when something else is told to the old one.
+    for node in [&a, &b] {
+        node.set_health(503);
+    }
+    let old = gateway.upgrade_while(|| {
+        wait_until("the new one has read the file", || gateway.stderr().matches("maintenance begins").count() == 3 + 2);
+        done(&gateway, "DELETE", "/v1/maintenance?route=echo");
+        for node in [&a, &b] {
+            node.set_health(200);
+        }
+    });
+    let orders = gateway.status()["orders"].clone();
+    let of_a2a = orders.as_array().unwrap().iter().find(|o| o["route"] == "a2a").unwrap();
+    assert_eq!((&of_a2a["persistent"], &of_a2a["fleet"]), (&json!(false), &json!(false)));
+    wait_until("the old process ends", || !runs(old));
+    assert_eq!(orders.as_array().unwrap().len(), 3, "{orders}");
+    for _ in 0..4 {
+        assert_eq!(echo(&gateway).status, 200);
+    }
+    assert_eq!((a.count(), b.count()), (0, 4));
+    assert_eq!(call(&gateway, "1").header("retry-after"), Some("300"));
+    // The new one is told in its turn, and knows what is kept.
+    done(&gateway, "DELETE", &drain(a.address));
+    assert_eq!(
+        std::fs::read_to_string(gateway.dir().join("state/maintenance.json")).unwrap().matches("route/").count(),
+        1
+    );
+    gateway.upgrade();
+    assert_eq!(gateway.status()["orders"].as_array().unwrap().len(), 2);
 }
 
 #[test]
