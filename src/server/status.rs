@@ -109,6 +109,7 @@ fn readiness(shared: &Shared, agent: Option<&Agent>, started: Instant) -> Readin
         upstreams_down: down.map(|u| u.upstream.name().as_str().to_owned()).collect(),
         waiting_for_svid,
         spiffe,
+        fleet_orders_awaited: shared.maintenance.awaits_fleet(),
     }
 }
 

@@ -32,6 +32,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::admin::Readiness;
 use crate::policy::maintenance::Orders;
 use crate::proxy::Shared;
+use crate::proxy::maintenance::FleetOrders;
 use crate::proxy::socket::{Sockets, inherited};
 
 /// Set for a process that is to take over: its standard input is the channel.
@@ -227,7 +228,7 @@ impl BackgroundService for TakeOver {
         let deadline = Instant::now() + READY_WAIT;
         loop {
             let readiness = (self.ready)();
-            if !self.must_be_ready || readiness.is_ready() {
+            if readiness.is_ready() || !(self.must_be_ready || readiness.fleet_orders_awaited) {
                 break;
             }
             if self.is_alone() {
@@ -253,8 +254,17 @@ impl TakeOver {
         let mut line = String::new();
         timeout(ORDERS_WAIT, (&mut channel).take(ORDERS_LINE_MAX).read_line(&mut line)).await??;
         let before = Orders::from_line(&line).map_err(io::Error::other)?;
-        // It has changed what is kept since this one has read it.
-        self.shared.change_orders(|orders| orders.own = before.own);
+        {
+            let _turn = self.shared.maintenance.fleet.lock().await;
+            let known = *self.shared.maintenance.fleet_orders.borrow() == FleetOrders::Known;
+            self.shared.change_orders(|orders| {
+                // It may have changed what is kept since this one has read it.
+                orders.own = before.own;
+                if !known {
+                    orders.fleet = before.fleet;
+                }
+            });
+        }
         let _ = self.begin.send_replace(true);
         // Both accept for a moment; in between nobody would.
         channel.write_all(READY.as_bytes()).await

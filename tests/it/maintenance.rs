@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::support::gateway::{Gateway, Setup, runs};
@@ -264,6 +265,81 @@ fn what_can_not_be_done_is_said() {
         assert_eq!((answer.status, answer.json()["error"].as_str()), (status, Some(code)), "{method} {target}");
     }
     assert_eq!(done(&gateway, "DELETE", "/v1/maintenance?route=never-there"), json!([]));
+    assert_eq!(echo(&gateway).status, 200);
+}
+
+fn of_fleet(redis: &Redis, node: &Node) -> Setup {
+    let mut setup = Setup::new(&[node.address]);
+    setup.top = format!("redis: {{ url: \"redis://{}\" }}\nmaintenance: {{ fleet: true }}", redis.address);
+    setup
+}
+
+const BEGINS_WITH: &str = "this gateway begins with";
+
+#[test]
+fn a_gateway_serves_nobody_before_it_knows_the_fleet_s_orders() {
+    let (redis, node) = (Redis::start(), Node::start());
+    let gateway = of_fleet(&redis, &node).start();
+    done(&gateway, "POST", "/v1/maintenance?route=echo&fleet=true");
+    let setup = gateway.stop();
+    redis.signal(Signal::SIGSTOP);
+    let gateway = setup.start_unready();
+    wait_until("it waits", || gateway.admin_get("/v1/ready").unwrap().json()["upstreams_down"] == json!([]));
+    let ready = gateway.admin_get("/v1/ready").unwrap();
+    assert_eq!((ready.status, &ready.json()["fleet_orders_awaited"]), (503, &json!(true)));
+    std::thread::scope(|scope| {
+        // It is in the queue of the listener's socket, or still to come.
+        let asked = scope.spawn(|| echo(&gateway).status);
+        redis.signal(Signal::SIGCONT);
+        assert_eq!(asked.join().unwrap(), 503);
+    });
+    wait_until("it is ready", || gateway.admin_get("/v1/ready").unwrap().status == 200);
+    assert!(!gateway.stderr().contains(BEGINS_WITH), "{}", gateway.stderr());
+    assert_eq!(node.count(), 0);
+}
+
+#[test]
+fn without_redis_a_gateway_begins_with_the_fleet_s_orders_that_it_knew_last() {
+    let (mut redis, node) = (Redis::start(), Node::start());
+    let mut setup = of_fleet(&redis, &node);
+    setup.server = "state_dir: state".into();
+    let file = setup.dir.path().join("state/maintenance-fleet.json");
+    std::fs::create_dir(setup.dir.path().join("state")).unwrap();
+    let gateway = setup.start();
+    done(&gateway, "POST", "/v1/maintenance?route=echo&fleet=true&retry_after=7m");
+    wait_until("it is kept", || std::fs::read_to_string(&file).is_ok_and(|text| text.contains("route/echo")));
+    redis.kill();
+    let gateway = gateway.stop().start();
+    assert!(gateway.stderr().contains(&format!("{BEGINS_WITH} 1 ")), "{}", gateway.stderr());
+    assert_eq!(echo(&gateway).header("retry-after"), Some("420"));
+    redis.restart();
+    wait_until("the order is gone", || echo(&gateway).status == 200);
+    wait_until("it is kept no more", || std::fs::read_to_string(&file).is_ok_and(|text| text == "{}"));
+}
+
+#[test]
+fn an_upgrade_without_redis_keeps_the_fleet_s_orders() {
+    let (mut redis, node) = (Redis::start(), Node::start());
+    let gateway = of_fleet(&redis, &node).start();
+    done(&gateway, "POST", "/v1/maintenance?route=echo&fleet=true");
+    redis.kill();
+    let old = gateway.upgrade();
+    wait_until("the old process ends", || !runs(old));
+    assert_eq!(echo(&gateway).status, 503);
+    assert!(gateway.stderr().contains(&format!("{BEGINS_WITH} 0 ")), "{}", gateway.stderr());
+}
+
+#[test]
+fn a_broken_order_of_the_fleet_s_ends_none() {
+    let (redis, node) = (Redis::start(), Node::start());
+    let gateway = of_fleet(&redis, &node).start();
+    done(&gateway, "POST", "/v1/maintenance?fleet=true");
+    let key = redis.command("EVAL \"return redis.call('KEYS', '*maintenance*')[1]\" 0");
+    assert_eq!(redis.command(&format!("HSET {key} gateway broken")), ":0");
+    wait_until("it is told", || gateway.stderr().contains("field gateway: "));
+    assert_eq!(echo(&gateway).status, 503);
+    assert_eq!(done(&gateway, "DELETE", "/v1/maintenance?fleet=true"), json!([]));
+    wait_until("it is well again", || gateway.stderr().contains("known again"));
     assert_eq!(echo(&gateway).status, 200);
 }
 
