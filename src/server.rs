@@ -196,7 +196,7 @@ fn serve(
     let mut looks = background_service("history", history::Looks(shared.clone()));
     looks.threads = Some(1);
     server.add_service(looks);
-    server.add_service(background_service("maintenance", maintenance::FleetOrders(shared.clone())));
+    server.add_service(background_service("maintenance", maintenance::FleetFollower(shared.clone())));
     #[cfg(feature = "otlp")]
     {
         let mut export = background_service("trace export", trace_export::TraceExport(shared.clone()));
@@ -312,7 +312,7 @@ impl Signals {
             }
             log::info!("SIGUSR2: another process is started to take over");
             let handed_over = tokio::select! {
-                handed_over = upgrade::hand_over(&self.sockets, (self.ready)()) => handed_over,
+                handed_over = upgrade::hand_over(&self.sockets, &self.shared, (self.ready)()) => handed_over,
                 _ = ends.terminate.recv() => return Some(self.terminated()),
                 _ = ends.interrupt.recv() => return None,
             };

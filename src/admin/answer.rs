@@ -222,6 +222,9 @@ fn ready(state: &AdminState) -> Answer {
         body["waiting_for_svid"] = json!(readiness.waiting_for_svid);
         body["spiffe"] = json!(readiness.spiffe);
     }
+    if readiness.fleet_orders_awaited {
+        body["fleet_orders_awaited"] = json!(true);
+    }
     Answer::json(status, &body)
 }
 

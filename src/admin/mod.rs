@@ -104,13 +104,15 @@ pub struct Readiness {
     pub waiting_for_svid: Vec<String>,
     /// Why they wait for the SPIFFE agent.
     pub spiffe: Option<String>,
+    /// The fleet's orders of maintenance are still to be read for the first time.
+    pub fleet_orders_awaited: bool,
 }
 
 impl Readiness {
-    /// Ready: not ending, each upstream has a node up that is not drained, the first revocation lists are there, and nobody waits for a
-    /// certificate.
+    /// Ready: not ending, each upstream has a node up that is not drained, the first revocation lists and the fleet's orders
+    /// are there, and nobody waits for a certificate.
     pub fn is_ready(&self) -> bool {
-        let waits = !self.crls_awaited.is_empty() || !self.waiting_for_svid.is_empty();
+        let waits = !self.crls_awaited.is_empty() || !self.waiting_for_svid.is_empty() || self.fleet_orders_awaited;
         !self.draining && self.upstreams_down.is_empty() && self.upstreams_drained.is_empty() && !waits
     }
 }

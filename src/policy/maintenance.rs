@@ -123,6 +123,29 @@ impl Orders {
         let own = self.own.iter().map(|(target, order)| (target, order, false));
         own.chain(self.fleet.iter().map(|(target, order)| (target, order, true)))
     }
+
+    /// A line with every order, kept or not, for the process that takes over.
+    pub fn to_line(&self) -> String {
+        let each = self.all().map(|(target, order, fleet)| (target.key(), order, fleet, order.kept));
+        serde_json::to_string(&each.collect::<Vec<_>>()).unwrap_or_default()
+    }
+
+    /// Reads [`Self::to_line`].
+    ///
+    /// # Errors
+    /// It is something else.
+    pub fn from_line(line: &str) -> Result<Self, String> {
+        let each: Vec<(String, Order, bool, bool)> = serde_json::from_str(line).map_err(|e| e.to_string())?;
+        let mut orders = Self::default();
+        for (key, order, fleet, kept) in each {
+            // One that this version does not know it could not follow either.
+            if let Some(target) = Target::parse(&key) {
+                let scope = if fleet { &mut orders.fleet } else { &mut orders.own };
+                scope.insert(target, Order { kept, ..order });
+            }
+        }
+        Ok(orders)
+    }
 }
 
 /// The form in which orders are kept in a file: those that were asked to be.
@@ -176,6 +199,16 @@ mod tests {
         assert_eq!(back, kept);
         assert_eq!(from_json(br#"{"peer/paris":{"since":1},"gateway":{"since":2}}"#).unwrap().len(), 1);
         assert!(from_json(b"[]").is_err());
+    }
+
+    #[test]
+    fn a_process_that_takes_over_knows_every_order() {
+        let own =
+            Scope::from([(Target::Gateway, order(Some(5), false)), (Target::Route("a2a".into()), order(None, true))]);
+        let orders = Orders { own, fleet: Scope::from([(node("hive", "http://[::1]:1"), order(None, false))]) };
+        let line = orders.to_line();
+        assert_eq!((Orders::from_line(&line), line.contains('\n')), (Ok(orders), false));
+        assert!(Orders::from_line("").is_err());
     }
 
     #[test]

@@ -25,6 +25,7 @@ use tokio_openssl::SslStream;
 
 use super::connection::{self, Admitted, Connection, Handshaken, ListenerShared};
 use super::downstream::Downstream;
+use super::maintenance::FleetOrders;
 use super::shared::OpenConnection;
 use super::socket::Sockets;
 use super::transport::Transport;
@@ -159,6 +160,8 @@ impl Service for ListenerService {
         }
         // An error means that the sender is gone, and the process with it.
         let _ = self.begin.wait_for(|begin| *begin).await;
+        let mut fleet = self.shared.maintenance.fleet_orders.subscribe();
+        let _ = fleet.wait_for(|orders| *orders != FleetOrders::Awaited).await;
         for (listener, address) in self.listeners.drain(..) {
             match self.sockets.listener(address) {
                 Ok(socket) => {

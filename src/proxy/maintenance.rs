@@ -6,12 +6,25 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::config;
 use crate::observe::Metrics;
 use crate::policy::maintenance::{Orders, Target};
 use crate::refusal::Refusal;
 use crate::snapshot::{Route, Snapshot};
+
+/// What is known of the fleet's orders.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FleetOrders {
+    /// Nothing yet since the start: no connection is accepted, for its request might be one that is to be stopped.
+    #[default]
+    Awaited,
+    /// Nothing, and they are not waited for any more.
+    Unknown,
+    /// They were read, or there is no fleet.
+    Known,
+}
 
 /// The orders in force.
 #[derive(Default)]
@@ -21,6 +34,11 @@ pub struct Maintenance {
     stops: AtomicBool,
     /// Held while orders or the snapshot change, so that neither misses the other.
     pub(super) changing: Mutex<()>,
+    /// Held while an order of this gateway's own is carried out. True: another process has been told of all that there are,
+    /// and would not know of a later one.
+    pub handed_over: Mutex<bool>,
+    /// What is known of the fleet's.
+    pub fleet_orders: watch::Sender<FleetOrders>,
     /// Held from a word with Redis until it is in force here: what was read before a change must not undo it.
     pub fleet: tokio::sync::Mutex<()>,
 }
@@ -29,6 +47,11 @@ impl Maintenance {
     /// The orders of the moment.
     pub fn orders(&self) -> Arc<Orders> {
         self.orders.load_full()
+    }
+
+    /// Whether the fleet's orders are still to be read for the first time.
+    pub fn awaits_fleet(&self) -> bool {
+        *self.fleet_orders.borrow() == FleetOrders::Awaited
     }
 
     /// Refuses a request whose route is out of service.

@@ -17,7 +17,7 @@ mod forward;
 mod frames;
 mod gateway;
 pub mod listener;
-mod maintenance;
+pub mod maintenance;
 mod node_request;
 mod overload;
 mod rate_limit;

@@ -1,7 +1,7 @@
 //! Carries out what the admin API says of nodes, routes and the gateway; keeps what is to be kept; follows the fleet.
 
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::admin::status::OrderStatus;
 use crate::admin::{Command, Denied};
@@ -16,11 +17,14 @@ use crate::files;
 use crate::policy::maintenance::{ORDERS_MAX, Order, Scope, Target, from_json, to_json};
 use crate::policy::rate_limit::SharedRates;
 use crate::proxy::Shared;
+use crate::proxy::maintenance::FleetOrders;
 use crate::redis::Reply;
 use crate::snapshot::Snapshot;
 
 /// In `server.state_dir`.
 const FILE: &str = "maintenance.json";
+/// There too: the fleet's as they were known last, for a start without Redis.
+const FLEET_FILE: &str = "maintenance-fleet.json";
 /// Longest file that is read back.
 const FILE_MAX: u64 = 4 << 20;
 /// The hash in Redis, after `redis.key_prefix`.
@@ -28,24 +32,38 @@ const KEY: &str = "maintenance";
 /// How often the fleet's orders are asked for, and how often until they were had once.
 const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 const FOLLOW_FIRST: Duration = Duration::from_millis(50);
+/// How long no connection is accepted for want of them: Redis must not be what keeps a gateway down.
+const FIRST_WAIT: Duration = Duration::from_secs(5);
 
-fn file(snapshot: &Snapshot) -> Option<PathBuf> {
-    snapshot.config.server.state_dir.as_ref().map(|dir| dir.join(FILE))
+fn file(snapshot: &Snapshot, name: &str) -> Option<PathBuf> {
+    snapshot.config.server.state_dir.as_ref().map(|dir| dir.join(name))
 }
 
 /// Takes the orders into force that were kept before the last end of the process.
 pub fn restore(shared: &Shared) {
-    let Some(path) = file(&shared.snapshot()) else { return };
+    let snapshot = shared.snapshot();
+    if let Some(kept) = file(&snapshot, FILE).and_then(|path| kept(&path)) {
+        shared.change_orders(|orders| orders.own = kept);
+    }
+    if !snapshot.config.maintenance.fleet {
+        shared.maintenance.fleet_orders.send_replace(FleetOrders::Known);
+    } else if let Some(kept) = file(&snapshot, FLEET_FILE).and_then(|path| kept(&path)) {
+        shared.change_orders(|orders| orders.fleet = kept);
+    }
+}
+
+fn kept(path: &Path) -> Option<Scope> {
     let mut text = Vec::new();
-    let read = files::open_regular(&path).and_then(|file| file.take(FILE_MAX).read_to_end(&mut text));
+    let read = files::open_regular(path).and_then(|file| file.take(FILE_MAX).read_to_end(&mut text));
     match read.map_err(|e| (e.kind() == io::ErrorKind::NotFound, e.to_string())) {
         Ok(_) => match from_json(&text) {
-            Ok(kept) => shared.change_orders(|orders| orders.own = kept),
+            Ok(kept) => return Some(kept),
             Err(why) => log::error!("{}: {why}; what was drained or in maintenance is not any more", path.display()),
         },
         Err((true, _)) => {}
         Err((false, why)) => log::error!("{}: {why}; what was drained or in maintenance is not", path.display()),
     }
+    None
 }
 
 /// Begins or ends an order, and says what is out of service then.
@@ -125,7 +143,12 @@ fn check_target(snapshot: &Snapshot, target: &Target) -> Result<(), Denied> {
 }
 
 fn change_own(shared: &Shared, snapshot: &Snapshot, targets: &[Target], order: Option<&Order>) -> Result<(), Denied> {
-    let (path, before) = (file(snapshot), shared.maintenance.orders());
+    let handed_over = shared.maintenance.handed_over.lock();
+    if *handed_over {
+        let message = "Another process takes over. Ask again, it answers soon.".to_owned();
+        return Err(Denied { status: 503, code: "upgrading", message });
+    }
+    let (path, before) = (file(snapshot, FILE), shared.maintenance.orders());
     let keeps = order.is_some_and(|order| order.kept);
     if keeps && path.is_none() {
         let message = "Nothing can be kept without server.state_dir.".to_owned();
@@ -169,58 +192,84 @@ fn tell_fleet(shared: &Shared, snapshot: &Snapshot, targets: &[Target], order: O
 }
 
 /// Follows the fleet's orders. What is not known for a while stays as it was known last.
-pub struct FleetOrders(pub Arc<Shared>);
+pub struct FleetFollower(pub Arc<Shared>);
 
-impl FleetOrders {
-    async fn look(&self) -> Result<bool, String> {
+impl FleetFollower {
+    async fn look(&self) -> Result<(), String> {
         let shared = &self.0;
-        if !shared.snapshot().config.maintenance.fleet {
-            shared.change_orders(|orders| orders.fleet.clear());
-            return Ok(true);
-        }
-        let Some(redis) = shared.fleet_rates.load_full() else { return Ok(false) };
+        let fleet = shared.snapshot().config.maintenance.fleet;
         let _turn = shared.maintenance.fleet.lock().await;
-        let fleet = read(&redis).await?;
-        shared.change_orders(|orders| orders.fleet = fleet);
-        Ok(true)
+        let orders = match shared.fleet_rates.load_full().filter(|_| fleet) {
+            Some(redis) => read(&redis).await?,
+            None if fleet => return Err("there is no Redis yet".to_owned()),
+            None => Scope::new(),
+        };
+        shared.change_orders(|all| all.fleet = orders);
+        shared.maintenance.fleet_orders.send_replace(FleetOrders::Known);
+        Ok(())
+    }
+
+    /// Keeps the orders for a start without Redis, if they are others than those `saved`.
+    async fn save(&self, saved: &mut Scope) {
+        let orders = self.0.maintenance.orders();
+        let Some(path) = file(&self.0.snapshot(), FLEET_FILE).filter(|_| orders.fleet != *saved) else { return };
+        saved.clone_from(&orders.fleet);
+        let all = saved.iter().map(|(target, order)| (target.clone(), Order { kept: true, ..order.clone() })).collect();
+        let written = tokio::task::spawn_blocking(move || {
+            files::replace(&path, to_json(&all).as_bytes()).map_err(|e| format!("{}: {e}", path.display()))
+        });
+        if let Ok(Err(why)) = written.await {
+            log::error!("the fleet's orders can't be kept: {why}");
+        }
+    }
+
+    fn is_without(&self, why: &str) {
+        if !self.0.maintenance.awaits_fleet() {
+            return log::warn!("the fleet's orders can't be read: {why}; those known last stay in force");
+        }
+        let known = self.0.maintenance.orders().fleet.len();
+        log::warn!("the fleet's orders can't be read: {why}; this gateway begins with {known} that it knew last");
+        self.0.maintenance.fleet_orders.send_replace(FleetOrders::Unknown);
     }
 }
 
 async fn read(redis: &SharedRates) -> Result<Scope, String> {
     let key = redis.own_key(KEY);
     let reply = redis.client.ask(key.as_bytes(), &[b"HGETALL", key.as_bytes()]).await?;
-    let pairs = reply.array().chunks_exact(2).take(ORDERS_MAX);
-    let parsed = pairs.filter_map(|pair| match pair {
-        [Reply::Bulk(Some(field)), Reply::Bulk(Some(value))] => {
-            let target = Target::parse(std::str::from_utf8(field).ok()?)?;
-            Some((target, serde_json::from_slice(value).ok()?))
-        }
-        _ => None,
-    });
-    Ok(parsed.collect())
+    let mut orders = Scope::new();
+    for pair in reply.array().chunks_exact(2).take(ORDERS_MAX) {
+        let [Reply::Bulk(Some(field)), Reply::Bulk(Some(value))] = pair else {
+            return Err(format!("{key} is not understood"));
+        };
+        // One that a later version has set does not concern this one.
+        let Some(target) = std::str::from_utf8(field).ok().and_then(Target::parse) else { continue };
+        // To leave a broken one out would end it.
+        let order = serde_json::from_slice(value).map_err(|e| format!("{key}, field {}: {e}", target.key()))?;
+        orders.insert(target, order);
+    }
+    Ok(orders)
 }
 
 #[async_trait]
-impl BackgroundService for FleetOrders {
+impl BackgroundService for FleetFollower {
     async fn start(&self, mut shutdown: ShutdownWatch) {
-        let (mut known, mut silent) = (false, false);
+        let (first_until, mut silent) = (Instant::now() + FIRST_WAIT, false);
+        let mut saved = self.0.maintenance.orders().fleet.clone();
         loop {
             match self.look().await {
-                Ok(true) => {
+                Ok(()) => {
                     if std::mem::take(&mut silent) {
                         log::info!("the fleet's orders are known again");
                     }
-                    known = true;
+                    self.save(&mut saved).await;
                 }
-                Ok(false) => {}
+                Err(_) if silent || (self.0.maintenance.awaits_fleet() && Instant::now() < first_until) => {}
                 Err(why) => {
-                    if known && !silent {
-                        log::warn!("the fleet's orders can't be read: {why}; those known last stay in force");
-                        silent = true;
-                    }
+                    self.is_without(&why);
+                    silent = true;
                 }
             }
-            let wait = if known { FOLLOW_EVERY } else { FOLLOW_FIRST };
+            let wait = if self.0.maintenance.awaits_fleet() { FOLLOW_FIRST } else { FOLLOW_EVERY };
             tokio::select! {
                 // An error means that the sender is gone, which is an end too.
                 _ = shutdown.wait_for(|stop| *stop) => return,

@@ -112,6 +112,7 @@ fn readiness(shared: &Shared, agent: Option<&Agent>, started: Instant) -> Readin
         upstreams_drained: drained.iter().map(name).collect(),
         waiting_for_svid,
         spiffe,
+        fleet_orders_awaited: shared.maintenance.awaits_fleet(),
     }
 }
 

@@ -3,14 +3,16 @@
 //! ```text
 //! SIGUSR2 ─ old: starts its own program anew ─ the sockets, over a pair of Unix sockets (the new one's standard input)
 //!                 │                              new: reads the configuration, builds, probes nodes
-//!                 │ ◄──────── "ready" ────────── new: accepts
+//!                 │ ◄──────── "orders" ───────── new: is ready, and asks what is out of service
+//!                 │ ───────── orders ──────────► new: accepts
+//!                 │ ◄──────── "ready" ──────────
 //!                 └ stops to accept, drains, ends
 //! ```
 //!
 //! The old process serves until the new one has said that it does. If that ends, or is not ready in time, the old one goes
 //! on as if nothing had been. The pair has no name in any file system: nobody else can come by the sockets.
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -22,13 +24,15 @@ use async_trait::async_trait;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::admin::Readiness;
+use crate::policy::maintenance::Orders;
 use crate::proxy::Shared;
+use crate::proxy::maintenance::FleetOrders;
 use crate::proxy::socket::{Sockets, inherited};
 
 /// Set for a process that is to take over: its standard input is the channel.
@@ -43,8 +47,13 @@ const EXIT_WAIT: Duration = Duration::from_secs(2);
 const READY_POLL: Duration = Duration::from_millis(20);
 /// Most listeners that a process hands on.
 const SOCKETS_MAX: usize = 250;
+/// How long the process before may take to say what is out of service.
+const ORDERS_WAIT: Duration = Duration::from_secs(10);
+/// Longest line that says it: the most orders of both scopes, with long names.
+const ORDERS_LINE_MAX: u64 = 64 << 20;
 /// What the new process says.
-const READY: &[u8] = b"ready\n";
+const ORDERS: &str = "orders\n";
+const READY: &str = "ready\n";
 
 /// A process that was started to take over; it is ended unless it does.
 struct Successor(Option<Child>);
@@ -57,12 +66,20 @@ impl Drop for Successor {
     }
 }
 
-/// Starts this program anew, with the same arguments, and hands the sockets to it. `ready` says whether this process is:
-/// then the new one must be, too. Returns the new one's process id once it serves.
+/// Starts this program anew, with the same arguments, and hands the sockets and what is out of service to it. `ready` says
+/// whether this process is: then the new one must be, too. Returns the new one's process id once it serves.
 ///
 /// # Errors
 /// Why there is none.
-pub async fn hand_over(sockets: &Sockets, ready: bool) -> Result<u32, String> {
+pub async fn hand_over(sockets: &Sockets, shared: &Shared, ready: bool) -> Result<u32, String> {
+    let done = try_hand_over(sockets, shared, ready).await;
+    if done.is_err() {
+        *shared.maintenance.handed_over.lock() = false;
+    }
+    done
+}
+
+async fn try_hand_over(sockets: &Sockets, shared: &Shared, ready: bool) -> Result<u32, String> {
     let (own, theirs) = UnixStream::pair().map_err(|e| format!("a pair of sockets: {e}"))?;
     // As it was called, not as it was found: a link may lead to another version by now.
     let called: Vec<_> = std::env::args_os().collect();
@@ -76,7 +93,7 @@ pub async fn hand_over(sockets: &Sockets, ready: bool) -> Result<u32, String> {
     let pid = child.id().unwrap_or_default();
     let mut successor = Successor(Some(child));
     sockets.all(|all| send(&own, all, ready)).map_err(|e| format!("the sockets can't be sent: {e}"))?;
-    let answer = timeout(SUCCESSOR_WAIT, answer(own)).await;
+    let answer = timeout(SUCCESSOR_WAIT, answer(own, shared)).await;
     match answer {
         Ok(Ok(true)) => {
             // It is nobody's any more: it goes on when this process has ended.
@@ -114,17 +131,32 @@ fn send(channel: &UnixStream, sockets: &[(SocketAddr, std::os::fd::BorrowedFd<'_
     Ok(())
 }
 
-/// Whether the new process says that it serves, or ends without a word.
-async fn answer(channel: UnixStream) -> io::Result<bool> {
-    channel.set_nonblocking(true)?;
-    let mut channel = tokio::net::UnixStream::from_std(channel)?;
-    let mut said = Vec::new();
-    while said.len() < READY.len() {
-        if channel.read_buf(&mut said).await? == 0 {
-            return Ok(false);
+/// Whether the new process says that it serves, or ends without a word. Before that it asks for the orders, so late that
+/// none is given any more that it would not know of.
+async fn answer(channel: UnixStream, shared: &Shared) -> io::Result<bool> {
+    let mut channel = lines(channel)?;
+    loop {
+        let mut said = String::new();
+        (&mut channel).take(ORDERS.len() as u64).read_line(&mut said).await?;
+        match said.as_str() {
+            READY => return Ok(true),
+            ORDERS => {
+                let mut orders = {
+                    let mut handed_over = shared.maintenance.handed_over.lock();
+                    *handed_over = true;
+                    shared.maintenance.orders().to_line()
+                };
+                orders.push('\n');
+                channel.write_all(orders.as_bytes()).await?;
+            }
+            _ => return Ok(false),
         }
     }
-    Ok(said == READY)
+}
+
+fn lines(channel: UnixStream) -> io::Result<BufReader<tokio::net::UnixStream>> {
+    channel.set_nonblocking(true)?;
+    Ok(BufReader::new(tokio::net::UnixStream::from_std(channel)?))
 }
 
 /// What a process that takes over has got from the one before.
@@ -196,7 +228,7 @@ impl BackgroundService for TakeOver {
         let deadline = Instant::now() + READY_WAIT;
         loop {
             let readiness = (self.ready)();
-            if !self.must_be_ready || readiness.is_ready() {
+            if readiness.is_ready() || !(self.must_be_ready || readiness.fleet_orders_awaited) {
                 break;
             }
             if self.is_alone() {
@@ -207,17 +239,37 @@ impl BackgroundService for TakeOver {
             }
             sleep(READY_POLL).await;
         }
-        let _ = self.begin.send_replace(true);
-        // Both accept for a moment; in between nobody would.
-        if let Err(e) = (&self.channel).write_all(READY) {
-            self.shared.fail(format!("the process before does not hear that this one is ready: {e}"));
-        } else {
-            log::info!("this process takes over");
+        match self.finish().await {
+            Ok(()) => log::info!("this process takes over"),
+            Err(e) => self.shared.fail(format!("the process before does not hand over: {e}")),
         }
     }
 }
 
 impl TakeOver {
+    /// Takes the orders into force and accepts.
+    async fn finish(&self) -> io::Result<()> {
+        let mut channel = lines(self.channel.try_clone()?)?;
+        channel.write_all(ORDERS.as_bytes()).await?;
+        let mut line = String::new();
+        timeout(ORDERS_WAIT, (&mut channel).take(ORDERS_LINE_MAX).read_line(&mut line)).await??;
+        let before = Orders::from_line(&line).map_err(io::Error::other)?;
+        {
+            let _turn = self.shared.maintenance.fleet.lock().await;
+            let known = *self.shared.maintenance.fleet_orders.borrow() == FleetOrders::Known;
+            self.shared.change_orders(|orders| {
+                // It may have changed what is kept since this one has read it.
+                orders.own = before.own;
+                if !known {
+                    orders.fleet = before.fleet;
+                }
+            });
+        }
+        let _ = self.begin.send_replace(true);
+        // Both accept for a moment; in between nobody would.
+        channel.write_all(READY.as_bytes()).await
+    }
+
     /// Whether the other end of the channel is closed.
     fn is_alone(&self) -> bool {
         let _ = self.channel.set_nonblocking(true);

@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::support::gateway::{Gateway, Setup};
+use crate::support::gateway::{Gateway, Setup, runs};
 use crate::support::node::Node;
 use crate::support::redis::Redis;
 use crate::support::wait_until;
@@ -235,6 +236,48 @@ fn what_was_asked_to_persist_outlives_a_restart_and_nothing_else_does() {
 }
 
 #[test]
+fn an_upgrade_keeps_what_is_out_of_service_persisted_or_not() {
+    let (a, b) = (Node::start(), Node::start());
+    let mut setup = Setup::new(&[a.address, b.address]);
+    setup.server = "state_dir: state".into();
+    std::fs::create_dir(setup.dir.path().join("state")).unwrap();
+    let gateway = setup.start();
+    done(&gateway, "POST", &drain(a.address));
+    done(&gateway, "POST", "/v1/maintenance?route=a2a&retry_after=5m");
+    done(&gateway, "POST", "/v1/maintenance?route=bobs&persist=true");
+    done(&gateway, "POST", "/v1/maintenance?route=echo&persist=true");
+    // The new process has read the file, but is not ready yet, when something else is told to the old one.
+    for node in [&a, &b] {
+        node.set_health(503);
+    }
+    let old = gateway.upgrade_while(|| {
+        wait_until("the new one has read the file", || gateway.stderr().matches("maintenance begins").count() == 3 + 2);
+        done(&gateway, "DELETE", "/v1/maintenance?route=echo");
+        for node in [&a, &b] {
+            node.set_health(200);
+        }
+    });
+    let orders = gateway.status()["orders"].clone();
+    let of_a2a = orders.as_array().unwrap().iter().find(|o| o["route"] == "a2a").unwrap();
+    assert_eq!((&of_a2a["persistent"], &of_a2a["fleet"]), (&json!(false), &json!(false)));
+    wait_until("the old process ends", || !runs(old));
+    assert_eq!(orders.as_array().unwrap().len(), 3, "{orders}");
+    for _ in 0..4 {
+        assert_eq!(echo(&gateway).status, 200);
+    }
+    assert_eq!((a.count(), b.count()), (0, 4));
+    assert_eq!(call(&gateway, "1").header("retry-after"), Some("300"));
+    // The new one is told in its turn, and knows what is kept.
+    done(&gateway, "DELETE", &drain(a.address));
+    assert_eq!(
+        std::fs::read_to_string(gateway.dir().join("state/maintenance.json")).unwrap().matches("route/").count(),
+        1
+    );
+    gateway.upgrade();
+    assert_eq!(gateway.status()["orders"].as_array().unwrap().len(), 2);
+}
+
+#[test]
 fn what_can_not_be_done_is_said() {
     let node = Node::start();
     let gateway = Setup::new(&[node.address]).start();
@@ -259,6 +302,81 @@ fn what_can_not_be_done_is_said() {
         assert_eq!((answer.status, answer.json()["error"].as_str()), (status, Some(code)), "{method} {target}");
     }
     assert_eq!(done(&gateway, "DELETE", "/v1/maintenance?route=a2a"), json!([]), "it was in service");
+    assert_eq!(echo(&gateway).status, 200);
+}
+
+fn of_fleet(redis: &Redis, node: &Node) -> Setup {
+    let mut setup = Setup::new(&[node.address]);
+    setup.top = format!("redis: {{ url: \"redis://{}\" }}\nmaintenance: {{ fleet: true }}", redis.address);
+    setup
+}
+
+const BEGINS_WITH: &str = "this gateway begins with";
+
+#[test]
+fn a_gateway_serves_nobody_before_it_knows_the_fleet_s_orders() {
+    let (redis, node) = (Redis::start(), Node::start());
+    let gateway = of_fleet(&redis, &node).start();
+    done(&gateway, "POST", "/v1/maintenance?route=echo&fleet=true");
+    let setup = gateway.stop();
+    redis.signal(Signal::SIGSTOP);
+    let gateway = setup.start_unready();
+    wait_until("it waits", || gateway.admin_get("/v1/ready").unwrap().json()["upstreams_down"] == json!([]));
+    let ready = gateway.admin_get("/v1/ready").unwrap();
+    assert_eq!((ready.status, &ready.json()["fleet_orders_awaited"]), (503, &json!(true)));
+    std::thread::scope(|scope| {
+        // It is in the queue of the listener's socket, or still to come.
+        let asked = scope.spawn(|| echo(&gateway).status);
+        redis.signal(Signal::SIGCONT);
+        assert_eq!(asked.join().unwrap(), 503);
+    });
+    wait_until("it is ready", || gateway.admin_get("/v1/ready").unwrap().status == 200);
+    assert!(!gateway.stderr().contains(BEGINS_WITH), "{}", gateway.stderr());
+    assert_eq!(node.count(), 0);
+}
+
+#[test]
+fn without_redis_a_gateway_begins_with_the_fleet_s_orders_that_it_knew_last() {
+    let (mut redis, node) = (Redis::start(), Node::start());
+    let mut setup = of_fleet(&redis, &node);
+    setup.server = "state_dir: state".into();
+    let file = setup.dir.path().join("state/maintenance-fleet.json");
+    std::fs::create_dir(setup.dir.path().join("state")).unwrap();
+    let gateway = setup.start();
+    done(&gateway, "POST", "/v1/maintenance?route=echo&fleet=true&retry_after=7m");
+    wait_until("it is kept", || std::fs::read_to_string(&file).is_ok_and(|text| text.contains("route/echo")));
+    redis.kill();
+    let gateway = gateway.stop().start();
+    assert!(gateway.stderr().contains(&format!("{BEGINS_WITH} 1 ")), "{}", gateway.stderr());
+    assert_eq!(echo(&gateway).header("retry-after"), Some("420"));
+    redis.restart();
+    wait_until("the order is gone", || echo(&gateway).status == 200);
+    wait_until("it is kept no more", || std::fs::read_to_string(&file).is_ok_and(|text| text == "{}"));
+}
+
+#[test]
+fn an_upgrade_without_redis_keeps_the_fleet_s_orders() {
+    let (mut redis, node) = (Redis::start(), Node::start());
+    let gateway = of_fleet(&redis, &node).start();
+    done(&gateway, "POST", "/v1/maintenance?route=echo&fleet=true");
+    redis.kill();
+    let old = gateway.upgrade();
+    wait_until("the old process ends", || !runs(old));
+    assert_eq!(echo(&gateway).status, 503);
+    assert!(gateway.stderr().contains(&format!("{BEGINS_WITH} 0 ")), "{}", gateway.stderr());
+}
+
+#[test]
+fn a_broken_order_of_the_fleet_s_ends_none() {
+    let (redis, node) = (Redis::start(), Node::start());
+    let gateway = of_fleet(&redis, &node).start();
+    done(&gateway, "POST", "/v1/maintenance?fleet=true");
+    let key = redis.command("EVAL \"return redis.call('KEYS', '*maintenance*')[1]\" 0");
+    assert_eq!(redis.command(&format!("HSET {key} gateway broken")), ":0");
+    wait_until("it is told", || gateway.stderr().contains("field gateway: "));
+    assert_eq!(echo(&gateway).status, 503);
+    assert_eq!(done(&gateway, "DELETE", "/v1/maintenance?fleet=true"), json!([]));
+    wait_until("it is well again", || gateway.stderr().contains("known again"));
     assert_eq!(echo(&gateway).status, 200);
 }
 

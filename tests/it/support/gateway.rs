@@ -290,10 +290,17 @@ impl Gateway {
     /// Has another process take over, and waits until it does. Returns the process that is to end.
     #[track_caller]
     pub fn upgrade(&self) -> u32 {
+        self.upgrade_while(|| ())
+    }
+
+    /// As [`Self::upgrade`], with something that is done when the old process has been told.
+    #[track_caller]
+    pub fn upgrade_while(&self, meanwhile: impl FnOnce()) -> u32 {
         const SAID: &str = "serves in the place of this one";
         let before = self.pid();
         let upgrades = self.stderr().matches(SAID).count();
         self.signal(Signal::SIGUSR2);
+        meanwhile();
         wait_until("another process takes over", || {
             assert!(!self.stderr().contains("no upgrade"), "{}", self.stderr());
             self.stderr().matches(SAID).count() > upgrades
