@@ -26,7 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Sleep;
 
 use super::connection::{Admitted, Connection, Phase};
-use super::frames::Frames;
+use super::frames::{Frames, GOAWAY_CALM, said_calm};
 use super::transport::Transport;
 use crate::observe::CloseReason;
 use crate::snapshot::Deadlines;
@@ -43,20 +43,6 @@ cache-control: no-store\r\nconnection: close\r\n\r\n\
 pub const HEADER_TOO_LARGE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r\n\
 content-type: application/json\r\ncontent-length: 75\r\ncache-control: no-store\r\nconnection: close\r\n\r\n\
 {\"error\":\"header_too_large\",\"message\":\"The request header is too large.\"}\r\n";
-
-/// GOAWAY for all streams, ENHANCE_YOUR_CALM (RFC 9113, sections 6.8 and 7).
-const GOAWAY_CALM: &[u8] = b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0b";
-
-/// Whether the codec's last frame is a GOAWAY with ENHANCE_YOUR_CALM: how it says that it gives up for a limit of its own.
-/// What it says there besides is a few words.
-fn said_calm(written: &[u8]) -> bool {
-    let tail = &written[written.len().saturating_sub(64)..];
-    let last = GOAWAY_CALM.len() - 1;
-    memchr::memchr_iter(GOAWAY_CALM[last], tail).filter(|at| *at >= last).any(|at| {
-        let frame = &tail[at - last..=at];
-        frame[..2] == [0, 0] && frame[3..9] == GOAWAY_CALM[3..9] && frame[13..] == GOAWAY_CALM[13..]
-    })
-}
 
 /// Told of requests that end before they are one.
 pub trait Unparsed: Send + Sync {

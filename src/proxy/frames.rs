@@ -24,6 +24,20 @@ const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 
+/// GOAWAY for all streams, ENHANCE_YOUR_CALM (RFC 9113, sections 6.8 and 7).
+pub const GOAWAY_CALM: &[u8] = b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0b";
+
+/// Whether the codec's last frame is a GOAWAY with ENHANCE_YOUR_CALM: how it says that it gives up for a limit of its own.
+/// What it says there besides is a few words.
+pub fn said_calm(written: &[u8]) -> bool {
+    let tail = &written[written.len().saturating_sub(64)..];
+    let last = GOAWAY_CALM.len() - 1;
+    memchr::memchr_iter(GOAWAY_CALM[last], tail).filter(|at| *at >= last).any(|at| {
+        let frame = &tail[at - last..=at];
+        frame[..2] == [0, 0] && frame[3..9] == GOAWAY_CALM[3..9] && frame[13..] == GOAWAY_CALM[13..]
+    })
+}
+
 /// A DATA frame with less is as good as empty.
 const DATA_LEAST: usize = 16;
 /// Points that a client may collect at once, and how many are forgotten each second. See [`cost`].
