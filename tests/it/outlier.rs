@@ -191,7 +191,11 @@ fn panic_uses_every_node_and_says_so() {
     wait_until("both are out", || gateway.metric("hive_gateway_upstream_node_up", &[]) == 0.0);
     (0..10).for_each(|_| assert_eq!(post(&gateway).status, 200));
     assert!(nodes.iter().all(|n| n.count() == 5), "{} {}", nodes[0].count(), nodes[1].count());
-    assert!(gateway.stderr().contains("panic: fewer than 50% of a priority's nodes are usable"), "{}", gateway.stderr());
+    assert!(
+        gateway.stderr().contains("panic: fewer than 50% of a priority's nodes are usable"),
+        "{}",
+        gateway.stderr()
+    );
     assert_eq!(gateway.status()["upstreams"][0]["panic"], true);
     nodes[0].set_health(200);
     gateway.wait_metric("hive_gateway_upstream_panic", &[], 0.0);
