@@ -58,7 +58,7 @@ fn requests_wait_in_turn_and_the_rest_is_refused() {
     let refused = begin(&gateway, "/echo/refused").response(false).unwrap();
     assert_refused(&refused, "upstream_max_pending");
     assert_eq!(gateway.metric(OVERFLOW, &[("limit", "pending")]), 1.0);
-    assert_eq!(gateway.metric("hive_gateway_refusals_total", &[("reason", "upstream_max_pending")]), 1.0);
+    gateway.wait_metric("hive_gateway_refusals_total", &[("reason", "upstream_max_pending")], 1.0);
     let open = |limit| gateway.metric("hive_gateway_upstream_circuit_breaker_open", &[("limit", limit)]);
     assert_eq!([open("connections"), open("pending"), open("requests")], [1.0, 1.0, 0.0]);
     let breaker = gateway.status()["upstreams"][0]["circuit_breaker"].clone();
