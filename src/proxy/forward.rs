@@ -38,9 +38,9 @@ pub fn prepare_again(session: &Session, ctx: &mut Context, request: &mut Request
 
 fn encode(session: &Session, ctx: &mut Context, request: &mut Request) -> Result<()> {
     let header = session.req_header();
-    let traceparent = trace::for_node(&header.headers, ctx);
+    let traced = trace::for_node(&header.headers, ctx);
     let http2 = ctx.route.as_ref().is_some_and(|route| route.upstream.upstream.speaks_http2());
-    let Some(node_request) = NodeRequest::new(header, ctx, traceparent) else {
+    let Some(node_request) = NodeRequest::new(header, ctx, traced) else {
         return Err(Error::explain(ErrorType::InternalError, "a request without a beginning"));
     };
     if http2 {

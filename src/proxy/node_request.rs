@@ -32,8 +32,12 @@ pub struct NodeRequest<'a> {
 }
 
 impl<'a> NodeRequest<'a> {
-    /// `None`: a request without a beginning.
-    pub fn new(header: &'a RequestHeader, ctx: &'a Context, traceparent: HeaderValue) -> Option<Self> {
+    /// With what [`super::trace::for_node`] says. `None`: a request without a beginning.
+    pub fn new(
+        header: &'a RequestHeader,
+        ctx: &'a Context,
+        (traceparent, trace_state): (HeaderValue, bool),
+    ) -> Option<Self> {
         let (begun, client, route) = (ctx.begun.as_ref()?, ctx.client.as_ref()?, ctx.route.as_ref()?);
         let headers = &header.headers;
         let framed = headers.contains_key(headers::TRANSFER_ENCODING) || headers.contains_key(headers::CONTENT_LENGTH);
@@ -51,7 +55,7 @@ impl<'a> NodeRequest<'a> {
             content_length: has_length.then_some(ctx.body.length),
             request_id: ctx.request_id.as_ref(),
             traceparent,
-            trace_state: headers::traceparent(headers).is_some(),
+            trace_state,
             told: route.upstream.trusted.then_some((begun, client)),
         })
     }

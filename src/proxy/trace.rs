@@ -20,13 +20,14 @@ pub fn begin(session: &Session, ctx: &mut Context, snapshot: &Snapshot) {
     }
 }
 
-/// `traceparent` for a node: its parent is the gateway's span if there is one, else the client's.
-pub fn for_node(headers: &HeaderMap, ctx: &mut Context) -> HeaderValue {
-    let called = ctx.traceparent.get_or_insert_with(|| {
-        let theirs = headers::traceparent(headers).cloned();
-        theirs.unwrap_or_else(|| TraceContext::new(random()).to_header())
-    });
-    ctx.trace.as_ref().map_or_else(|| called.clone(), |trace| trace.traceparent())
+/// `traceparent` for a node: its parent is the gateway's span if there is one, else the client's. And whether the client's
+/// was valid, for `tracestate` belongs to that.
+pub fn for_node(headers: &HeaderMap, ctx: &mut Context) -> (HeaderValue, bool) {
+    let theirs = headers::traceparent(headers);
+    let called = ctx
+        .traceparent
+        .get_or_insert_with(|| theirs.cloned().unwrap_or_else(|| TraceContext::new(random()).to_header()));
+    (ctx.trace.as_ref().map_or_else(|| called.clone(), |trace| trace.traceparent()), theirs.is_some())
 }
 
 /// The spans of a request that is done.
