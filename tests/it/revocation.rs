@@ -193,24 +193,11 @@ fn a_client_revoked_while_connected_is_sent_away_on_its_next_request() {
     gateway.wait_metric("hive_gateway_refusals_total", &[("reason", "certificate_revoked")], 2.0);
 }
 
-/// A node whose answer never ends.
-fn endless() -> Node {
-    Node::start_with(|_, exchange| {
-        exchange.begin_stream()?;
-        loop {
-            exchange.event("tick")?;
-            if exchange.gone_within(Duration::from_millis(50)).is_some() {
-                return Ok(());
-            }
-        }
-    })
-}
-
 const STREAM: &[u8] = b"GET /echo/stream HTTP/1.1\r\nHost: gateway.test\r\n\r\n";
 
 #[test]
 fn a_running_stream_ends_in_time_once_its_client_is_revoked() {
-    let node = endless();
+    let node = Node::endless();
     let (gateway, server) = with_server(&node, "revocation: 500ms");
     let bad = alice(gateway.pki());
     let client = gateway.client_with(Some(bad.clone()));
@@ -295,7 +282,7 @@ fn a_client_that_is_revoked_while_it_sends_a_body_reaches_nobody() {
 
 #[test]
 fn a_certificate_that_expires_while_connected_is_sent_away() {
-    let node = endless();
+    let node = Node::endless();
     let mut setup = Setup::new(&[node.address]);
     setup.timeouts = "revocation: 300ms".into();
     let gateway = setup.start();

@@ -1,7 +1,5 @@
 //! Federated trust domains: a client is verified by the bundle of its own trust domain, and by no other.
 
-use std::time::Duration;
-
 use serde_json::json;
 
 use crate::support::certs::{Pki, client_leaf};
@@ -131,17 +129,7 @@ fn a_trust_domain_vouches_for_no_dns_name() {
 
 #[test]
 fn a_trust_domain_that_is_withdrawn_loses_its_connections_and_streams() {
-    let node = Node::start();
-    node.behave(|request, exchange| {
-        if !request.target().contains("stream") {
-            return exchange.answer(200, "", b"");
-        }
-        exchange.begin_stream()?;
-        while exchange.gone_within(Duration::from_millis(50)).is_none() {
-            exchange.event("tick")?;
-        }
-        Ok(())
-    });
+    let node = Node::endless();
     let f = Federated::both(&node);
     let gateway = &f.gateway;
     let client = f.client(&f.partner, PARTNER);

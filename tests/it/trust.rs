@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use hive_gateway::cli::pki::CrlSpec;
 
@@ -40,24 +39,9 @@ fn watching(node: &Node) -> Gateway {
     setup.start()
 }
 
-fn endless() -> Node {
-    let node = Node::start();
-    node.behave(|request, exchange| {
-        if !request.target().contains("stream") {
-            return exchange.answer(200, "", b"");
-        }
-        exchange.begin_stream()?;
-        while exchange.gone_within(Duration::from_millis(50)).is_none() {
-            exchange.event("tick")?;
-        }
-        Ok(())
-    });
-    node
-}
-
 #[test]
 fn a_client_whose_ca_is_withdrawn_is_sent_away_with_its_stream() {
-    let node = endless();
+    let node = Node::endless();
     let gateway = watching(&node);
     let client = gateway.client("alice");
     let mut h1 = client.connect(gateway.address).unwrap();

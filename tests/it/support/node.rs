@@ -196,6 +196,22 @@ impl Node {
         Self { address, state }
     }
 
+    /// What is asked for with `stream` in its path is answered by a stream that ends only when the gateway leaves.
+    pub fn endless() -> Self {
+        let node = Self::start();
+        node.behave(|request, exchange| {
+            if !request.target().contains("stream") {
+                return exchange.answer(200, "", b"");
+            }
+            exchange.begin_stream()?;
+            while exchange.gone_within(Duration::from_millis(50)).is_none() {
+                exchange.event("tick")?;
+            }
+            Ok(())
+        });
+        node
+    }
+
     pub fn behave(&self, f: impl Fn(&Recorded, &mut Exchange) -> io::Result<()> + Send + Sync + 'static) {
         *self.state.behaviour.lock().unwrap() = Arc::new(f);
     }
