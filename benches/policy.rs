@@ -4,6 +4,8 @@
 //! `cargo bench --bench policy`
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod sample;
+
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +15,6 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use hive_gateway::cli::pki::{CertificateSpec, Development, Validity, write_issued};
 use hive_gateway::clock::Clock;
 use hive_gateway::config::{Surroundings, load_text};
-use hive_gateway::identity::{PeerIdentity, SpiffeId};
 use hive_gateway::observe::Metrics;
 use hive_gateway::policy::json_rpc::check_media_type;
 use hive_gateway::policy::rate_limit::{Caller, Facts, Limit, RateLimiter};
@@ -21,7 +22,7 @@ use hive_gateway::proxy::sketch::CountMin;
 use hive_gateway::proxy::{check, told};
 use hive_gateway::request::{Head, client_address};
 use hive_gateway::snapshot::{Ground, Snapshot};
-use http::{HeaderMap, HeaderName, Method, Version};
+use http::{Method, Version};
 
 const CONFIG: &str = r#"
 listeners:
@@ -96,31 +97,11 @@ fn snapshot() -> Snapshot {
     Snapshot::build(Arc::new(loaded.config), 1, ground).unwrap()
 }
 
-fn identity() -> PeerIdentity {
-    let uri = "spiffe://mesh.example/hive/paris";
-    PeerIdentity {
-        spiffe_id: SpiffeId::parse(uri).ok(),
-        uris: vec![uri.into()],
-        dns: Vec::new(),
-        subject: "CN=paris".into(),
-        issuer: "CN=Mesh".into(),
-        serial: "01".into(),
-        fingerprint: [7; 32],
-        not_before: 0,
-        not_after: i64::MAX,
-        xfcc: format!("Hash={};Subject=\"CN=paris\";URI={uri}", "07".repeat(32)),
-        client_cert: String::new(),
-    }
-}
-
 fn policies(c: &mut Criterion) {
     let snapshot = snapshot();
     let listener = &snapshot.listeners[0];
     let context = listener.tls.as_ref().unwrap();
-    let mut headers = HeaderMap::new();
-    for (name, value) in HEAD.lines().skip(1).filter_map(|line| line.split_once(": ")) {
-        headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
-    }
+    let headers = sample::fields(HEAD);
     let head = Head {
         method: &Method::POST,
         target: b"/api/a2a/jsonrpc",
@@ -130,7 +111,11 @@ fn policies(c: &mut Criterion) {
         version: Version::HTTP_11,
         raw: Some(HEAD.as_bytes()),
     };
-    let (host, remote, identity) = ("federation.example.com", "203.0.113.9".parse().unwrap(), identity());
+    let (host, remote, identity) = (
+        "federation.example.com",
+        "203.0.113.9".parse().unwrap(),
+        sample::identity("spiffe://mesh.example/hive/paris".into()),
+    );
     let peer = snapshot.peers.find(&identity).unwrap().clone();
     let client = client_address(remote, &headers, &listener.trusted);
     let route_at = |path: &str| {

@@ -4,16 +4,17 @@
 //! `cargo bench --bench route`
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod sample;
+
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use hive_gateway::headers::{ProductHeaders, Spoofable};
-use hive_gateway::identity::{PeerIdentity, SpiffeId};
 use hive_gateway::names::PeerName;
 use hive_gateway::policy::peers::{PeerMatcher, PeerRule, Peers};
 use hive_gateway::request::{Head, TrustedProxies, check_form, client_address};
 use hive_gateway::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
-use http::{HeaderMap, HeaderName, Method, Version};
+use http::{Method, Version};
 
 fn table(routes: usize) -> Table<usize> {
     let mut builder = TableBuilder::new();
@@ -60,7 +61,8 @@ fn peers(c: &mut Criterion) {
             rule: PeerRule::parse_uri(&uri(i)).unwrap(),
         });
         let peers = Peers::build(matchers.collect()).unwrap();
-        let identities: Vec<_> = (0..256u32).map(|i| identity(uri(i.wrapping_mul(2_654_435_761) % count))).collect();
+        let identities: Vec<_> =
+            (0..256u32).map(|i| sample::identity(uri(i.wrapping_mul(2_654_435_761) % count))).collect();
         let mut turn = 0;
         group.bench_function(BenchmarkId::new("uri", count), |b| {
             b.iter(|| {
@@ -72,22 +74,6 @@ fn peers(c: &mut Criterion) {
     group.finish();
 }
 
-fn identity(uri: String) -> PeerIdentity {
-    PeerIdentity {
-        spiffe_id: SpiffeId::parse(&uri).ok(),
-        uris: vec![uri],
-        dns: Vec::new(),
-        subject: "CN=node".into(),
-        issuer: "CN=Mesh".into(),
-        serial: "01".into(),
-        fingerprint: [7; 32],
-        not_before: 0,
-        not_after: i64::MAX,
-        xfcc: String::new(),
-        client_cert: String::new(),
-    }
-}
-
 const HEAD: &str = "POST /api/a2a/jsonrpc HTTP/1.1\r\nHost: federation.example.com\r\nUser-Agent: a2a-sdk/1.3.0\r\nAccept: \
                     application/json, text/event-stream\r\nAccept-Encoding: gzip, deflate\r\nContent-Type: application/json\r\n\
                     Content-Length: 300\r\nConnection: keep-alive\r\nA2A-Version: 1.0\r\n\
@@ -95,10 +81,7 @@ const HEAD: &str = "POST /api/a2a/jsonrpc HTTP/1.1\r\nHost: federation.example.c
 
 fn checks(c: &mut Criterion) {
     let raw = format!("{HEAD}{}\r\n\r\n", "eyJhbGciOiJFZERTQSJ9.".repeat(20));
-    let mut headers = HeaderMap::new();
-    for (name, value) in raw.lines().skip(1).filter_map(|line| line.split_once(": ")) {
-        headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
-    }
+    let headers = sample::fields(&raw);
     let head = Head {
         method: &Method::POST,
         target: b"/api/a2a/jsonrpc",
