@@ -368,7 +368,7 @@ impl Reloader {
         origin.addresses = built.addresses;
         origin.settle.taken(built.contents);
         let warnings = built.needs_restart.iter().cloned();
-        let warnings = warnings.chain(built.warnings.iter().map(ToString::to_string)).collect();
+        let warnings = warnings.chain(config::folded(&built.warnings).iter().map(ToString::to_string)).collect();
         *self.needs_restart.lock() = built.needs_restart;
         self.swap(state, built.snapshot, built.log, warnings, trigger)
     }
@@ -404,6 +404,7 @@ impl Reloader {
         let snapshot = self.running.snapshot();
         let (why, generation) = (trigger.as_str(), snapshot.generation);
         log::error!("reload failed ({why}): generation {generation} stays in use; {} errors:", errors.len());
+        let errors = config::folded(&errors);
         for error in &errors {
             log::error!("{error}");
         }
