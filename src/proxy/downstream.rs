@@ -33,6 +33,8 @@ use crate::snapshot::Deadlines;
 
 /// Writes are gathered up to this size: one TLS record.
 const GATHER_MAX: usize = 16 << 10;
+/// So much is kept of a request line.
+const LINE_KEPT_MAX: usize = 512;
 
 /// What the client is told when the HTTP parser gives up before there is a request to refuse.
 pub const MALFORMED: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 76\r\n\
@@ -60,6 +62,36 @@ pub struct UnparsedAnswer<'a> {
     pub request_id: &'a str,
     /// Of the answer.
     pub body_bytes: usize,
+    /// Of the request, as far as it came.
+    pub line: RequestLine<'a>,
+}
+
+/// What can be told of a request line that nobody has parsed; empty is what is not there or is none.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct RequestLine<'a> {
+    /// A token (RFC 9110, section 9.1).
+    pub method: &'a str,
+    /// The target as it came, with its query.
+    pub target: &'a [u8],
+    /// `HTTP/1.1` or `HTTP/1.0`.
+    pub version: &'static str,
+}
+
+impl<'a> RequestLine<'a> {
+    fn of(line: &'a [u8]) -> Self {
+        let mut words = line.strip_suffix(b"\r").unwrap_or(line).split(|b| *b == b' ');
+        let method = words.next().and_then(|word| std::str::from_utf8(word).ok());
+        let Some(method) = method.filter(|word| http::Method::from_bytes(word.as_bytes()).is_ok()) else {
+            return Self::default();
+        };
+        let Some(target) = words.next() else { return Self::default() };
+        let version = match (words.next(), words.next()) {
+            (Some(b"HTTP/1.1"), None) => "HTTP/1.1",
+            (Some(b"HTTP/1.0"), None) => "HTTP/1.0",
+            _ => "",
+        };
+        Self { method, target, version }
+    }
 }
 
 /// A client's connection as Pingora sees it.
@@ -79,6 +111,8 @@ pub struct Downstream {
     head_bytes: usize,
     request_line_done: bool,
     request_line_spaces: usize,
+    /// Its beginning, for the log if the parser refuses it.
+    request_line: Vec<u8>,
     /// Since when the client has taken less than it was given.
     stuck_since: Option<Instant>,
     /// And how much since then.
@@ -128,6 +162,7 @@ impl Downstream {
             head_bytes: 0,
             request_line_done: false,
             request_line_spaces: 0,
+            request_line: Vec::new(),
             stuck_since: None,
             stuck_took: 0,
             frames,
@@ -223,6 +258,7 @@ impl Downstream {
                 // Behind bytes that Pingora may hold already these are not a request's first.
                 self.request_line_done = self.connection.read_ahead();
                 self.request_line_spaces = 0;
+                self.request_line.clear();
             }
             Phase::Head => self.connection.go_on_reading(bytes.len()),
         }
@@ -231,6 +267,8 @@ impl Downstream {
             let end = memchr::memchr(b'\n', bytes);
             self.request_line_done = end.is_some();
             let line = &bytes[..end.unwrap_or(bytes.len())];
+            let room = LINE_KEPT_MAX.saturating_sub(self.request_line.len());
+            self.request_line.extend_from_slice(&line[..line.len().min(room)]);
             // Pingora percent-encodes such bytes; then Hive would get another target than the client sent.
             let odd = line.iter().any(|b| !matches!(b, b' '..=b'~' | b'\r'));
             self.request_line_spaces += memchr::memchr_iter(b' ', line).count();
@@ -304,7 +342,8 @@ impl Downstream {
             let body_bytes = answer.len().saturating_sub(head + 2);
             let id = ["x-request-id: ", request_id, "\r\n"].concat();
             self.gathered.extend([&answer[..head], id.as_bytes(), &answer[head..]].concat());
-            self.unparsed.refused(&self.connection, &UnparsedAnswer { status, code, request_id, body_bytes });
+            let line = RequestLine::of(&self.request_line);
+            self.unparsed.refused(&self.connection, &UnparsedAnswer { status, code, request_id, body_bytes, line });
         }
     }
 }
@@ -477,3 +516,25 @@ impl GetSocketDigest for Downstream {
 
 #[async_trait]
 impl Peek for Downstream {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_request_line_is_told_what_it_has() {
+        let line = |method, target: &'static str, version| RequestLine { method, target: target.as_bytes(), version };
+        for (text, told) in [
+            ("GET /a?b HTTP/1.1\r", line("GET", "/a?b", "HTTP/1.1")),
+            ("M-SEARCH * HTTP/1.0", line("M-SEARCH", "*", "HTTP/1.0")),
+            ("POST /cut", line("POST", "/cut", "")),
+            ("GET /a b HTTP/1.1", line("GET", "/a", "")),
+            ("GET /a HTTP/9.9", line("GET", "/a", "")),
+            ("G\u{e9}T /a HTTP/1.1", line("", "", "")),
+            ("Bearer-without-anything", line("", "", "")),
+            ("", line("", "", "")),
+        ] {
+            assert_eq!(RequestLine::of(text.as_bytes()), told, "{text:?}");
+        }
+    }
+}
