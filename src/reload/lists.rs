@@ -21,6 +21,7 @@ pub fn renew(snapshot: &Snapshot, now_unix: i64, metrics: &Metrics) {
         let revocation = upstream.tls.as_ref().and_then(|tls| tls.revocation.as_ref());
         if revocation.is_some_and(|lists| lists.renew_from_files(now_unix)) {
             log::warn!("upstream {}: {SAID}", upstream.upstream.name());
+            upstream.show_lists(metrics);
         }
     }
 }

@@ -33,12 +33,13 @@ use crate::secret::Secret;
 use crate::snapshot::{Ground, Snapshot};
 use crate::tls::Issued;
 
-use expiry::{CHECK_EVERY_SECONDS, Ending, ExpiryWarnings, lists_of};
+use expiry::{CHECK_EVERY_SECONDS, ExpiryWarnings};
 use material::{Contents, Reader};
 use report::report;
 use restart::FirstHeaders;
 use settle::{Look, SETTLE, Settle};
 
+pub use expiry::overdue;
 pub use report::{Report, Trigger};
 
 /// With `server.watch: 0s` the configuration is asked so often whether that has changed.
@@ -447,8 +448,7 @@ impl State {
     fn warn_again_of_expiry(&mut self, snapshot: &Snapshot) {
         let now = self.origin.clock.unix_seconds();
         self.expiry_checked = Some(now);
-        let certificates = snapshot.certificates().map(|(kind, owner, c)| Ending::of_certificate(kind, owner, c));
-        for warning in self.expiry.due(certificates.chain(lists_of(snapshot)), now) {
+        for warning in self.expiry.due(expiry::endings(snapshot), now) {
             log::warn!("{warning}");
         }
     }
