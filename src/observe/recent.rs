@@ -69,19 +69,15 @@ impl<T: Clone + Caused> Ring<T> {
             return;
         }
         let this_second = |at: SystemTime| now.duration_since(at).is_ok_and(|since| since < SECOND);
+        if this_second(entries.span.0) && entries.span.1 >= KEPT {
+            return;
+        }
         let client = subscriber(client);
         let own = entries.seen.iter().filter(|seen| subscriber(seen.what.client()) == client);
         if own.filter(|seen| this_second(seen.last)).count() >= OF_A_CLIENT_MAX {
             return;
         }
-        if this_second(entries.span.0) {
-            if entries.span.1 >= KEPT {
-                return;
-            }
-            entries.span.1 += 1;
-        } else {
-            entries.span = (now, 1);
-        }
+        entries.span = if this_second(entries.span.0) { (entries.span.0, entries.span.1 + 1) } else { (now, 1) };
         let seen = Seen { last: now, count: 1, what: make() };
         match entries.victim().filter(|_| entries.seen.len() >= KEPT) {
             Some(at) => entries.seen[at] = seen,
