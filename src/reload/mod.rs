@@ -219,6 +219,7 @@ impl Reloader {
             Err(errors) => {
                 let waits = self.take_lists(&state.origin, &attempt.before);
                 let now = state.origin.clock.now();
+                lists::withdraw(&self.running.snapshot(), state.origin.clock.unix_seconds());
                 state.origin.settle.refused(attempt.before, now);
                 self.refuse(&state, errors, waits, trigger)
             }
@@ -309,6 +310,8 @@ impl Reloader {
                 let waits = self.take_lists(&state.origin, &attempt.before);
                 let now = state.origin.clock.now();
                 if state.origin.settle.failed(now) {
+                    // Not before: a bundle that is half written lacks CAs, too.
+                    lists::withdraw(&self.running.snapshot(), state.origin.clock.unix_seconds());
                     self.refuse(state, errors, waits, trigger);
                     count(false);
                 } else {
@@ -418,6 +421,7 @@ impl Reloader {
     /// The files that failed stand again as they are in use: the failure is over, and nothing has changed.
     fn restored(&self, state: &mut State, trigger: Trigger) {
         let snapshot = self.running.snapshot();
+        lists::withdraw(&snapshot, state.origin.clock.unix_seconds());
         // Who asked may have been refused for the configuration file too, which nobody watches.
         if let Some(asked @ (Trigger::Signal | Trigger::Admin)) = self.last().map(|report| report.trigger) {
             let again = self.attempt(&mut state.origin, asked).result;
