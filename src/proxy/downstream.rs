@@ -13,16 +13,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
-use async_trait::async_trait;
 use http::StatusCode;
 use pingora::http::ResponseHeader;
+use pingora::protocols::SocketDigest;
 use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
-};
-use pingora::tls::ssl::SslRef;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use super::connection::{Admitted, Connection, Phase};
@@ -30,6 +26,11 @@ use super::frames::{Frames, GOAWAY_CALM, said_calm};
 use super::transport::Transport;
 use crate::observe::CloseReason;
 use crate::snapshot::Deadlines;
+
+mod request_line;
+mod stream;
+
+pub use request_line::RequestLine;
 
 /// Writes are gathered up to this size: one TLS record.
 const GATHER_MAX: usize = 16 << 10;
@@ -66,34 +67,6 @@ pub struct UnparsedAnswer<'a> {
     pub line: RequestLine<'a>,
 }
 
-/// What can be told of a request line that nobody has parsed; empty is what is not there or is none.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct RequestLine<'a> {
-    /// A token (RFC 9110, section 9.1).
-    pub method: &'a str,
-    /// The target as it came, with its query.
-    pub target: &'a [u8],
-    /// `HTTP/1.1` or `HTTP/1.0`.
-    pub version: &'static str,
-}
-
-impl<'a> RequestLine<'a> {
-    fn of(line: &'a [u8]) -> Self {
-        let mut words = line.strip_suffix(b"\r").unwrap_or(line).split(|b| *b == b' ');
-        let method = words.next().and_then(|word| std::str::from_utf8(word).ok());
-        let Some(method) = method.filter(|word| http::Method::from_bytes(word.as_bytes()).is_ok()) else {
-            return Self::default();
-        };
-        let Some(target) = words.next() else { return Self::default() };
-        let version = match (words.next(), words.next()) {
-            (Some(b"HTTP/1.1"), None) => "HTTP/1.1",
-            (Some(b"HTTP/1.0"), None) => "HTTP/1.0",
-            _ => "",
-        };
-        Self { method, target, version }
-    }
-}
-
 /// A client's connection as Pingora sees it.
 pub struct Downstream {
     transport: Transport,
@@ -106,6 +79,8 @@ pub struct Downstream {
     timer: Option<Pin<Box<Sleep>>>,
     gathered: Vec<u8>,
     gathered_sent: usize,
+    /// The thread's other tasks have been let go first: what is gathered is sent by the next flush.
+    others_went: bool,
     /// When the request's first byte came, and how many have come, while its header is not whole.
     head_since: Instant,
     head_bytes: usize,
@@ -158,6 +133,7 @@ impl Downstream {
             timer: None,
             gathered: Vec::new(),
             gathered_sent: 0,
+            others_went: false,
             head_since: now,
             head_bytes: 0,
             request_line_done: false,
@@ -316,6 +292,7 @@ impl Downstream {
         }
         self.gathered.clear();
         self.gathered_sent = 0;
+        self.others_went = false;
         self.stuck_since = None;
         Poll::Ready(Ok(()))
     }
@@ -442,6 +419,13 @@ impl AsyncWrite for Downstream {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        // Every answer wakes the task that flushes an HTTP/2 connection. It runs last, so that all answers that are ready
+        // leave in one record and one system call.
+        let more_may_come = this.connection.http2 && !this.gathered.is_empty();
+        if more_may_come && !std::mem::replace(&mut this.others_went, true) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         match this.poll_send_gathered(cx) {
             Poll::Ready(sent) => sent?,
             Poll::Pending => return this.stuck(cx),
@@ -465,76 +449,6 @@ impl Drop for Downstream {
         let _ = self.poll_send_gathered(&mut Context::from_waker(Waker::noop()));
         if let Some(reason) = self.connection.end() {
             self.admitted.ends_for(reason);
-        }
-    }
-}
-
-#[async_trait]
-impl Shutdown for Downstream {
-    async fn shutdown(&mut self) {
-        // The client may be gone already; there is nobody left to tell.
-        let _ = AsyncWriteExt::shutdown(self).await;
-    }
-}
-
-impl UniqueID for Downstream {
-    fn id(&self) -> i32 {
-        self.transport.tcp().as_raw_fd()
-    }
-}
-
-impl Ssl for Downstream {
-    fn get_ssl(&self) -> Option<&SslRef> {
-        match &self.transport {
-            Transport::Tls(tls) => Some(tls.ssl()),
-            Transport::Plain(_) => None,
-        }
-    }
-
-    fn selected_alpn_proto(&self) -> Option<ALPN> {
-        Some(if self.connection.http2 { ALPN::H2 } else { ALPN::H1 })
-    }
-}
-
-impl GetTimingDigest for Downstream {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        Vec::new()
-    }
-}
-
-impl GetProxyDigest for Downstream {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        Some(self.digest.clone())
-    }
-}
-
-impl GetSocketDigest for Downstream {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        Some(self.socket.clone())
-    }
-}
-
-#[async_trait]
-impl Peek for Downstream {}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_a_request_line_is_told_what_it_has() {
-        let line = |method, target: &'static str, version| RequestLine { method, target: target.as_bytes(), version };
-        for (text, told) in [
-            ("GET /a?b HTTP/1.1\r", line("GET", "/a?b", "HTTP/1.1")),
-            ("M-SEARCH * HTTP/1.0", line("M-SEARCH", "*", "HTTP/1.0")),
-            ("POST /cut", line("POST", "/cut", "")),
-            ("GET /a b HTTP/1.1", line("GET", "/a", "")),
-            ("GET /a HTTP/9.9", line("GET", "/a", "")),
-            ("G\u{e9}T /a HTTP/1.1", line("", "", "")),
-            ("Bearer-without-anything", line("", "", "")),
-            ("", line("", "", "")),
-        ] {
-            assert_eq!(RequestLine::of(text.as_bytes()), told, "{text:?}");
         }
     }
 }
