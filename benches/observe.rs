@@ -75,6 +75,7 @@ fn metrics(c: &mut Criterion) {
         let address = std::net::IpAddr::from(std::net::Ipv4Addr::from_bits(n));
         recent.refusals.note(
             SystemTime::now(),
+            address,
             |seen| seen.client == address && seen.code == "not_found",
             || refused(n),
         );

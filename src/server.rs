@@ -35,7 +35,7 @@ use upgrade::{Inherited, TakeOver};
 
 use crate::admin::AdminService;
 use crate::clock::Clock;
-use crate::config::{Config, ConfigError, Loaded};
+use crate::config::{self, Config, ConfigError, Loaded};
 use crate::observe::Metrics;
 use crate::proxy::listener::ListenerService;
 use crate::proxy::socket::Sockets;
@@ -95,7 +95,7 @@ pub fn run(file: &Path) -> Result<(), RunError> {
     let clock = Clock::System;
     let metrics = Metrics::new();
     let (origin, Loaded { config, warnings, .. }) = Origin::load(file, &clock, &metrics).map_err(RunError::Config)?;
-    for warning in warnings {
+    for warning in config::folded(&warnings) {
         log::warn!("{warning}");
     }
     let log = reload::open_log(&config, &clock, &metrics).map_err(|e| RunError::Start(e.to_string()))?;

@@ -29,7 +29,7 @@ use crate::policy::rules::Rules;
 use crate::policy::waf::Waf;
 use crate::request::TrustedProxies;
 use crate::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
-use crate::tls::{CertificateFacts, Issued, Revocation, ServerContext, Staple, StateDir, TlsFault};
+use crate::tls::{CertificateFacts, CrlFacts, Issued, Revocation, ServerContext, Staple, StateDir, TlsFault};
 use crate::upstream::Upstream;
 
 pub use limits::RequestLimits;
@@ -338,6 +338,11 @@ impl Snapshot {
                 None => metrics.set_crls(config.name.as_str(), &[]),
             }
         }
+        for upstream in &self.upstreams {
+            upstream.show_lists(metrics);
+        }
+        let names = self.upstreams.iter().map(|u| u.upstream.name().as_str());
+        metrics.keep_upstream_crls(&names.collect::<Vec<_>>());
         self.upstreams.iter().for_each(|u| u.upstream.take_effect());
         let adaptive = self.upstreams.iter().filter(|u| u.concurrency.is_some());
         metrics.keep_upstream_concurrency(&adaptive.map(|u| u.upstream.name().as_str()).collect::<Vec<_>>());
@@ -347,14 +352,25 @@ impl Snapshot {
 
 /// Shows what a listener knows of revoked certificates.
 pub fn show_lists(revocation: &Revocation, name: &str, metrics: &Metrics) {
-    let facts = revocation.facts();
-    let shown = facts.iter().map(|f| CrlShown {
+    metrics.set_crls(name, &shown(&revocation.facts()));
+}
+
+fn shown(facts: &[CrlFacts]) -> Vec<CrlShown<'_>> {
+    let each = facts.iter().map(|f| CrlShown {
         issuer: &f.issuer,
         this_update: f.this_update,
         next_update: f.next_update,
         entries: f.entries,
     });
-    metrics.set_crls(name, &shown.collect::<Vec<_>>());
+    each.collect()
+}
+
+impl UpstreamSnapshot {
+    /// Shows in the metrics what is known of its revoked nodes.
+    pub fn show_lists(&self, metrics: &Metrics) {
+        let facts = self.tls.as_ref().and_then(|tls| tls.revocation.as_ref()).map(|lists| lists.facts());
+        metrics.set_upstream_crls(self.upstream.name().as_str(), &shown(&facts.unwrap_or_default()));
+    }
 }
 
 fn peers(config: &Config) -> Result<Peers, String> {

@@ -14,6 +14,7 @@ use crate::secret::Secret;
 
 pub mod status;
 pub mod status_traffic;
+pub mod status_trust;
 mod answer;
 mod bearer;
 mod endpoint;

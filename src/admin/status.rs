@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::status_traffic::{FailedHandshakeStatus, PeerStatus, RefusalsStatus, TrafficStatus};
+pub use super::status_trust::{AuthoritiesStatus, CertificateStatus, CrlSourceStatus, CrlStatus, StapleStatus};
 use crate::policy::maintenance::{Order, Orders, Target};
 
 /// What runs here and how it is.
@@ -18,6 +19,9 @@ pub struct Status {
     pub ready: bool,
     /// The process is ending.
     pub draining: bool,
+    /// Certificates, CAs and revocation lists that are in use past their end, a sentence each with what comes of it. The
+    /// gateway stays ready: others may still come in.
+    pub overdue: Vec<String>,
     /// The configuration in use.
     pub config: ConfigStatus,
     /// What came of the last reload; absent before the first.
@@ -133,69 +137,13 @@ pub struct ListenerStatus {
     pub connections: i64,
     /// Its own certificates.
     pub certificates: Vec<CertificateStatus>,
+    /// By whom clients are trusted; absent where nobody is asked for a certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_ca: Option<AuthoritiesStatus>,
     /// Its revocation lists, by issuer.
     pub crls: Vec<CrlStatus>,
     /// Where they are fetched from.
     pub crl_sources: Vec<CrlSourceStatus>,
-}
-
-/// `listeners[].crls[]`
-#[derive(Debug, Clone, Serialize)]
-pub struct CrlStatus {
-    /// RFC 4514.
-    pub issuer: String,
-    /// When it was made, seconds since 1970.
-    pub this_update: i64,
-    /// When a newer one is due, seconds since 1970.
-    pub next_update: Option<i64>,
-    /// Revoked certificates.
-    pub entries: usize,
-    /// Memory that they take.
-    pub memory_bytes: usize,
-    /// A file was put back to an older list than the one in use, which stays.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub file_is_older: bool,
-}
-
-/// `listeners[].crl_sources[]`
-#[derive(Debug, Clone, Serialize)]
-pub struct CrlSourceStatus {
-    /// A URL of the configuration, or one that clients' certificates name.
-    pub url: String,
-    /// Whether a list from there is in use.
-    pub fetched: bool,
-}
-
-/// `listeners[].certificates[]`
-#[derive(Debug, Clone, Serialize)]
-pub struct CertificateStatus {
-    /// RFC 4514.
-    pub subject: String,
-    /// In upper-case hex.
-    pub serial: String,
-    /// Names it is good for.
-    pub names: Vec<String>,
-    /// Seconds since 1970.
-    pub not_after: i64,
-    /// Until then, whole days; negative afterwards.
-    pub days_left: i64,
-    /// Seconds since 1970.
-    pub not_before: i64,
-    /// Present if it names an OCSP responder that is asked.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ocsp: Option<StapleStatus>,
-}
-
-/// `listeners[].certificates[].ocsp`
-#[derive(Debug, Clone, Serialize)]
-pub struct StapleStatus {
-    /// Who is asked.
-    pub responder: String,
-    /// What it said last: `good` (clients that ask are sent it), `revoked` (they are not), or `unknown` before its first
-    /// answer, or when that is over.
-    pub status: &'static str,
-    /// Until when the answer holds, seconds since 1970.
-    pub next_update: Option<i64>,
 }
 
 /// `routes[]`
@@ -276,6 +224,11 @@ pub struct UpstreamStatus {
     /// The certificate that its nodes are shown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificate: Option<CertificateStatus>,
+    /// By whom nodes are trusted; absent without TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<AuthoritiesStatus>,
+    /// The lists of its revoked nodes, by issuer.
+    pub crls: Vec<CrlStatus>,
     /// Its nodes.
     pub nodes: Vec<NodeStatus>,
 }

@@ -11,6 +11,7 @@ mod collector;
 mod decode;
 mod error;
 mod expand;
+mod fold;
 mod load;
 mod locate;
 mod nearest;
@@ -43,6 +44,7 @@ use crate::upstream::{BreakerLimits, Discovery};
 
 pub use collector::Collector;
 pub use error::{ConfigError, Located};
+pub use fold::folded;
 pub use load::{Loaded, Surroundings, load, load_in, load_text, system_addresses};
 pub use place::Place;
 

@@ -145,6 +145,8 @@ impl AccessLog {
             lines: metrics.access_log_lines.clone(),
             dropped: log.dropped.clone(),
             errors: metrics.access_log_write_errors.clone(),
+            rotation_fails: false,
+            rotate_errors: metrics.access_log_rotate_errors.clone(),
         };
         let queue = Arc::new(LogQueue::default());
         let for_writer = queue.clone();
@@ -281,6 +283,9 @@ struct Writer {
     lines: IntCounter,
     dropped: IntCounter,
     errors: IntCounter,
+    /// The last rotation failed, which has been told.
+    rotation_fails: bool,
+    rotate_errors: IntCounter,
 }
 
 impl Writer {
@@ -347,10 +352,18 @@ impl Writer {
     fn rotate(&mut self) -> bool {
         let (Some(rotation), AccessLogTarget::File(path)) = (self.rotation, &self.target) else { return false };
         match rotation.shift(path) {
-            Ok(()) => true,
+            Ok(()) => {
+                if std::mem::take(&mut self.rotation_fails) {
+                    log::warn!("access log {}: it is rotated again", self.target);
+                }
+                true
+            }
             Err(e) => {
-                self.errors.inc();
-                self.complain(&io::Error::new(e.kind(), format!("it can't be rotated: {e}")));
+                self.rotate_errors.inc();
+                if !std::mem::replace(&mut self.rotation_fails, true) {
+                    let grows = "it grows beyond rotate.size until that is mended";
+                    log::error!("access log {}: it can't be rotated: {e}; {grows}", self.target);
+                }
                 false
             }
         }

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 
 use parking_lot::Mutex;
-use prometheus::{IntCounterVec, IntGaugeVec};
+use prometheus::{IntCounterVec, IntGaugeVec, Registry};
 
+use super::definitions::Definition;
 use super::labels::{CrlFetchResult, OcspResult};
 use super::metrics::Metrics;
+use super::register::gauges;
 
-/// The lists of one issuer on a listener.
+/// The lists of one issuer on a listener or an upstream.
 #[derive(Debug, Clone, Copy)]
 pub struct CrlShown<'a> {
     /// The issuer (RFC 4514): a CA of the configuration.
@@ -22,37 +24,88 @@ pub struct CrlShown<'a> {
 }
 
 pub(super) struct CrlFamilies {
-    pub(super) this_update: IntGaugeVec,
-    pub(super) next_update: IntGaugeVec,
-    pub(super) entries: IntGaugeVec,
+    pub(super) of_listeners: CrlGauges,
+    pub(super) of_upstreams: CrlGauges,
     pub(super) fetches: IntCounterVec,
     pub(super) ocsp: IntCounterVec,
     pub(super) staples: IntCounterVec,
-    /// Issuers with series, by listener.
-    pub(super) shown: Mutex<HashMap<String, Vec<String>>>,
+}
+
+/// What is known of the lists of listeners, or of upstreams.
+pub(super) struct CrlGauges {
+    this_update: IntGaugeVec,
+    next_update: IntGaugeVec,
+    entries: IntGaugeVec,
+    /// Issuers with series, by owner.
+    shown: Mutex<HashMap<String, Vec<String>>>,
+}
+
+impl CrlGauges {
+    /// Of when a list was made, when the next is due, and what is in it.
+    pub(super) fn new(registry: &Registry, [this_update, next_update, entries]: [&Definition; 3]) -> Self {
+        Self {
+            this_update: gauges(registry, this_update),
+            next_update: gauges(registry, next_update),
+            entries: gauges(registry, entries),
+            shown: Mutex::default(),
+        }
+    }
+
+    /// Shows the lists of an owner, and no longer those of issuers that it had before.
+    fn set(&self, owner: &str, crls: &[CrlShown<'_>]) {
+        let issuers: Vec<_> = crls.iter().map(|crl| crl.issuer.to_owned()).collect();
+        // Held to the end: a fetch and a reload may come together.
+        let mut shown = self.shown.lock();
+        let before = match issuers.is_empty() {
+            true => shown.remove(owner),
+            false => shown.insert(owner.to_owned(), issuers),
+        };
+        self.remove(owner, &before.unwrap_or_default());
+        for crl in crls {
+            let labels = [owner, crl.issuer];
+            self.this_update.with_label_values(&labels).set(crl.this_update);
+            self.entries.with_label_values(&labels).set(i64::try_from(crl.entries).unwrap_or(i64::MAX));
+            if crl.next_update != i64::MAX {
+                self.next_update.with_label_values(&labels).set(crl.next_update);
+            }
+        }
+    }
+
+    /// Shows only lists of these owners from now on.
+    fn keep(&self, owners: &[&str]) {
+        self.shown.lock().retain(|owner, issuers| {
+            let kept = owners.contains(&owner.as_str());
+            if !kept {
+                self.remove(owner, issuers);
+            }
+            kept
+        });
+    }
+
+    fn remove(&self, owner: &str, issuers: &[String]) {
+        for issuer in issuers {
+            for family in [&self.this_update, &self.next_update, &self.entries] {
+                // One without a nextUpdate has no such series.
+                let _ = family.remove_label_values(&[owner, issuer]);
+            }
+        }
+    }
 }
 
 impl Metrics {
     /// Shows the lists of a listener, and no longer those of issuers that it had before.
     pub fn set_crls(&self, listener: &str, crls: &[CrlShown<'_>]) {
-        let families = &self.crls;
-        let issuers = crls.iter().map(|crl| crl.issuer.to_owned()).collect();
-        // Held to the end: a fetch and a reload may come together.
-        let mut shown = families.shown.lock();
-        for issuer in shown.insert(listener.to_owned(), issuers).unwrap_or_default() {
-            for family in [&families.this_update, &families.next_update, &families.entries] {
-                // One without a nextUpdate has no such series.
-                let _ = family.remove_label_values(&[listener, &issuer]);
-            }
-        }
-        for crl in crls {
-            let labels = [listener, crl.issuer];
-            families.this_update.with_label_values(&labels).set(crl.this_update);
-            families.entries.with_label_values(&labels).set(i64::try_from(crl.entries).unwrap_or(i64::MAX));
-            if crl.next_update != i64::MAX {
-                families.next_update.with_label_values(&labels).set(crl.next_update);
-            }
-        }
+        self.crls.of_listeners.set(listener, crls);
+    }
+
+    /// The same of an upstream.
+    pub fn set_upstream_crls(&self, upstream: &str, crls: &[CrlShown<'_>]) {
+        self.crls.of_upstreams.set(upstream, crls);
+    }
+
+    /// Shows only lists of these upstreams from now on.
+    pub fn keep_upstream_crls(&self, upstreams: &[&str]) {
+        self.crls.of_upstreams.keep(upstreams);
     }
 
     /// Counts a list that was asked for over HTTP.
@@ -86,5 +139,12 @@ mod tests {
         metrics.set_crls("front", &[crl("CN=b", 9)]);
         let text = metrics.encode();
         assert!(!text.contains("CN=a") && text.contains(r#"crl_entries{issuer="CN=b",listener="front"} 3"#), "{text}");
+        for name in ["old", "new"] {
+            metrics.set_upstream_crls(name, &[crl("CN=hive", 8)]);
+        }
+        metrics.keep_upstream_crls(&["new"]);
+        let text = metrics.encode();
+        assert!(text.contains(r#"upstream_crl_next_update_seconds{issuer="CN=hive",upstream="new"} 8"#), "{text}");
+        assert!(!text.contains(r#"upstream="old""#), "{text}");
     }
 }

@@ -96,6 +96,12 @@ definitions! {
         "When the revocation list of the issuer was made, seconds since 1970.";
     CRL_ENTRIES: Kind::Gauge, "crl_entries", ["listener", "issuer"],
         "Revoked certificates of the issuer.";
+    UPSTREAM_CRL_NEXT_UPDATE: Kind::Gauge, "upstream_crl_next_update_seconds", ["upstream", "issuer"],
+        "When a newer revocation list of the issuer of nodes is due, seconds since 1970.";
+    UPSTREAM_CRL_THIS_UPDATE: Kind::Gauge, "upstream_crl_this_update_seconds", ["upstream", "issuer"],
+        "When the revocation list of the issuer of nodes was made, seconds since 1970.";
+    UPSTREAM_CRL_ENTRIES: Kind::Gauge, "upstream_crl_entries", ["upstream", "issuer"],
+        "Revoked certificates of the issuer of nodes.";
     CRL_FETCHES: Kind::Counter, "crl_fetches_total", ["listener", "result"],
         "Revocation lists asked for over HTTP, by result.";
     OCSP_ANSWERS: Kind::Counter, "ocsp_answers_total", ["listener", "result"],
@@ -156,6 +162,8 @@ definitions! {
         "Access log lines lost: the queue was full, or writing failed.";
     ACCESS_LOG_WRITE_ERRORS: Kind::Counter, "access_log_write_errors_total", [],
         "Failed writes of the access log, such as to a full disk.";
+    ACCESS_LOG_ROTATE_ERRORS: Kind::Counter, "access_log_rotate_errors_total", [],
+        "Access log files that could not be moved away at access_log.rotate.size and grow on, by as much before each new try.";
     PROCESS_LOG_DROPPED: Kind::Counter, "process_log_dropped_total", [],
         "Lines of the process' own log lost: standard error was not read, or writing to it failed.";
     TRACE_SPANS: Kind::Counter, "trace_spans_total", ["result"],

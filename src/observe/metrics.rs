@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use super::breaker::{AtScrape, BreakerFamilies};
-use super::crl::CrlFamilies;
+use super::crl::{CrlFamilies, CrlGauges};
 use super::definitions::*;
 use super::discovery::{DiscoveryFamilies, DiscoveryMetrics};
 use super::expiry::{Expiring, Expiry, ExpiryGauges};
@@ -102,6 +102,7 @@ pub struct Metrics {
     pub(super) access_log_lines: IntCounter,
     pub(super) access_log_dropped: IntCounter,
     pub(super) access_log_write_errors: IntCounter,
+    pub(super) access_log_rotate_errors: IntCounter,
     trace_spans: IntCounterVec,
     config_generation: IntGauge,
     config_reloads: IntCounterVec,
@@ -137,13 +138,14 @@ impl Metrics {
             spiffe_agent_up: gauge(&r, &SPIFFE_AGENT_UP),
             listeners: listener_families(&r),
             crls: CrlFamilies {
-                next_update: gauges(&r, &CRL_NEXT_UPDATE),
-                this_update: gauges(&r, &CRL_THIS_UPDATE),
-                entries: gauges(&r, &CRL_ENTRIES),
+                of_listeners: CrlGauges::new(&r, [&CRL_THIS_UPDATE, &CRL_NEXT_UPDATE, &CRL_ENTRIES]),
+                of_upstreams: CrlGauges::new(
+                    &r,
+                    [&UPSTREAM_CRL_THIS_UPDATE, &UPSTREAM_CRL_NEXT_UPDATE, &UPSTREAM_CRL_ENTRIES],
+                ),
                 fetches: counters(&r, &CRL_FETCHES),
                 ocsp: counters(&r, &OCSP_ANSWERS),
                 staples: counters(&r, &OCSP_STAPLE_FETCHES),
-                shown: Mutex::default(),
             },
             expiries: ExpiryGauges::new([
                 (Expiring::Certificate, gauges(&r, &CERTIFICATE_NOT_AFTER)),
@@ -173,6 +175,7 @@ impl Metrics {
             access_log_lines: counter(&r, &ACCESS_LOG_LINES),
             access_log_dropped: counter(&r, &ACCESS_LOG_DROPPED),
             access_log_write_errors: counter(&r, &ACCESS_LOG_WRITE_ERRORS),
+            access_log_rotate_errors: counter(&r, &ACCESS_LOG_ROTATE_ERRORS),
             trace_spans: counters(&r, &TRACE_SPANS),
             config_generation: gauge(&r, &CONFIG_GENERATION),
             config_reloads: by_result(counters(&r, &CONFIG_RELOADS)),
@@ -355,6 +358,7 @@ mod tests {
         listener.handshake(HandshakeResult::Ok, Duration::from_millis(1));
         let crl = crate::observe::CrlShown { issuer: "CN=mesh", this_update: 1, next_update: 2, entries: 3 };
         metrics.set_crls("federation", &[crl]);
+        metrics.set_upstream_crls("hive", &[crl]);
         metrics.crl_fetched("federation", crate::observe::CrlFetchResult::New);
         metrics.ocsp_answered("federation", crate::observe::OcspResult::Good);
         metrics.staple_fetched("federation", crate::observe::OcspResult::Good);

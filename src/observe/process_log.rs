@@ -129,19 +129,14 @@ fn parse(text: &str) -> Result<Filter, String> {
     Ok(builder.build())
 }
 
-/// Begins to log, with `RUST_LOG` or this filter. To be called once; later calls change nothing.
+/// Begins to log, with this filter, and `RUST_LOG` on top of it: what the filter silences stays silent, and the libraries stay
+/// at `info`, unless `RUST_LOG` names them. To be called once; later calls change nothing.
 ///
 /// # Errors
 /// There is no thread to be had.
 pub fn init(default: &'static str) -> io::Result<()> {
-    let text = std::env::var("RUST_LOG").unwrap_or_else(|_| default.to_owned());
-    let (text, filter) = match parse(&text) {
-        Ok(filter) => (text, filter),
-        Err(why) => {
-            eprintln!("RUST_LOG: {why}; {default:?} is used");
-            (default.to_owned(), env_filter::Builder::new().parse(default).build())
-        }
-    };
+    let wanted = std::env::var("RUST_LOG").unwrap_or_default();
+    let (in_use, revealing) = at_start(default, &wanted);
     let queue = Arc::new(LogQueue::new(WAITING_BYTES_MAX, WAITING_LINES_MAX, Duration::ZERO));
     // Past Rust's own lock: whoever says something there when the process ends must not wait for a writer that is stuck.
     let out = File::from(io::stderr().as_fd().try_clone_to_owned()?);
@@ -152,9 +147,7 @@ pub fn init(default: &'static str) -> io::Result<()> {
     if let Ok(style) = std::env::var("RUST_LOG_STYLE") {
         writer.parse_write_style(&style);
     }
-    let most = filter.filter();
-    // Whoever starts the process may see what its libraries say; that is documented.
-    let in_use = InUse { text, filter, others: LevelFilter::Trace };
+    let most = in_use.filter.filter();
     let log = LOG.get_or_init(|| ProcessLog {
         writer: writer.build(),
         queue,
@@ -163,6 +156,11 @@ pub fn init(default: &'static str) -> io::Result<()> {
     });
     if log::set_logger(log).is_ok() {
         log::set_max_level(most);
+        if let Some(word) = revealing {
+            log::warn!(
+                "RUST_LOG says {word:?}: requests are logged with their queries and tokens; never where they are real"
+            );
+        }
     }
     std::panic::set_hook(Box::new(|info| {
         let thread = thread::current();
@@ -173,6 +171,53 @@ pub fn init(default: &'static str) -> io::Result<()> {
         flush(PANIC_WAIT);
     }));
     Ok(())
+}
+
+/// What `RUST_LOG` makes of the default, and its word for which requests are logged with their tokens, if there is one.
+fn at_start<'w>(default: &str, wanted: &'w str) -> (InUse, Option<&'w str>) {
+    let text = if wanted.trim().is_empty() { default.to_owned() } else { format!("{default},{wanted}") };
+    match parse(&text) {
+        Ok(filter) => {
+            let word = words(wanted).find(|word| is_revealing(word));
+            // Whoever starts the process may see what its libraries say.
+            let others = if word.is_some() { LevelFilter::Trace } else { OTHERS_MOST };
+            (InUse { text, filter, others }, word)
+        }
+        Err(why) => {
+            eprintln!("RUST_LOG: {why}; {default:?} is used");
+            let filter = env_filter::Builder::new().parse(default).build();
+            (InUse { text: default.to_owned(), filter, others: OTHERS_MOST }, None)
+        }
+    }
+}
+
+/// What a filter says, without the text to be looked for.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    let (directives, _) = text.split_once('/').unwrap_or((text, ""));
+    directives.split(',').map(str::trim).filter(|word| !word.is_empty())
+}
+
+/// The module and the level of a word; none for a level alone.
+fn parts(word: &str) -> Option<(&str, &str)> {
+    match word.split_once('=') {
+        Some((module, level)) => Some((module.trim(), level.trim())),
+        None if word.parse::<LevelFilter>().is_ok() => None,
+        None => Some((word, "trace")),
+    }
+}
+
+/// The most that a module says without tokens. Pingora names whole requests even in its errors, with their queries.
+fn most_of(module: &str) -> LevelFilter {
+    match module {
+        own if is_own(own) => LevelFilter::Trace,
+        pingora if pingora.starts_with("pingora") => LevelFilter::Off,
+        _ => OTHERS_MOST,
+    }
+}
+
+/// Whether a word has a library say what has tokens in it.
+fn is_revealing(word: &str) -> bool {
+    parts(word).is_some_and(|(module, level)| level.parse::<LevelFilter>().is_ok_and(|level| level > most_of(module)))
 }
 
 /// Writes words as they are, without time and level; like a line, they may be lost if nobody reads.
@@ -198,21 +243,13 @@ fn check_words(text: &str) -> Result<(), String> {
     if text.contains(char::is_control) {
         return Err("a filter is one line".to_owned());
     }
-    let (directives, _) = text.split_once('/').unwrap_or((text, ""));
-    for word in directives.split(',').map(str::trim).filter(|word| !word.is_empty()) {
-        let (module, level) = match word.split_once('=') {
-            Some((module, level)) => (module.trim(), level.trim()),
-            None if word.parse::<LevelFilter>().is_ok() => continue,
-            None if word.contains("::") || word == OWN => (word, "trace"),
-            None => {
-                return Err(format!(
-                    "{word:?} is no level; write off, error, warn, info, debug or trace, or module=level"
-                ));
-            }
-        };
-        // Pingora names whole requests even in its errors, with their queries.
-        let most = if module.starts_with("pingora") { LevelFilter::Off } else { OTHERS_MOST };
-        if !is_own(module) && level.parse::<LevelFilter>().is_ok_and(|level| level > most) {
+    for word in words(text) {
+        let Some((module, _)) = parts(word) else { continue };
+        if !word.contains(['=', ':']) && word != OWN {
+            return Err(format!("{word:?} is no level; write off, error, warn, info, debug or trace, or module=level"));
+        }
+        if is_revealing(word) {
+            let most = most_of(module);
             return Err(format!(
                 "{word:?} is refused, for the tokens of clients would be logged: {module:?} is not one of the gateway's own \
                  modules (hive_gateway::…), and goes up to {most} here; RUST_LOG at the start may say more"
@@ -281,6 +318,27 @@ mod tests {
         assert!(enabled("hive_gateway::proxy", Level::Trace) && enabled("hive_gateway", Level::Trace));
         assert!(enabled("h2::codec", Level::Info) && !enabled("h2::codec", Level::Debug));
         assert!(!enabled("hive_gateway_of_others", Level::Debug));
+    }
+
+    #[test]
+    fn at_the_start_libraries_are_silent_too_unless_they_are_named() {
+        const DEFAULT: &str = "info,pingora_proxy=off";
+        let says = |wanted: &str, target: &str, level| {
+            at_start(DEFAULT, wanted).0.enabled(&Metadata::builder().target(target).level(level).build())
+        };
+        for wanted in ["", "debug", "trace,h2=info", "hive_gateway=trace"] {
+            assert!(says(wanted, "hive_gateway", Level::Info) && says(wanted, "h2", Level::Info), "{wanted}");
+            assert!(!says(wanted, "h2", Level::Debug) && !says(wanted, "pingora_proxy", Level::Error), "{wanted}");
+            assert_eq!(at_start(DEFAULT, wanted).1, None, "{wanted}");
+        }
+        assert!(says("debug", "hive_gateway::proxy", Level::Debug));
+        for (wanted, word) in
+            [("warn, h2=debug", "h2=debug"), ("pingora_proxy=error", "pingora_proxy=error"), ("h2", "h2")]
+        {
+            assert_eq!(at_start(DEFAULT, wanted).1, Some(word));
+        }
+        assert!(says("pingora_proxy=error", "pingora_proxy", Level::Error) && says("h2=trace", "h2", Level::Trace));
+        assert!(says("hive_gateway=loud", "hive_gateway", Level::Info), "what can't be read changes nothing");
     }
 
     #[test]

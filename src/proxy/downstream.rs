@@ -27,10 +27,15 @@ use super::transport::Transport;
 use crate::observe::CloseReason;
 use crate::snapshot::Deadlines;
 
+mod request_line;
 mod stream;
+
+pub use request_line::RequestLine;
 
 /// Writes are gathered up to this size: one TLS record.
 const GATHER_MAX: usize = 16 << 10;
+/// So much is kept of a request line.
+const LINE_KEPT_MAX: usize = 512;
 
 /// What the client is told when the HTTP parser gives up before there is a request to refuse.
 pub const MALFORMED: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 76\r\n\
@@ -58,6 +63,8 @@ pub struct UnparsedAnswer<'a> {
     pub request_id: &'a str,
     /// Of the answer.
     pub body_bytes: usize,
+    /// Of the request, as far as it came.
+    pub line: RequestLine<'a>,
 }
 
 /// A client's connection as Pingora sees it.
@@ -79,6 +86,8 @@ pub struct Downstream {
     head_bytes: usize,
     request_line_done: bool,
     request_line_spaces: usize,
+    /// Its beginning, for the log if the parser refuses it.
+    request_line: Vec<u8>,
     /// Since when the client has taken less than it was given.
     stuck_since: Option<Instant>,
     /// And how much since then.
@@ -129,6 +138,7 @@ impl Downstream {
             head_bytes: 0,
             request_line_done: false,
             request_line_spaces: 0,
+            request_line: Vec::new(),
             stuck_since: None,
             stuck_took: 0,
             frames,
@@ -224,6 +234,7 @@ impl Downstream {
                 // Behind bytes that Pingora may hold already these are not a request's first.
                 self.request_line_done = self.connection.read_ahead();
                 self.request_line_spaces = 0;
+                self.request_line.clear();
             }
             Phase::Head => self.connection.go_on_reading(bytes.len()),
         }
@@ -232,6 +243,8 @@ impl Downstream {
             let end = memchr::memchr(b'\n', bytes);
             self.request_line_done = end.is_some();
             let line = &bytes[..end.unwrap_or(bytes.len())];
+            let room = LINE_KEPT_MAX.saturating_sub(self.request_line.len());
+            self.request_line.extend_from_slice(&line[..line.len().min(room)]);
             // Pingora percent-encodes such bytes; then Hive would get another target than the client sent.
             let odd = line.iter().any(|b| !matches!(b, b' '..=b'~' | b'\r'));
             self.request_line_spaces += memchr::memchr_iter(b' ', line).count();
@@ -306,7 +319,8 @@ impl Downstream {
             let body_bytes = answer.len().saturating_sub(head + 2);
             let id = ["x-request-id: ", request_id, "\r\n"].concat();
             self.gathered.extend([&answer[..head], id.as_bytes(), &answer[head..]].concat());
-            self.unparsed.refused(&self.connection, &UnparsedAnswer { status, code, request_id, body_bytes });
+            let line = RequestLine::of(&self.request_line);
+            self.unparsed.refused(&self.connection, &UnparsedAnswer { status, code, request_id, body_bytes, line });
         }
     }
 }

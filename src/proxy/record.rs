@@ -69,6 +69,7 @@ fn note_refusal(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun
     let peer = ctx.peer.as_ref().map(|p| p.name.as_str());
     shared.recent.refusals.note(
         begun.wall,
+        client,
         |seen| {
             let same = seen.client == client && seen.code == code && seen.route.as_deref() == route;
             same && seen.peer.as_deref() == peer && seen.listener == listener

@@ -8,13 +8,14 @@ use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::check;
 use super::connection::Connection;
 use super::downstream::{Unparsed, UnparsedAnswer};
 use super::maintenance::Maintenance;
 use super::sketch::CountMin;
 use crate::clock::Clock;
 use crate::observe::history::History;
-use crate::observe::recent::{Recent, RefusedRequest};
+use crate::observe::recent::{Recent, RefusedRequest, readable};
 use crate::observe::trace::TraceQueue;
 use crate::observe::{AccessLog, AccessRecord, ConnectionRefusal, Metrics, OverloadAction, OverloadLimit};
 use crate::policy::body_memory::BodyMemory;
@@ -242,7 +243,10 @@ impl Drop for OpenConnection {
 
 impl Unparsed for Shared {
     fn refused(&self, connection: &Connection, answer: &UnparsedAnswer<'_>) {
-        let &UnparsedAnswer { status, code, request_id, body_bytes } = answer;
+        let UnparsedAnswer { status, code, request_id, body_bytes, line } = answer;
+        // Of an absolute form without a path that is the root; of no target at all it is nothing.
+        let path = if line.target.is_empty() { line.target } else { check::path_of(line.target) };
+        let (status, code) = (*status, *code);
         self.metrics.refusal(code);
         let identity = connection.identity.as_deref();
         let tls = connection.tls.as_ref();
@@ -251,6 +255,7 @@ impl Unparsed for Shared {
         let (listener, client) = (connection.listener.name.as_str(), connection.remote_ip());
         self.recent.refusals.note(
             self.clock.wall(),
+            client,
             |seen| std::ptr::eq(seen.code, code) && seen.client == client && seen.listener == listener,
             || RefusedRequest {
                 code,
@@ -259,8 +264,8 @@ impl Unparsed for Shared {
                 client,
                 peer: peer.as_ref().map(|p| p.name.as_str().to_owned()),
                 route: None,
-                path: String::new(),
-                request_id: Some(request_id.to_owned()),
+                path: readable(path),
+                request_id: Some((*request_id).to_owned()),
             },
         );
         self.log().record(&AccessRecord {
@@ -270,9 +275,12 @@ impl Unparsed for Shared {
             tls_version: tls.map(|t| t.version),
             tls_cipher: tls.map(|t| t.cipher),
             sni: tls.and_then(|t| t.sni.as_deref()),
+            http_version: line.version,
+            method: line.method,
+            path,
             status,
             refusal: Some(code),
-            bytes_out: body_bytes as u64,
+            bytes_out: *body_bytes as u64,
             ..AccessRecord::new(self.clock.wall(), connection.listener.name.as_str(), connection.remote_ip())
         });
     }

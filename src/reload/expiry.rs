@@ -40,7 +40,7 @@ impl Ending {
 }
 
 /// The revocation lists that are in use, from files and fetched.
-pub fn lists_of(snapshot: &Snapshot) -> impl Iterator<Item = Ending> {
+fn lists_of(snapshot: &Snapshot) -> impl Iterator<Item = Ending> {
     let listeners = snapshot.config.listeners.iter().zip(&snapshot.listeners).filter_map(|(config, built)| {
         let what = format!("listener {}: the CRL of", config.name);
         Some((what, built.tls.as_ref()?.revocation()?, "clients are"))
@@ -63,6 +63,21 @@ pub fn lists_of(snapshot: &Snapshot) -> impl Iterator<Item = Ending> {
             end: facts.next_update,
         })
     })
+}
+
+/// What is in use past its end, of at most so many things.
+const OVERDUE_MAX: usize = 50;
+
+/// What is in use although its end is past, a sentence each. `now` is Unix time in seconds.
+pub fn overdue(snapshot: &Snapshot, now: i64) -> Vec<String> {
+    let over = endings(snapshot).filter(|ending| now > ending.end);
+    over.take(OVERDUE_MAX).map(|ending| warning(&ending, now)).collect()
+}
+
+/// All that a snapshot uses and that has an end.
+pub fn endings(snapshot: &Snapshot) -> impl Iterator<Item = Ending> {
+    let certificates = snapshot.certificates().map(|(kind, owner, c)| Ending::of_certificate(kind, owner, c));
+    certificates.chain(lists_of(snapshot))
 }
 
 /// What a warning is known by: what it is about, the subject, and its serial and life.
@@ -101,9 +116,9 @@ fn warning(ending: &Ending, now: i64) -> String {
     let Ending { what, subject, id, then, end, .. } = ending;
     let when = match end - now {
         left @ ..0 => format!("expired {} ago", span(-left)),
-        left => format!("expires in {}", span(left)),
+        left => format!("expires in {}; two thirds of its life are over", span(left)),
     };
-    format!("{what} {subject:?} ({id}) {when}; two thirds of its life are over{then}")
+    format!("{what} {subject:?} ({id}) {when}{then}")
 }
 
 fn span(seconds: i64) -> String {

@@ -1,5 +1,5 @@
-//! Revocation lists in files, while a reload fails for something else: whatever is broken, it must not keep a revocation
-//! out.
+//! Revocation lists in files and CAs that are withdrawn, while a reload fails for something else: whatever is broken, it must
+//! not keep a revocation out.
 
 use std::path::Path;
 
@@ -21,6 +21,20 @@ pub fn renew(snapshot: &Snapshot, now_unix: i64, metrics: &Metrics) {
         let revocation = upstream.tls.as_ref().and_then(|tls| tls.revocation.as_ref());
         if revocation.is_some_and(|lists| lists.renew_from_files(now_unix)) {
             log::warn!("upstream {}: {SAID}", upstream.upstream.name());
+            upstream.show_lists(metrics);
+        }
+    }
+}
+
+/// Takes the withdrawal of clients' CAs into use by itself, where their file can be read.
+pub fn withdraw(snapshot: &Snapshot, now_unix: i64) {
+    for (config, listener) in snapshot.config.listeners.iter().zip(&snapshot.listeners) {
+        let file = config.tls.as_ref().and_then(|tls| tls.client_auth.ca.as_deref());
+        let built = listener.tls.as_ref().filter(|tls| tls.asks_clients());
+        if built.zip(file).is_some_and(|(tls, file)| tls.renew_trust(file, now_unix)) {
+            let said =
+                "clients are trusted by those CAs of its bundle that stand in the file now; what is new there waits";
+            log::warn!("listener {}: {said}", config.name);
         }
     }
 }
@@ -31,6 +45,6 @@ pub fn waiting<'f>(config: &Config, changed: impl Iterator<Item = &'f Path>) -> 
     let of_upstreams = config.upstreams.iter().filter_map(|u| Some(&u.tls.as_ref()?.crl));
     let lists: Vec<_> = of_listeners.chain(of_upstreams).flatten().map(Path::new).collect();
     let waiting: Vec<_> = changed.filter(|file| !lists.contains(file)).map(|file| file.display().to_string()).collect();
-    let said = "have changed and wait until that is mended, a CA withdrawn there too; CRL files do not wait";
+    let said = "have changed and wait until that is mended; CRL files do not wait, nor does a client CA's withdrawal if another stays";
     (!waiting.is_empty()).then(|| format!("{} {said}", waiting.join(", ")))
 }

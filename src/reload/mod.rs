@@ -33,12 +33,13 @@ use crate::secret::Secret;
 use crate::snapshot::{Ground, Snapshot};
 use crate::tls::Issued;
 
-use expiry::{CHECK_EVERY_SECONDS, Ending, ExpiryWarnings, lists_of};
+use expiry::{CHECK_EVERY_SECONDS, ExpiryWarnings};
 use material::{Contents, Reader};
 use report::report;
 use restart::FirstHeaders;
 use settle::{Look, SETTLE, Settle};
 
+pub use expiry::overdue;
 pub use report::{Report, Trigger};
 
 /// With `server.watch: 0s` the configuration is asked so often whether that has changed.
@@ -218,6 +219,7 @@ impl Reloader {
             Err(errors) => {
                 let waits = self.take_lists(&state.origin, &attempt.before);
                 let now = state.origin.clock.now();
+                lists::withdraw(&self.running.snapshot(), state.origin.clock.unix_seconds());
                 state.origin.settle.refused(attempt.before, now);
                 self.refuse(&state, errors, waits, trigger)
             }
@@ -308,6 +310,8 @@ impl Reloader {
                 let waits = self.take_lists(&state.origin, &attempt.before);
                 let now = state.origin.clock.now();
                 if state.origin.settle.failed(now) {
+                    // Not before: a bundle that is half written lacks CAs, too.
+                    lists::withdraw(&self.running.snapshot(), state.origin.clock.unix_seconds());
                     self.refuse(state, errors, waits, trigger);
                     count(false);
                 } else {
@@ -368,7 +372,7 @@ impl Reloader {
         origin.addresses = built.addresses;
         origin.settle.taken(built.contents);
         let warnings = built.needs_restart.iter().cloned();
-        let warnings = warnings.chain(built.warnings.iter().map(ToString::to_string)).collect();
+        let warnings = warnings.chain(config::folded(&built.warnings).iter().map(ToString::to_string)).collect();
         *self.needs_restart.lock() = built.needs_restart;
         self.swap(state, built.snapshot, built.log, warnings, trigger)
     }
@@ -404,6 +408,7 @@ impl Reloader {
         let snapshot = self.running.snapshot();
         let (why, generation) = (trigger.as_str(), snapshot.generation);
         log::error!("reload failed ({why}): generation {generation} stays in use; {} errors:", errors.len());
+        let errors = config::folded(&errors);
         for error in &errors {
             log::error!("{error}");
         }
@@ -416,6 +421,7 @@ impl Reloader {
     /// The files that failed stand again as they are in use: the failure is over, and nothing has changed.
     fn restored(&self, state: &mut State, trigger: Trigger) {
         let snapshot = self.running.snapshot();
+        lists::withdraw(&snapshot, state.origin.clock.unix_seconds());
         // Who asked may have been refused for the configuration file too, which nobody watches.
         if let Some(asked @ (Trigger::Signal | Trigger::Admin)) = self.last().map(|report| report.trigger) {
             let again = self.attempt(&mut state.origin, asked).result;
@@ -446,8 +452,7 @@ impl State {
     fn warn_again_of_expiry(&mut self, snapshot: &Snapshot) {
         let now = self.origin.clock.unix_seconds();
         self.expiry_checked = Some(now);
-        let certificates = snapshot.certificates().map(|(kind, owner, c)| Ending::of_certificate(kind, owner, c));
-        for warning in self.expiry.due(certificates.chain(lists_of(snapshot)), now) {
+        for warning in self.expiry.due(expiry::endings(snapshot), now) {
             log::warn!("{warning}");
         }
     }

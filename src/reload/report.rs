@@ -44,9 +44,9 @@ pub struct Report {
     pub generation: u64,
     /// [`hash`](crate::config::Config::hash) of what is in use afterwards.
     pub hash: String,
-    /// What needs a restart, then what is allowed but probably not meant.
+    /// What needs a restart, then what is allowed but probably not meant, [folded](crate::config::folded).
     pub warnings: Vec<String>,
-    /// Why the old one is kept; empty: the new one is in use.
+    /// Why the old one is kept, folded too; empty: the new one is in use.
     pub errors: Vec<ConfigError>,
 }
 

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::admin::status::OrderStatus;
 use crate::admin::{Command, Denied};
 use crate::files;
-use crate::policy::maintenance::{ORDERS_MAX, Order, Scope, Target, from_json, to_json};
+use crate::policy::maintenance::{ORDERS_MAX, Order, Orders, Scope, Target, from_json, to_json};
 use crate::policy::rate_limit::SharedRates;
 use crate::proxy::Shared;
 use crate::proxy::maintenance::FleetOrders;
@@ -78,17 +78,30 @@ pub fn carry_out(shared: &Shared, command: &Command) -> Result<Value, Denied> {
         true => named_alike(&snapshot, before, &command.target),
         false => check_target(&snapshot, &command.target).map(|()| vec![command.target.clone()]),
     };
+    let mut ended = Orders::default();
     if fleet {
         let _turn = shared.maintenance.fleet.blocking_lock();
-        let targets = targets(&shared.maintenance.orders().fleet)?;
+        let before = shared.maintenance.orders();
+        let targets = targets(&before.fleet)?;
         tell_fleet(shared, &snapshot, &targets, order.as_ref())?;
         shared.change_orders(|orders| put(&mut orders.fleet, &targets, order.as_ref()));
+        ended.fleet = among(&before.fleet, &targets);
     } else {
-        let targets = targets(&shared.maintenance.orders().own)?;
+        let before = shared.maintenance.orders();
+        let targets = targets(&before.own)?;
         change_own(shared, &snapshot, &targets, order.as_ref())?;
+        ended.own = among(&before.own, &targets);
     }
-    let orders = shared.maintenance.orders();
-    Ok(json!({ "orders": OrderStatus::of(&orders) }))
+    let mut answer = json!({ "orders": OrderStatus::of(&shared.maintenance.orders()) });
+    if command.ends {
+        answer["ended"] = json!(OrderStatus::of(&ended));
+    }
+    Ok(answer)
+}
+
+/// The orders of these targets.
+fn among(scope: &Scope, targets: &[Target]) -> Scope {
+    targets.iter().filter_map(|target| Some((target.clone(), scope.get(target)?.clone()))).collect()
 }
 
 /// An order that is given again is as old as it was.

@@ -8,9 +8,9 @@ use serde_json::json;
 use super::maintenance;
 use super::spiffe::Agent;
 use crate::admin::status::{
-    BreakerStatus, CertificateStatus, ConfigStatus, CrlSourceStatus, CrlStatus, DiscoveryStatus, ListenerStatus,
-    NodeStatus, OrderStatus, ReloadError, ReloadStatus, RouteStatus, SpiffeStatus, StapleStatus, Status,
-    UpstreamStatus,
+    AuthoritiesStatus, BreakerStatus, CertificateStatus, ConfigStatus, CrlSourceStatus, CrlStatus, DiscoveryStatus,
+    ListenerStatus, NodeStatus, OrderStatus, ReloadError, ReloadStatus, RouteStatus, SpiffeStatus, StapleStatus,
+    Status, UpstreamStatus,
 };
 use crate::admin::status_traffic::{FailedHandshakeStatus, PeerStatus, RefusalsStatus, TrafficStatus};
 use crate::admin::{AdminState, Readiness, Reloaded};
@@ -18,7 +18,7 @@ use crate::config::{self, Config, RoutePeers};
 use crate::observe::process_log;
 use crate::policy::maintenance::Orders;
 use crate::proxy::Shared;
-use crate::reload::{Reloader, Report, Trigger};
+use crate::reload::{self, Reloader, Report, Trigger};
 use crate::snapshot::{ListenerSnapshot, Snapshot, UpstreamSnapshot};
 use crate::tls::{CertificateFacts, CrlFacts, Staple};
 
@@ -127,6 +127,7 @@ fn status(shared: &Shared, reloader: &Reloader, agent: Option<&Agent>, started: 
         time: now,
         ready: readiness(shared, agent, started).is_ready(),
         draining: shared.draining(),
+        overdue: reload::overdue(&snapshot, now),
         config: ConfigStatus {
             path: config.source.display().to_string(),
             hash: config.hash.clone(),
@@ -138,7 +139,7 @@ fn status(shared: &Shared, reloader: &Reloader, agent: Option<&Agent>, started: 
         spiffe: agent.map(|agent| spiffe(agent, &snapshot)),
         listeners: config.listeners.iter().zip(&snapshot.listeners).map(|(c, l)| listener(shared, c, l)).collect(),
         routes: config.routes.iter().map(|r| route(config, r, &orders)).collect(),
-        upstreams: snapshot.upstreams.iter().map(|u| upstream(u, now)).collect(),
+        upstreams: config.upstreams.iter().zip(&snapshot.upstreams).map(|(c, u)| upstream(c, u, now)).collect(),
         orders: OrderStatus::of(&orders),
         orders_can_persist: config.server.state_dir.is_some(),
         orders_reach_fleet: config.maintenance.fleet,
@@ -182,19 +183,39 @@ fn listener(shared: &Shared, config: &config::Listener, built: &ListenerSnapshot
         },
         connections: shared.metrics.listener(config.name.as_str()).open_connections(),
         certificates: certificates.collect(),
-        crls: crls.map(|f| crl(&f)).collect(),
+        client_ca: config
+            .tls
+            .as_ref()
+            .zip(built.tls.as_ref())
+            .filter(|(tls, _)| tls.client_auth.asks())
+            .map(|(tls, built)| authorities(tls.client_auth.ca.as_deref(), built.authorities(), now)),
+        crls: crls.map(|f| crl(&f, now)).collect(),
         crl_sources: sources.map(|(url, fetched)| CrlSourceStatus { url, fetched }).collect(),
     }
 }
 
-fn crl(facts: &CrlFacts) -> CrlStatus {
+fn crl(facts: &CrlFacts, now: i64) -> CrlStatus {
     CrlStatus {
         issuer: facts.issuer.clone(),
         this_update: facts.this_update,
         next_update: Some(facts.next_update).filter(|at| *at != i64::MAX),
+        expired: now > facts.next_update,
         entries: facts.entries,
         memory_bytes: facts.memory_bytes,
         file_is_older: facts.file_is_older,
+    }
+}
+
+/// CAs of one listener or upstream that are told of.
+const AUTHORITIES_MAX: usize = 50;
+
+fn authorities(file: Option<&str>, all: &[CertificateFacts], now: i64) -> AuthoritiesStatus {
+    let mut first: Vec<_> = all.iter().collect();
+    first.sort_by_key(|facts| facts.not_after);
+    AuthoritiesStatus {
+        source: file.unwrap_or("spiffe").to_owned(),
+        certificates: first.into_iter().take(AUTHORITIES_MAX).map(|facts| certificate(facts, now)).collect(),
+        omitted: all.len().saturating_sub(AUTHORITIES_MAX),
     }
 }
 
@@ -235,7 +256,7 @@ fn route(config: &Config, route: &config::Route, orders: &Orders) -> RouteStatus
     }
 }
 
-fn upstream(built: &UpstreamSnapshot, now: i64) -> UpstreamStatus {
+fn upstream(config: &config::Upstream, built: &UpstreamSnapshot, now: i64) -> UpstreamStatus {
     let nodes = built.upstream.status().into_iter().map(|n| NodeStatus {
         url: n.url.to_string(),
         address: n.address.to_string(),
@@ -251,6 +272,7 @@ fn upstream(built: &UpstreamSnapshot, now: i64) -> UpstreamStatus {
         last_error: n.last_error,
     });
     let breaker = built.upstream.breaker();
+    let lists = built.tls.as_ref().and_then(|tls| tls.revocation.as_ref());
     UpstreamStatus {
         name: built.upstream.name().as_str().to_owned(),
         ready: built.upstream.is_ready(),
@@ -270,6 +292,12 @@ fn upstream(built: &UpstreamSnapshot, now: i64) -> UpstreamStatus {
             error: d.error,
         }),
         certificate: built.tls.as_ref().and_then(|tls| tls.certificate.as_ref()).map(|c| certificate(c, now)),
+        ca: config
+            .tls
+            .as_ref()
+            .zip(built.tls.as_ref())
+            .map(|(c, tls)| authorities(c.ca.as_deref(), &tls.authorities, now)),
+        crls: lists.iter().flat_map(|lists| lists.facts()).map(|f| crl(&f, now)).collect(),
         nodes: nodes.collect(),
     }
 }

@@ -277,7 +277,7 @@ fn crls_that_leave_something_open_are_told() {
     let mut tls = listener(&["gw"]);
     tls.client_auth.crl = vec!["mesh.crl".into()];
     dir.write("mesh.crl", CrlSpec::new(now() - 7200, now() - 60).issue(&PKI.intermediate).unwrap());
-    one_warning(&dir, &tls, "client_auth.crl", "past its nextUpdate; its clients are refused");
+    one_warning(&dir, &tls, "client_auth.crl", "past its nextUpdate; whoever it is to vouch for is refused");
     dir.write("mesh.crl", CrlSpec::new(now() - 60, now() + 60).issue(&PKI.intermediate).unwrap());
     assert!(dir.build(&tls).unwrap().warnings().is_empty());
     tls.client_auth.crl_check = Some(CrlCheck::Chain);

@@ -271,6 +271,13 @@ impl ServerContext {
         self.trust.generation() == other.trust.generation()
     }
 
+    /// Takes the withdrawal of CAs from the bundle's file into use by itself, if the file can be read and some of its CAs
+    /// stay: clients of the others are refused by the next request. Says whether anything changed.
+    pub fn renew_trust(&self, file: &str, now: i64) -> bool {
+        let bundle = Files::new(Path::new("/"), now).bundle("client_auth.ca", file);
+        bundle.is_some_and(|bundle| self.trust.narrow(&bundle).unwrap_or(false))
+    }
+
     /// What is known of revoked certificates, if the configuration asks for it.
     pub fn revocation(&self) -> Option<&Arc<Revocation>> {
         self.revocation.as_ref()

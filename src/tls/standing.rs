@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use ahash::AHashMap;
+use arc_swap::ArcSwap;
 use openssl::error::ErrorStack;
 use openssl::sha::Sha256;
 use openssl::ssl::SslRef;
@@ -71,6 +72,10 @@ impl Standing {
         &self.verified.links
     }
 
+    fn lost((trust, revocation): (u64, u64), verified: Arc<Verified>, gone: Gone) -> Self {
+        Self { trust, revocation, verified, gone: Some(gone), until: i64::MAX }
+    }
+
     /// Why the client may not stay, if so.
     pub fn gone(&self) -> Option<Gone> {
         self.gone
@@ -113,9 +118,26 @@ impl Anchors {
 
 /// The CAs of a listener, for verifying a chain again.
 pub(super) struct Trust {
+    /// Of the configuration; empty with trust domains, which come from no file.
+    bundle: Vec<X509>,
+    rules: Rules,
+    /// The same, or without what has been withdrawn since.
+    present: ArcSwap<Present>,
+}
+
+/// The rules of a handshake, beside those for TLS clients.
+#[derive(Clone, Copy)]
+struct Rules {
+    level: u32,
+    depth: u32,
+}
+
+struct Present {
     /// A hash of the CAs: the same one after a reload that did not change them.
     generation: u64,
     stores: Stores,
+    /// CAs are withdrawn that the handshake still takes.
+    narrowed: bool,
 }
 
 enum Stores {
@@ -123,9 +145,8 @@ enum Stores {
     ByTrustDomain(AHashMap<String, X509Store>),
 }
 
-impl Trust {
-    /// With the rules of a handshake: for TLS clients, security `level`, at most `depth` intermediates.
-    pub(super) fn new(anchors: &Anchors, level: u32, depth: u32) -> Result<Self, ErrorStack> {
+impl Present {
+    fn new(anchors: &Anchors, rules: Rules, narrowed: bool) -> Result<Self, ErrorStack> {
         let mut hash = Sha256::new();
         let mut store = |bundle: &[X509]| {
             let mut builder = X509StoreBuilder::new()?;
@@ -133,11 +154,11 @@ impl Trust {
                 hash.update(&cert.to_der()?);
                 builder.add_cert(cert.clone())?;
             }
-            let mut rules = X509VerifyParam::new()?;
-            rules.set_auth_level(i32::try_from(level).unwrap_or(i32::MAX));
-            rules.set_depth(i32::try_from(depth).unwrap_or(i32::MAX));
-            rules.set_purpose(X509PurposeId::SSL_CLIENT)?;
-            builder.set_param(&rules)?;
+            let mut param = X509VerifyParam::new()?;
+            param.set_auth_level(i32::try_from(rules.level).unwrap_or(i32::MAX));
+            param.set_depth(i32::try_from(rules.depth).unwrap_or(i32::MAX));
+            param.set_purpose(X509PurposeId::SSL_CLIENT)?;
+            builder.set_param(&param)?;
             Ok::<_, ErrorStack>(builder.build())
         };
         let stores = match anchors {
@@ -152,16 +173,7 @@ impl Trust {
             domains.iter().for_each(|(name, bundle)| hash.update(format!("{name}\0{}\0", bundle.len()).as_bytes()));
         }
         let [a, b, c, d, e, f, g, h, ..] = hash.finish();
-        Ok(Self { generation: u64::from_be_bytes([a, b, c, d, e, f, g, h]), stores })
-    }
-
-    /// Whether each trust domain has CAs of its own.
-    pub(super) fn is_by_trust_domain(&self) -> bool {
-        matches!(self.stores, Stores::ByTrustDomain(_))
-    }
-
-    pub(super) fn generation(&self) -> u64 {
-        self.generation
+        Ok(Self { generation: u64::from_be_bytes([a, b, c, d, e, f, g, h]), stores, narrowed })
     }
 
     /// The CAs that may vouch for a client.
@@ -188,6 +200,44 @@ impl Trust {
     }
 }
 
+impl Trust {
+    /// With the rules of a handshake: for TLS clients, security `level`, at most `depth` intermediates.
+    pub(super) fn new(anchors: &Anchors, level: u32, depth: u32) -> Result<Self, ErrorStack> {
+        let rules = Rules { level, depth };
+        let bundle = match anchors {
+            Anchors::Bundle(bundle) => bundle.clone(),
+            Anchors::TrustDomains(_) => Vec::new(),
+        };
+        Ok(Self { bundle, rules, present: ArcSwap::from_pointee(Present::new(anchors, rules, false)?) })
+    }
+
+    /// Whether each trust domain has CAs of its own.
+    pub(super) fn is_by_trust_domain(&self) -> bool {
+        matches!(self.present.load().stores, Stores::ByTrustDomain(_))
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.present.load().generation
+    }
+
+    /// Trusts from now on those of its CAs that stand in `bundle` too, and no others: clients of the others are let in by
+    /// the handshake, and their first request is refused. A bundle that has nothing of it is another one, and waits for
+    /// the rest of a reload. Says whether that changed anything.
+    pub(super) fn narrow(&self, bundle: &[X509]) -> Result<bool, ErrorStack> {
+        let kept: Vec<_> = self.bundle.iter().filter(|cert| bundle.contains(cert)).cloned().collect();
+        if kept.is_empty() {
+            return Ok(false);
+        }
+        let narrowed = kept.len() < self.bundle.len();
+        let present = Present::new(&Anchors::Bundle(kept), self.rules, narrowed)?;
+        let changed = present.generation != self.generation();
+        if changed {
+            self.present.store(Arc::new(present));
+        }
+        Ok(changed)
+    }
+}
+
 /// What a listener judges its clients by.
 pub(super) struct Judge<'a> {
     pub(super) trust: &'a Trust,
@@ -206,36 +256,41 @@ impl Judge<'_> {
             sent.push(cert.to_owned()).ok()?;
         }
         let client = ClientChain { leaf: ssl.peer_certificate()?, sent, issuer };
-        let standing = self.weigh(self.generations(), Arc::new(verified), now);
+        let (verified, present) = (Arc::new(verified), self.trust.present.load());
+        let generations = self.generations(&present);
+        if present.narrowed
+            && let Err(gone) = present.verify(&client)
+        {
+            return Some((client, Standing::lost(generations, verified, gone)));
+        }
+        let standing = self.weigh(generations, verified, now);
         Some((client, standing))
     }
 
     /// What has become of it; `None`: `before` still holds.
     pub(super) fn again(&self, client: &ClientChain, before: &Standing, now: i64) -> Option<Standing> {
-        let generations = self.generations();
+        let present = self.trust.present.load();
+        let generations = self.generations(&present);
         let same_trust = before.trust == generations.0;
         if same_trust && before.revocation == generations.1 && (before.gone.is_some() || now <= before.until) {
             return None;
         }
-        let lost = |gone| {
-            let verified = before.verified.clone();
-            Standing { trust: generations.0, revocation: generations.1, verified, gone: Some(gone), until: i64::MAX }
-        };
+        let lost = |gone| Standing::lost(generations, before.verified.clone(), gone);
         if same_trust {
             return Some(match before.gone {
                 Some(Gone::NotTrusted) => lost(Gone::NotTrusted),
                 _ => self.weigh(generations, before.verified.clone(), now),
             });
         }
-        Some(match self.trust.verify(client) {
+        Some(match present.verify(client) {
             Ok(verified) => self.weigh(generations, Arc::new(verified), now),
             Err(gone) => lost(gone),
         })
     }
 
     /// Read before the set is asked: if it is swapped meanwhile, the next request asks again.
-    fn generations(&self) -> (u64, u64) {
-        (self.trust.generation, self.revocation.map_or(0, Revocation::generation))
+    fn generations(&self, present: &Present) -> (u64, u64) {
+        (present.generation, self.revocation.map_or(0, Revocation::generation))
     }
 
     fn weigh(&self, (trust, revocation): (u64, u64), verified: Arc<Verified>, now: i64) -> Standing {

@@ -26,6 +26,11 @@ fn fits(document: &Value, method: &str, path: &str, answer: &Response) {
     assert!(wrong.is_empty(), "{method} {path}: {wrong:#?}\n{body:#}");
 }
 
+/// Whether the document describes this answer of a gateway.
+pub fn fits_the_document(gateway: &Gateway, method: &str, path: &str) {
+    fits(&document(gateway), method, path, &gateway.admin_ask(method, path));
+}
+
 /// A gateway with a peer that calls, one that is refused, a stranger whose handshake fails, a certificate and a list.
 fn seen_things(node: &Node) -> Gateway {
     let mut setup = Setup::new(&[node.address]);

@@ -277,17 +277,34 @@ fn a_stuck_reader_of_the_process_log_does_not_keep_the_process() {
 }
 
 #[test]
-fn a_request_that_the_parser_refuses_is_logged_without_what_it_never_had() {
+fn a_request_that_the_parser_refuses_is_logged_with_what_it_had() {
     let (gateway, _node) = gateway();
-    let answer = gateway.connect("alice").exchange(b"GET /echo HTTP/1.1\r\nHost gateway.test\r\n\r\n").unwrap();
+    let refused = |request: &str| {
+        let answer = gateway.connect("alice").exchange(request.as_bytes()).unwrap();
+        assert_eq!(answer.status, 400);
+        let id = answer.header("x-request-id").unwrap().to_owned();
+        let line = gateway.wait_log(|l| l["request_id"] == id.as_str());
+        assert_eq!((&line["refusal"], &line["peer"]), (&json!("bad_request"), &json!("alice")), "{line}");
+        assert_eq!(line["bytes_out"], json!(answer.text().len()), "{line}");
+        let last = gateway.status()["refusals"]["last"][0].clone();
+        assert_eq!(last["request_id"], id.as_str(), "{last}");
+        (line, last)
+    };
+    let bad_line = format!("GET /echo/a?{SECRET} HTTP/1.1\r\nHost gateway.test\r\n\r\n");
+    let (line, last) = refused(&bad_line);
+    let told = ["method", "path", "http_version"].map(|field| line[field].as_str().unwrap_or("").to_owned());
+    assert_eq!(told, ["GET", "/echo/a", "HTTP/1.1"], "{line}");
+    assert!(!line.to_string().contains(SECRET) && !last.to_string().contains(SECRET), "{line}");
+    assert!(line.get("host").is_none(), "{line}");
+}
+
+#[test]
+fn what_is_no_request_line_is_logged_without_what_it_never_had() {
+    let (gateway, _node) = gateway();
+    let answer = gateway.connect("alice").exchange(b"(\x01) nonsense\r\n\r\n").unwrap();
     assert_eq!(answer.status, 400);
-    let id = answer.header("x-request-id").unwrap().to_owned();
-    let line = gateway.wait_log(|l| l["request_id"] == id.as_str());
-    assert_eq!((&line["refusal"], &line["peer"]), (&json!("bad_request"), &json!("alice")), "{line}");
-    assert_eq!(line["bytes_out"], json!(answer.text().len()), "{line}");
+    let line = gateway.wait_log(|l| l["status"] == 400);
     for field in ["http_version", "method", "path", "host"] {
         assert!(line.get(field).is_none(), "{field} in {line}");
     }
-    let last = &gateway.status()["refusals"]["last"][0];
-    assert_eq!(last["request_id"], id.as_str(), "{last}");
 }

@@ -81,6 +81,20 @@ fn without_a_list_that_is_in_time_no_node_is_believed() {
     let late = setup(&mesh, &node, &list(&mesh, -7200, -60, &[]), by_name).start();
     assert_eq!((get(&late), failures(&late, "crl_expired")), (502, 1.0));
     wait_until("the log warns", || late.stderr().contains("upstream hive: the CRL of \"CN=Hive intermediate CA\""));
+    // Other nodes may do, so the gateway is ready; status and metrics say what is wrong.
+    let status = late.status();
+    let (crl, ca) = (&status["upstreams"][0]["crls"][0], &status["upstreams"][0]["ca"]);
+    assert_eq!((&crl["issuer"], &crl["expired"]), (&"CN=Hive intermediate CA".into(), &true.into()), "{status}");
+    assert!(ca["source"].as_str().unwrap().ends_with("/hive-ca.pem"), "{ca}");
+    assert_eq!(ca["certificates"].as_array().unwrap().len(), 2, "{ca}");
+    let overdue = status["overdue"].as_array().unwrap().clone();
+    assert_eq!(overdue.len(), 1, "{overdue:?}");
+    let told = overdue[0].as_str().unwrap();
+    assert!(told.contains("upstream hive: the CRL of") && told.ends_with("its nodes are refused"), "{told}");
+    let labels = [("upstream", "hive"), ("issuer", "CN=Hive intermediate CA")];
+    let due = late.metric("hive_gateway_upstream_crl_next_update_seconds", &labels);
+    assert_eq!(Some(due), crl["next_update"].as_f64());
+    crate::admin_api::fits_the_document(&late, "GET", "/v1/status");
     let dates = from_now(-60, 3600);
     let of_the_root = CrlSpec::new(dates.not_before, dates.not_after).issue(&mesh.0.root).unwrap();
     let none = setup(&mesh, &node, &of_the_root, by_name).start();

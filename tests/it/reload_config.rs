@@ -296,3 +296,30 @@ fn the_access_log_moves_and_is_opened_again() {
     get(&gateway, "bob", "/four");
     wait_until("the line is in the old file", || read("access.log").contains("/four"));
 }
+
+#[test]
+fn thousands_of_warnings_alike_are_a_few_lines_of_log_and_status() {
+    const UNUSED: usize = 6000;
+    let node = Node::start();
+    let mut setup = Setup::new(&[node.address]);
+    setup.routes = "\n  - { name: bobs, paths: [/bob], methods: [GET], peers: [bob], upstream: hive }\n".into();
+    let peers = (0..UNUSED).map(|n| format!("  - {{ name: unused-{n}, uri: \"spiffe://mesh.test/hive/u{n}\" }}\n"));
+    setup.peers += &peers.collect::<String>();
+    let gateway = setup.start();
+    let told = || gateway.stderr().matches("no route names the peer").count();
+    let more = |times| gateway.stderr().matches("(and 5996 more like this;").count() == times;
+    wait_until("the start tells of them", || more(1));
+    assert_eq!(told(), 5);
+    let answer = gateway.reload_ok();
+    assert_eq!(answer["warnings"].as_array().unwrap().len(), 5, "{answer}");
+    assert_eq!(gateway.status()["last_reload"]["warnings"], answer["warnings"]);
+    wait_until("the reload tells of them", || more(2));
+    assert_eq!(gateway.metric("hive_gateway_process_log_dropped_total", &[]), 0.0);
+    // Errors too.
+    gateway.edit("name: unused-", "name: UNUSED ");
+    let answer = gateway.reload();
+    let errors = answer.json()["errors"].as_array().unwrap().clone();
+    assert_eq!((answer.status, errors.len()), (422, 5), "{errors:?}");
+    assert!(errors[4]["message"].as_str().unwrap().contains("more like this"), "{errors:?}");
+    assert_eq!(gateway.metric("hive_gateway_process_log_dropped_total", &[]), 0.0);
+}

@@ -363,6 +363,46 @@ fn a_broken_file_keeps_no_revocation_out() {
 }
 
 #[test]
+fn a_broken_file_keeps_no_withdrawal_of_a_ca_out() {
+    let node = Node::start();
+    let other = Pki::new("Partner");
+    let mut setup = setup(&node);
+    setup.server = "watch: 100ms".into();
+    let mesh = setup.pki.0.bundle_pem().unwrap();
+    let both = [mesh.as_slice(), &other.0.bundle_pem().unwrap()].concat();
+    std::fs::write(setup.dir.path().join("ca.pem"), &both).unwrap();
+    let gateway = setup.start();
+    let partner = gateway.client_with(Some(other.client("alice")));
+    let mut running = partner.connect(gateway.address).unwrap();
+    assert_eq!(running.exchange(ASK).unwrap().status, 200);
+    let write = |name: &str, bytes: &[u8]| std::fs::write(gateway.dir().join(name), bytes).unwrap();
+    let good = std::fs::read(gateway.dir().join("server.pem")).unwrap();
+    write("server.pem", b"nonsense");
+    write("ca.pem", &mesh);
+    assert_eq!(gateway.reload().status, 422);
+    let answer = running.exchange(ASK).unwrap();
+    assert_eq!((answer.status, answer.json()["error"].as_str()), (401, Some("certificate_not_trusted")));
+    assert_eq!(get(&partner, &gateway).unwrap(), 401, "a new connection of the same CA");
+    assert_eq!(get(&gateway.client("alice"), &gateway).unwrap(), 200, "the other CA");
+    // Put back, it is trusted again; a bundle that is another one altogether waits.
+    for (bundle, name) in [(&both, "put back"), (&Pki::new("New").0.bundle_pem().unwrap(), "replaced")] {
+        write("ca.pem", bundle);
+        assert_eq!(gateway.reload().status, 422);
+        assert_eq!(
+            (get(&partner, &gateway).unwrap(), get(&gateway.client("alice"), &gateway).unwrap()),
+            (200, 200),
+            "{name}"
+        );
+    }
+    // By itself, once it has been told that something is broken; and all is well when that is mended.
+    write("ca.pem", &mesh);
+    wait_until("it is withdrawn again", || get(&partner, &gateway).unwrap() == 401);
+    write("server.pem", &good);
+    wait_until("the handshake refuses", || get(&partner, &gateway).is_err());
+    assert_eq!(get(&gateway.client("alice"), &gateway).unwrap(), 200);
+}
+
+#[test]
 fn a_list_that_runs_out_is_warned_of() {
     let node = Node::start();
     let gateway = with_file(&node, "", |pki| list(pki, -7200, 3000, &[]));

@@ -121,7 +121,7 @@ impl Revocation {
             let who = &crl.issuer_name;
             if crl.next_update < now {
                 let so = match self.expired {
-                    ExpiredCrl::Reject => "its clients are refused until a new one comes",
+                    ExpiredCrl::Reject => "whoever it is to vouch for is refused until a new one comes",
                     ExpiredCrl::Accept => "it is used all the same (expired_crl: accept)",
                 };
                 doubts
@@ -136,7 +136,7 @@ impl Revocation {
         if self.check == CrlCheck::Chain && self.urls.is_empty() && !self.followed.is_on() {
             for (cert, _) in self.bundle.iter().filter(|(_, id)| !set.by_issuer.contains_key(id)) {
                 doubts.push(format!(
-                    "no CRL of {:?}; clients below it are refused (crl_check: chain)",
+                    "no CRL of {:?}; certificates below it are refused (crl_check: chain)",
                     name(cert.subject_name())
                 ));
             }

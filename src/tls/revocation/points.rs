@@ -111,11 +111,28 @@ impl UrlPrefix {
     }
 }
 
-/// Whether a path could lead out of the one that it begins with: dot segments, also encoded, and backslashes.
+/// Whether a path could lead out of the one that it begins with, to whatever server: dot segments, also encoded or with
+/// parameters, and backslashes. What servers decode in different ways is as bad: an encoded percent sign, which some decode
+/// twice, and what is not UTF-8.
 fn climbs(target: &str) -> bool {
-    let path = target.split(['?', '#']).next().unwrap_or_default().to_ascii_lowercase();
-    let path = path.replace("%2e", ".").replace("%2f", "/").replace("%5c", "\\");
-    path.contains('\\') || path.split('/').any(|segment| segment == "." || segment == "..")
+    let path = target.split(['?', '#']).next().unwrap_or_default();
+    let Some(path) = decoded(path) else { return true };
+    let leads_out = |segment: &str| matches!(segment.split(';').next(), Some("." | ".."));
+    path.contains(['%', '\\']) || path.contains(char::is_control) || path.split('/').any(leads_out)
+}
+
+/// A text without its percent-encodings; `None` if one is broken.
+fn decoded(text: &str) -> Option<String> {
+    let mut parts = text.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        let (code, rest) = part.split_at_checked(2)?;
+        // Its own parser takes a sign, too.
+        let digits = code.bytes().all(|b| b.is_ascii_hexdigit());
+        bytes.push(u8::from_str_radix(code, 16).ok().filter(|_| digits)?);
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]
@@ -129,6 +146,7 @@ mod tests {
             ("http://ca.example", "http://ca.example/a.crl"),
             ("http://ca.example/", "http://CA.example:80/a/b.crl?x=1"),
             ("http://ca.example/crl/", "http://ca.example/crl/a%20b.crl"),
+            ("http://ca.example/crl/", "http://ca.example/crl/%C3%A9;v=1?x=%252e%252e/"),
             ("http://[::1]:8080/", "http://[::1]:8080/x"),
         ] {
             assert!(allows(prefix, url), "{prefix} {url}");
@@ -142,6 +160,14 @@ mod tests {
             ("http://ca.example/crl/", "http://ca.example/crl/%2E%2e/admin"),
             ("http://ca.example/crl/", "http://ca.example/crl/..%2Fadmin"),
             ("http://ca.example/crl/", "http://ca.example/crl/.%2e%5cadmin"),
+            ("http://ca.example/crl/", "http://ca.example/crl/%252e%252e/admin"),
+            ("http://ca.example/crl/", "http://ca.example/crl/%25252e%25252e%25252fadmin"),
+            ("http://ca.example/crl/", "http://ca.example/crl/..;x=1/admin"),
+            ("http://ca.example/crl/", "http://ca.example/crl/%c0%ae%c0%ae/admin"),
+            ("http://ca.example/crl/", "http://ca.example/crl/%u002e./admin"),
+            ("http://ca.example/crl/", "http://ca.example/crl/a%+1b"),
+            ("http://ca.example/crl/", "http://ca.example/crl/a%0d%0ab"),
+            ("http://ca.example/crl/", "http://ca.example/crl/a%2"),
         ] {
             assert!(!allows(prefix, url), "{prefix} {url}");
         }
