@@ -126,6 +126,7 @@ const CHANGES: &[(&str, &str)] = &[
         "\n  - { name: carols, paths: [/carol], methods: [GET], peers: [carol], upstream: hive }\n  - { name: a2a,",
     ),
     ("paths: [/bob]", "paths: [/bob, /bobby]"),
+    ("interval: 2s }", "interval: 3s }, balance: round_robin"),
 ];
 
 #[test]
