@@ -285,11 +285,16 @@ async fn http2_connections_to_a_node_that_is_gone_close_at_once() {
     let off = HealthCheck { enabled: false, ..HealthCheck::default() };
     let settings =
         Settings { protocol: UpstreamProtocol::Http2, health_check: off, ..settings(vec![node(address, 1)]) };
-    let upstream = build(idle(settings, MINUTE));
-    let header = || pingora::http::RequestHeader::build("GET", b"http://hive/", None).unwrap();
+    let settings = idle(settings, MINUTE);
+    let header = || {
+        let mut header = pingora::http::RequestHeader::build("GET", b"/", None).unwrap();
+        header.insert_header("host", "hive").unwrap();
+        header
+    };
     let request = || Request { http2: Some(header()), http1: Bytes::new(), body: Bytes::new(), no_body: false };
     // One that rests, and one that carries a request when its node goes.
     for busy in [false, true] {
+        let upstream = build(settings.clone());
         let picked = upstream.pick(&plain()).unwrap();
         let mut exchange = picked.connect(&upstream, Instant::now()).await.unwrap();
         exchange.send(&request()).await.unwrap();
