@@ -7,7 +7,7 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -21,7 +21,6 @@ use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
 };
 use pingora::tls::ssl::SslRef;
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Sleep;
 
@@ -84,8 +83,8 @@ pub struct Downstream {
     /// And how much since then.
     stuck_took: usize,
     frames: Option<Frames>,
-    /// Tells that the client is gone while there is something unread of it.
-    gone: Option<AsyncFd<OwnedFd>>,
+    /// There is something unread of the client, behind which its end is looked for.
+    unread: bool,
     /// The parser's own answer was replaced; what else it writes is dropped.
     replaced: bool,
     admitted: Admitted,
@@ -131,7 +130,7 @@ impl Downstream {
             stuck_since: None,
             stuck_took: 0,
             frames,
-            gone: None,
+            unread: false,
             replaced: false,
             admitted,
         })
@@ -322,9 +321,9 @@ impl AsyncRead for Downstream {
         }
         let before = buf.filled().len();
         let read = if phase == Phase::Waiting {
-            this.transport.poll_gone(cx, &mut this.gone)
+            this.transport.poll_gone(cx, &mut this.unread)
         } else {
-            this.gone = None;
+            this.unread = false;
             this.transport.poll_read(cx, buf)
         };
         match read {

@@ -336,6 +336,39 @@ fn a_gateway_serves_nobody_before_it_knows_the_fleet_s_orders() {
 }
 
 #[test]
+fn a_reload_that_joins_the_fleet_comes_into_use_with_its_orders() {
+    let (redis, node) = (Redis::start(), Node::start());
+    let first = of_fleet(&redis, &node).start();
+    done(&first, "POST", "/v1/maintenance?route=echo&fleet=true");
+    let fleet = format!("redis: {{ url: \"redis://{}\" }}\nmaintenance: {{ fleet: true }}", redis.address);
+    let mut alone = of_fleet(&redis, &node);
+    alone.top = "# alone".into();
+    let second = alone.start();
+    let mut client = second.connect("alice");
+    let mut ask = || {
+        client.send(b"POST /echo HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 2\r\n\r\n{}").unwrap();
+        client.response(false).unwrap().status
+    };
+    assert_eq!(ask(), 200);
+    second.edit("# alone", &fleet);
+    for round in 0..5 {
+        second.reload_ok();
+        // On a connection that there was before, at once.
+        assert_eq!(ask(), 503, "{round}");
+        second.edit(&fleet, "# alone");
+        second.reload_ok();
+        wait_until("it is alone again", || ask() == 200);
+        second.edit("# alone", &fleet);
+    }
+    // Without Redis the reload waits no longer than it says.
+    drop(redis);
+    let begun = std::time::Instant::now();
+    second.reload_ok();
+    assert!(begun.elapsed() < std::time::Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert_eq!(ask(), 200);
+}
+
+#[test]
 fn without_redis_a_gateway_begins_with_the_fleet_s_orders_that_it_knew_last() {
     let (mut redis, node) = (Redis::start(), Node::start());
     let mut setup = of_fleet(&redis, &node);

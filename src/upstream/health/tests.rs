@@ -2,8 +2,8 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::super::{NodeSettings, Settings};
 use super::super::fakes::{Does, FakeNode, OK, build, node, plain, rebuild, settings, until};
+use super::super::{NodeSettings, Settings};
 use super::*;
 use crate::units::Span;
 
