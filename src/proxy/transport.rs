@@ -63,7 +63,8 @@ impl Transport {
     /// would have to be kept somewhere; and unread, it hides from every read that nothing comes behind it. So from the first
     /// such byte on the socket is asked for its end alone: `behind`, false at first.
     ///
-    /// Of a client that has filled the socket's receive buffer nobody can know: its own end is not sent before there is room.
+    /// Of a client that has filled the socket's receive buffer nobody can know: TCP sends its end behind all that it has
+    /// written, and so not before there is room. It keeps its place until `pending_timeout`, or its answer's deadline.
     pub fn poll_gone(&mut self, cx: &mut Context<'_>, behind: &mut bool) -> Poll<io::Result<()>> {
         if !*behind {
             if ready!(self.poll_peek(cx, &mut [0]))? == 0 {

@@ -16,6 +16,11 @@
 //! What is no proof: a RST without a FIN (a process that has read the request and dies sends it before the kernel has
 //! acknowledged anything, for acknowledgements are delayed, and those within a RST don't count), a FIN alone (whoever ends
 //! only its own half may read on), an end without an answer.
+//!
+//! So one race is left, and costs a POST a 502: the request reaches the node's kernel in the moment before the node closes. Its
+//! kernel then sends a RST without a FIN, as it does for a process that has read the first half of the request, has acted on
+//! it, and dies; neither the bytes acknowledged, nor the window, nor the RST itself tells the two apart. A node that says for
+//! how long it keeps connections (`Keep-Alive: timeout`), or keeps them longer than `timeouts.idle`, never gets there.
 
 use std::io;
 use std::mem::MaybeUninit;
