@@ -134,6 +134,15 @@ impl Upstream {
         }
     }
 
+    /// To be called when `next`, the upstream of this name in the configuration that is in use now, has taken its place, or
+    /// none has: connections that rest at nodes which it has not are closed.
+    pub fn succeeded_by(&self, next: Option<&Upstream>) {
+        // Its nodes stay as they are meanwhile, or one that it gets now would be taken for gone.
+        let _since = next.map(|next| next.following.since.lock());
+        let stay: HashSet<NodeId> = next.iter().flat_map(|next| next.nodes().to_vec()).map(|node| node.id()).collect();
+        self.nodes().iter().filter(|node| !stay.contains(&node.id())).for_each(|node| node.retire());
+    }
+
     /// Waits until the nodes are others.
     pub(super) async fn nodes_changed(&self) {
         self.following.changed.notified().await;

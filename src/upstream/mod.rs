@@ -33,7 +33,6 @@ mod settings;
 mod unread;
 mod view;
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -267,13 +266,6 @@ impl Upstream {
     /// How it stands with where the nodes come from; `None`: from the configuration.
     pub fn discovery(&self) -> Option<DiscoveryStatus> {
         self.source.as_ref().map(|source| source.status())
-    }
-
-    /// To be called when `next`, the upstream of this name in the configuration that is in use now, has taken its place, or
-    /// none has: connections that rest at nodes which it has not are closed.
-    pub fn succeeded_by(&self, next: Option<&Upstream>) {
-        let stay: HashSet<NodeId> = next.iter().flat_map(|next| next.nodes().to_vec()).map(|node| node.id()).collect();
-        self.nodes().iter().filter(|node| !stay.contains(&node.id())).for_each(|node| node.retire());
     }
 
     /// Why there is no node at all: none has been discovered yet. `None`: there are nodes.

@@ -30,7 +30,7 @@ fn idle(settings: Settings, idle: Duration) -> Settings {
 /// One request as the proxy makes it, at `now`; whether its connection was an old one.
 async fn request_at(upstream: &Upstream, now: Instant) -> bool {
     let picked = upstream.pick(&plain()).unwrap();
-    let mut exchange = picked.connect(&upstream, now).await.unwrap();
+    let mut exchange = picked.connect(upstream, now).await.unwrap();
     let reused = exchange.reused();
     let http1 = Bytes::from_static(b"GET / HTTP/1.1\r\nHost: hive\r\n\r\n");
     let request = Request { http2: None, http1, body: Bytes::new(), no_body: false };
