@@ -226,6 +226,23 @@ fn streams_live_on_for_the_drain_time_and_no_longer() {
 }
 
 #[test]
+fn whoever_asks_the_old_process_in_the_moment_of_an_upgrade_is_told_that_the_gateway_is_ready() {
+    let (node, end) = node();
+    let gateway = setup(&node, "10s").start();
+    let mut stream = gateway.connect("alice");
+    stream.send(b"GET /echo/stream HTTP/1.1\r\nHost: gateway.test\r\n\r\n").unwrap();
+    assert_eq!(stream.head().unwrap().status, 200);
+    let mut early = Connection::plain(gateway.admin).unwrap();
+    early.send(b"GET /v1/ready HTTP/1.1\r\n").unwrap();
+    let old = gateway.upgrade();
+    assert!(runs(old), "it has a stream to end");
+    early.send(format!("Host: {}\r\n\r\n", gateway.admin).as_bytes()).unwrap();
+    let answer = early.response(false).unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    end.store(true, Ordering::Relaxed);
+}
+
+#[test]
 fn a_new_process_that_can_not_start_leaves_the_old_one_serving() {
     let (node, _end) = node();
     let gateway = setup(&node, "1s").start();
