@@ -105,7 +105,7 @@ pub fn run(file: &Path) -> Result<(), RunError> {
     let shared = Shared::new(snapshot, clock, metrics, log);
     maintenance::restore(&shared);
     let fleet = Fleet::new(shared.clone()).map_err(RunError::Start)?;
-    let reloader = Reloader::new(origin, shared.clone());
+    let reloader = Reloader::new(origin, Arc::new(maintenance::KnowsFleet(shared.clone())));
     notify::start(&shared);
     serve(&shared, &reloader, agent, fleet, (sockets, inherited));
     shared.log().close(LOG_WAIT);

@@ -91,7 +91,7 @@ pub struct Reloaded {
 /// Whether requests should be sent here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Readiness {
-    /// The process is ending: it serves what it has and wants no more.
+    /// The process is ending, and no other has taken its place: it serves what it has and wants no more.
     pub draining: bool,
     /// Names of the upstreams of which no node is known to be up.
     pub upstreams_down: Vec<String>,

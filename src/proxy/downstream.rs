@@ -7,7 +7,7 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -17,7 +17,6 @@ use http::StatusCode;
 use pingora::http::ResponseHeader;
 use pingora::protocols::SocketDigest;
 use pingora::protocols::raw_connect::ProxyDigest;
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
@@ -93,8 +92,8 @@ pub struct Downstream {
     /// And how much since then.
     stuck_took: usize,
     frames: Option<Frames>,
-    /// Tells that the client is gone while there is something unread of it.
-    gone: Option<AsyncFd<OwnedFd>>,
+    /// There is something unread of the client, behind which its end is looked for.
+    unread: bool,
     /// The parser's own answer was replaced; what else it writes is dropped.
     replaced: bool,
     admitted: Admitted,
@@ -142,7 +141,7 @@ impl Downstream {
             stuck_since: None,
             stuck_took: 0,
             frames,
-            gone: None,
+            unread: false,
             replaced: false,
             admitted,
         })
@@ -338,9 +337,9 @@ impl AsyncRead for Downstream {
         }
         let before = buf.filled().len();
         let read = if phase == Phase::Waiting {
-            this.transport.poll_gone(cx, &mut this.gone)
+            this.transport.poll_gone(cx, &mut this.unread)
         } else {
-            this.gone = None;
+            this.unread = false;
             this.transport.poll_read(cx, buf)
         };
         match read {

@@ -91,10 +91,10 @@ async fn enter(session: &mut Session, ctx: &mut Context, guard: &mut Guard<'_>) 
 async fn attempt(session: &mut Session, ctx: &mut Context, request: &Request, guard: &mut Guard<'_>) -> Result<()> {
     after_others().await;
     let now = guard.shared.clock.now();
-    let picked = forward::pick(guard.shared, ctx)?;
+    let (upstream, picked) = forward::pick(guard.shared, ctx)?;
     let connected = tokio::select! {
         biased;
-        connected = picked.connect(now) => connected,
+        connected = picked.connect(upstream, now) => connected,
         over = guard.over(session) => return Err(forward::ended(guard.shared, ctx, over)),
     };
     let mut exchange = match connected {

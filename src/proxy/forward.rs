@@ -16,7 +16,7 @@ use super::{Shared, affinity, trace};
 use crate::headers;
 use crate::observe::UpstreamResult;
 use crate::refusal::Refusal;
-use crate::upstream::{Ask, Exchange, Outcome, Overflow, Picked, Request, Unread, WRONG_NODE};
+use crate::upstream::{Ask, Exchange, Outcome, Overflow, Picked, Request, Unread, Upstream, WRONG_NODE, left_in_error};
 
 /// The request as nodes get it: what a client may not say is left out, what the gateway says is put in.
 pub fn prepare(session: &Session, ctx: &mut Context, body: Bytes) -> Result<Request> {
@@ -61,8 +61,8 @@ pub fn refused(ctx: &mut Context, overflow: Overflow) -> Box<Error> {
     Error::explain(ErrorType::ConnectNoRoute, "the circuit breaker is open")
 }
 
-/// Picks a node that has not been tried.
-pub fn pick<'a>(shared: &Shared, ctx: &'a mut Context) -> Result<&'a Picked> {
+/// Picks a node of the upstream that has not been tried.
+pub fn pick<'a>(shared: &Shared, ctx: &'a mut Context) -> Result<(&'a Upstream, &'a Picked)> {
     let route = ctx.route.as_ref().ok_or_else(|| Error::new(ErrorType::InternalError))?;
     let upstream = &route.upstream.upstream;
     let way = &mut ctx.upstream;
@@ -93,7 +93,7 @@ pub fn pick<'a>(shared: &Shared, ctx: &'a mut Context) -> Result<&'a Picked> {
     if let Some(trace) = &mut ctx.trace {
         trace.try_started(picked.node().url(), now);
     }
-    Ok(way.picked.insert(picked))
+    Ok((upstream, way.picked.insert(picked)))
 }
 
 /// A connection to the node is there.
@@ -149,9 +149,9 @@ pub fn broke(
     let unanswered = !client && ctx.upstream.status.is_none();
     let unread = exchange.unread().filter(|_| unanswered);
     // A node may close a connection that rests; that says nothing against it.
-    let stale = unread == Some(Unread::Closed) || (unanswered && harmless && exchange.reused());
+    let stale = unread == Some(Unread::Closed) || (unanswered && harmless && exchange.was_closed(&error));
     let result = if client { UpstreamResult::ClientGone } else { UpstreamResult::Broken };
-    record_failure(ctx, result, !stale, shared.clock.now());
+    record_failure(ctx, result, !stale || left_in_error(&error), shared.clock.now());
     // With TLS 1.3 a node may refuse the gateway's certificate when the request is already on its way.
     let tls_failure = ctx.upstream.picked.as_ref().and_then(|picked| picked.node().tls_failure(&error));
     ctx.error = Some(tls_failure.unwrap_or_else(|| describe(&error)));

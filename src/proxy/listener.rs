@@ -28,6 +28,7 @@ use super::downstream::Downstream;
 use super::maintenance::FleetOrders;
 use super::shared::OpenConnection;
 use super::socket::Sockets;
+use super::tap::Tap;
 use super::transport::Transport;
 use super::wire::Wire;
 use super::{Gateway, Shared};
@@ -308,7 +309,7 @@ impl Listener {
         remote: SocketAddr,
         settings: &ListenerSnapshot,
     ) -> Option<Transport> {
-        let Some(context) = &settings.tls else { return Some(Transport::Plain(tcp)) };
+        let Some(context) = &settings.tls else { return Some(Transport::Plain(Tap::new(tcp))) };
         let _handshaking = self.listener.metrics.handshaking();
         let started = self.shared.clock.now();
         let stream =
@@ -330,7 +331,7 @@ impl Listener {
             }
             Ok(Err(error)) => {
                 let failure = tls::classify(&error, stream.ssl());
-                let tcp = stream.get_mut().tcp_mut();
+                let tcp = stream.get_mut().tap_mut().tcp_mut();
                 let _ = timeout(ALERT_WAIT, let_alert_arrive(tcp)).await;
                 failure
             }

@@ -26,6 +26,7 @@ mod refuse;
 mod shared;
 pub mod sketch;
 pub mod socket;
+mod tap;
 mod trace;
 pub mod told;
 mod transport;

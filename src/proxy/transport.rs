@@ -2,17 +2,16 @@
 
 use std::ffi::c_int;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use foreign_types::ForeignTypeRef;
 use pingora::tls::ssl::SslRef;
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_openssl::SslStream;
 
+use super::tap::Tap;
 use super::wire::Wire;
 
 /// TLS or not.
@@ -21,15 +20,15 @@ pub enum Transport {
     /// HTTPS.
     Tls(SslStream<Wire>),
     /// Plain HTTP.
-    Plain(TcpStream),
+    Plain(Tap),
 }
 
 impl Transport {
     /// The socket.
     pub fn tcp(&self) -> &TcpStream {
         match self {
-            Transport::Tls(tls) => tls.get_ref().tcp(),
-            Transport::Plain(tcp) => tcp,
+            Transport::Tls(tls) => tls.get_ref().tap().tcp(),
+            Transport::Plain(tcp) => tcp.tcp(),
         }
     }
 
@@ -37,8 +36,7 @@ impl Transport {
     /// as to read a record, and each request waits twice, for itself and for its answer.
     fn poll_something(&self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
-            // An error is for the read to tell.
-            Transport::Tls(tls) if !has_pending(tls.ssl()) => tls.get_ref().tcp().poll_read_ready(cx).map(drop),
+            Transport::Tls(tls) if !has_pending(tls.ssl()) => tls.get_ref().tap().poll_something(cx),
             _ => Poll::Ready(()),
         }
     }
@@ -57,37 +55,27 @@ impl Transport {
         ready!(self.poll_something(cx));
         match self {
             Transport::Tls(tls) => Pin::new(tls).poll_peek(cx, byte).map_err(io::Error::other),
-            Transport::Plain(tcp) => tcp.poll_peek(cx, &mut ReadBuf::new(byte)),
+            Transport::Plain(tcp) => tcp.poll_peek(cx, byte),
         }
     }
 
     /// Ready once the client is gone, or has said its last. What it sends meanwhile stays unread and holds it back: read, it
     /// would have to be kept somewhere; and unread, it hides from every read that nothing comes behind it. So from the first
-    /// such byte on the socket is asked for its end alone, through `watch`, empty at first.
-    pub fn poll_gone(&mut self, cx: &mut Context<'_>, watch: &mut Option<AsyncFd<OwnedFd>>) -> Poll<io::Result<()>> {
-        let watch = match watch {
-            Some(watch) => watch,
-            None if ready!(self.poll_peek(cx, &mut [0]))? == 0 => return Poll::Ready(Ok(())),
-            None => match self.watch_end() {
-                Ok(new) => watch.insert(new),
-                // No descriptor is left for it: the client is found gone when its answer is written.
-                Err(_) => return Poll::Pending,
-            },
-        };
-        loop {
-            let mut news = ready!(watch.poll_read_ready(cx))?;
-            if news.ready().is_read_closed() {
+    /// such byte on the socket is asked for its end alone: `behind`, false at first.
+    ///
+    /// Of a client that has filled the socket's receive buffer nobody can know: TCP sends its end behind all that it has
+    /// written, and so not before there is room. It keeps its place until `pending_timeout`, or its answer's deadline.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>, behind: &mut bool) -> Poll<io::Result<()>> {
+        if !*behind {
+            if ready!(self.poll_peek(cx, &mut [0]))? == 0 {
                 return Poll::Ready(Ok(()));
             }
-            news.clear_ready();
+            *behind = true;
         }
-    }
-
-    /// The socket with a registration of its own, as its reads must not lose what this one is told.
-    fn watch_end(&self) -> io::Result<AsyncFd<OwnedFd>> {
-        let socket = self.tcp().as_fd().try_clone_to_owned()?;
-        // SAFETY: the descriptor is owned, by nobody else, and never replaced: it stays open for as long as the registration.
-        unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(io::Error::from)
+        match self {
+            Transport::Tls(tls) => tls.get_mut().tap_mut().poll_end(cx),
+            Transport::Plain(tcp) => tcp.poll_end(cx),
+        }
     }
 
     /// As [`AsyncWrite`].

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::tap::Tap;
+
 /// Bytes without application data that may come at once: more than OpenSSL reads ahead, and 1200 KeyUpdates.
 const OVERHEAD_MAX: usize = 64 << 10;
 /// Bytes of overhead that are forgotten each second.
@@ -21,7 +23,7 @@ const RECORD_AROUND: usize = 29;
 /// A TCP connection with TLS above.
 #[derive(Debug)]
 pub struct Wire {
-    tcp: TcpStream,
+    tcp: Tap,
     /// Some once the handshake is over: bytes that came, less what they carried.
     overhead: Option<usize>,
     forgotten_at: Instant,
@@ -31,7 +33,7 @@ pub struct Wire {
 impl Wire {
     /// Counts nothing before [`Wire::handshake_done`].
     pub fn new(tcp: TcpStream, now: Instant) -> Self {
-        Self { tcp, overhead: None, forgotten_at: now, flooded: false }
+        Self { tcp: Tap::new(tcp), overhead: None, forgotten_at: now, flooded: false }
     }
 
     /// From here on, what comes is to carry data.
@@ -52,12 +54,12 @@ impl Wire {
     }
 
     /// The connection itself.
-    pub fn tcp(&self) -> &TcpStream {
+    pub fn tap(&self) -> &Tap {
         &self.tcp
     }
 
-    /// The connection itself, once nothing is read through TLS any more.
-    pub fn tcp_mut(&mut self) -> &mut TcpStream {
+    /// The connection itself, once nothing is read through TLS any more, or to wait for its end.
+    pub fn tap_mut(&mut self) -> &mut Tap {
         &mut self.tcp
     }
 

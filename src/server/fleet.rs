@@ -40,29 +40,33 @@ impl Fleet {
         if *made_from == wanted {
             return Ok(false);
         }
-        let rates = config.map(|config| self.rates(config)).transpose()?;
+        let rates = config.map(|config| rates(&self.shared, config)).transpose()?;
         self.shared.metrics.redis().set_up(false);
         self.shared.fleet_rates.store(rates.map(Arc::new));
         *made_from = wanted;
         Ok(true)
     }
 
-    fn rates(&self, config: &Redis) -> Result<SharedRates, String> {
-        let settings = Settings {
-            target: config.target.clone(),
-            ca: config.ca.clone(),
-            timeout: config.timeout,
-            script: SCRIPT,
-            probe_key: format!("{}probe", config.key_prefix),
-        };
-        let client = Client::new(settings, self.shared.clock.clone(), self.shared.metrics.redis())?;
-        Ok(SharedRates::new(client, &config.key_prefix))
-    }
-
     fn spawn(&self) -> Option<JoinHandle<()>> {
         let rates = self.shared.fleet_rates.load_full()?;
         Some(tokio::spawn(rates.client.clone().run()))
     }
+}
+
+/// A client, not connected yet.
+///
+/// # Errors
+/// `redis.ca` can't be used.
+pub(super) fn rates(shared: &Shared, config: &Redis) -> Result<SharedRates, String> {
+    let settings = Settings {
+        target: config.target.clone(),
+        ca: config.ca.clone(),
+        timeout: config.timeout,
+        script: SCRIPT,
+        probe_key: format!("{}probe", config.key_prefix),
+    };
+    let client = Client::new(settings, shared.clock.clone(), shared.metrics.redis())?;
+    Ok(SharedRates::new(client, &config.key_prefix))
 }
 
 /// Tells configurations apart, with what their files hold.

@@ -9,16 +9,20 @@ use async_trait::async_trait;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use serde_json::{Value, json};
+use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
+use super::fleet;
 use crate::admin::status::OrderStatus;
 use crate::admin::{Command, Denied};
 use crate::files;
+use crate::observe::AccessLog;
 use crate::policy::maintenance::{ORDERS_MAX, Order, Orders, Scope, Target, from_json, to_json};
 use crate::policy::rate_limit::SharedRates;
 use crate::proxy::Shared;
 use crate::proxy::maintenance::FleetOrders;
 use crate::redis::Reply;
+use crate::reload::Running;
 use crate::snapshot::Snapshot;
 
 /// In `server.state_dir`.
@@ -204,14 +208,68 @@ fn tell_fleet(shared: &Shared, snapshot: &Snapshot, targets: &[Target], order: O
     asked.map(|_| ()).map_err(|message| Denied { status: 503, code: "redis_unavailable", message })
 }
 
+/// The gateway as reloads change it: one that turns `maintenance.fleet` on comes into use with the orders that stand there,
+/// as a gateway accepts nobody at its start before it knows them.
+pub struct KnowsFleet(pub Arc<Shared>);
+
+impl Running for KnowsFleet {
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.0.snapshot()
+    }
+
+    fn swap(&self, snapshot: Arc<Snapshot>, log: Option<Arc<AccessLog>>) {
+        let joins = snapshot.config.maintenance.fleet && !self.0.snapshot().config.maintenance.fleet;
+        // Held until the snapshot is in use, or the follower would take the orders back.
+        let _turn = joins.then(|| self.learn(&snapshot));
+        self.0.swap(snapshot, log);
+    }
+
+    fn reopen_log(&self) {
+        self.0.reopen_log();
+    }
+}
+
+impl KnowsFleet {
+    /// Waits for the fleet's orders, for [`FIRST_WAIT`] at most, and takes them into force. A reload has a thread that may
+    /// wait.
+    fn learn(&self, snapshot: &Snapshot) -> MutexGuard<'_, ()> {
+        let shared = &self.0;
+        let turn = shared.maintenance.fleet.blocking_lock();
+        let asked = match (tokio::runtime::Handle::try_current(), &snapshot.config.redis) {
+            (Ok(runtime), Some(redis)) => fleet::rates(shared, redis).and_then(|rates| runtime.block_on(first(rates))),
+            _ => Err("there is nobody to ask".to_owned()),
+        };
+        match asked {
+            Ok(orders) => shared.change_orders(|all| all.fleet = orders),
+            Err(why) => log::warn!("the fleet's orders can't be read: {why}; this gateway joins it without any"),
+        }
+        turn
+    }
+}
+
+/// The fleet's orders by a connection of its own: that of the next configuration is made when that is in use.
+async fn first(rates: SharedRates) -> Result<Scope, String> {
+    let connected = tokio::spawn(rates.client.clone().run());
+    let until = Instant::now() + FIRST_WAIT;
+    let orders = loop {
+        match read(&rates).await {
+            Err(_) if Instant::now() < until => tokio::time::sleep(FOLLOW_FIRST).await,
+            orders => break orders,
+        }
+    };
+    connected.abort();
+    orders
+}
+
 /// Follows the fleet's orders. What is not known for a while stays as it was known last.
 pub struct FleetFollower(pub Arc<Shared>);
 
 impl FleetFollower {
     async fn look(&self) -> Result<(), String> {
         let shared = &self.0;
-        let fleet = shared.snapshot().config.maintenance.fleet;
         let _turn = shared.maintenance.fleet.lock().await;
+        // Not before it is this one's turn: a reload may have joined the fleet meanwhile.
+        let fleet = shared.snapshot().config.maintenance.fleet;
         let orders = match shared.fleet_rates.load_full().filter(|_| fleet) {
             Some(redis) => read(&redis).await?,
             None if fleet => return Err("there is no Redis yet".to_owned()),

@@ -100,6 +100,11 @@ impl HealthChecks {
             tokio::spawn(upstream::look_after(u.upstream.clone(), self.0.clock.clone(), stopped));
             (u.clone(), stop)
         });
-        each.collect()
+        let probed: Vec<_> = each.collect();
+        for (gone, _) in before {
+            let next = snapshot.upstreams.iter().find(|u| u.upstream.name() == gone.upstream.name());
+            gone.upstream.succeeded_by(next.map(|next| &*next.upstream));
+        }
+        probed
     }
 }

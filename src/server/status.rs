@@ -104,8 +104,10 @@ fn readiness(shared: &Shared, agent: Option<&Agent>, started: Instant) -> Readin
         let name = u.upstream.name();
         u.upstream.why_empty().map(|why| format!("{name}: {why}"))
     });
+    // Who reaches a process that has handed over asked in the moment when it did; the gateway is as ready as before.
+    let handed_over = || *shared.maintenance.handed_over.lock();
     Readiness {
-        draining: shared.draining(),
+        draining: shared.draining() && !handed_over(),
         crls_awaited: awaited.collect(),
         without_nodes: without_nodes.collect(),
         upstreams_down: down.iter().map(name).collect(),

@@ -75,6 +75,9 @@ pub(super) fn upstream(
     let name = config.name.as_str();
     let upstream = Upstream::new(settings, metrics, before.map(|b| &*b.upstream), None)
         .map_err(|e| format!("upstream {name}: {e}"))?;
+    if previous.is_some() {
+        upstream.joins_running();
+    }
     let concurrency = limits::concurrency(config, before.map(|b| &**b), metrics);
     let metrics = metrics.upstream(name);
     Ok(Arc::new(UpstreamSnapshot { upstream, metrics, concurrency, trusted: config.trusted, tls: facts }))

@@ -11,9 +11,10 @@
 //! | `max_requests` | refused at once |
 //! | `retry_budget` | no other node is tried; the first try's failure is the answer |
 //!
-//! Over HTTP/1.1 a request has a connection of its own from before it is opened until the answer's end, and here the requests
-//! are counted: all nodes together carry no more than `max_connections`. Idle connections, which are kept for
-//! `timeouts.idle`, come on top. Over HTTP/2 there is no such relation, so there only `max_requests` counts.
+//! Over HTTP/1.1 a request has a connection of its own from before it is opened until the answer's end. To all nodes together
+//! there are no more than `max_connections`, those that rest included: where one more is needed, one that rests makes room, so
+//! that a request waits only while all of them carry requests. Those of probes don't count, as in Envoy. Over HTTP/2 there is
+//! no such relation, so there only `max_requests` counts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -50,6 +51,8 @@ pub(super) struct Counts {
     /// Permits that are not to come back: a reload lowered the limit while they were in use.
     debt: AtomicUsize,
     active: AtomicU32,
+    /// Connections that are open or being opened.
+    connections: AtomicU32,
     pending: AtomicU32,
     retries: AtomicU32,
     metrics: BreakerMetrics,
@@ -127,6 +130,20 @@ impl Breaker {
         Ok(permit)
     }
 
+    /// Counts a connection that is to be opened. None: there are as many as there may be.
+    pub(super) fn connection(&self) -> Option<Counted> {
+        let most = self.limits.connections.map_or(u32::MAX, |limits| limits.max);
+        let more = |count: u32| (count < most).then_some(count + 1);
+        let counted = self.counts.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        counted.ok().map(|_| Counted(self.counts.clone()))
+    }
+
+    /// Counts one more, however many there are.
+    pub(super) fn connection_in_any_case(&self) -> Counted {
+        self.counts.connections.fetch_add(1, Ordering::Relaxed);
+        Counted(self.counts.clone())
+    }
+
     /// Whether one more request may have a later try now.
     pub(super) fn retry(&self) -> Option<RetryPermit> {
         let permit = RetryPermit(self.counts.clone());
@@ -170,6 +187,7 @@ impl Counts {
             in_force: Mutex::new(limits),
             debt: AtomicUsize::new(0),
             active: AtomicU32::new(0),
+            connections: AtomicU32::new(0),
             pending: AtomicU32::new(0),
             retries: AtomicU32::new(0),
             metrics,
@@ -243,6 +261,15 @@ impl Drop for Permit {
         if self.has_slot {
             self.counts.give_slot_back();
         }
+    }
+}
+
+/// A connection to a node. It counts until this is dropped.
+pub(super) struct Counted(Arc<Counts>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

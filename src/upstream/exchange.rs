@@ -11,14 +11,15 @@ use pingora::protocols::Digest;
 use pingora::protocols::TcpKeepalive;
 use pingora::protocols::http::client::HttpSession;
 use pingora::protocols::http::v2::client::Http2Session;
-use pingora::upstreams::peer::HttpPeer;
+use pingora::upstreams::peer::{HttpPeer, Peer};
 use pingora::{Error, ErrorType, OrErr, Result};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
+use super::breaker::Counted;
 use super::link::{Broken, Io, Link};
-use super::unread::{Unread, told_by_http2};
-use super::{Node, Picked};
+use super::unread::{self, Unread, told_by_http2};
+use super::{Node, Picked, Upstream};
 
 /// For HTTP/2: it keeps the connections, which many requests share. One for the process, as each reads the system's
 /// certificates.
@@ -60,14 +61,17 @@ impl Picked {
     ///
     /// # Errors
     /// Nothing has been sent of the request; another node may have it.
-    pub async fn connect(&self, now: Instant) -> Result<Exchange> {
+    pub async fn connect(&self, upstream: &Upstream, now: Instant) -> Result<Exchange> {
         let node = self.node();
         let exchange = if node.speaks_http2() {
             connect_http2(node).await?
         } else if let Some(link) = node.take_idle(now) {
             Exchange::Http1(Box::new(link))
         } else {
-            Exchange::Http1(Box::new(connect_http1(node).await?))
+            let counted = upstream.make_room(node);
+            let mut link = connect_http1(node).await?;
+            link.counts(counted);
+            Exchange::Http1(Box::new(link))
         };
         // Also on a connection that rested: what is expected of the node may have changed meanwhile.
         node.check_proof(exchange.digest())?;
@@ -80,9 +84,35 @@ impl Picked {
         match exchange {
             Exchange::Http1(link) => node.keep_idle(*link, now),
             Exchange::Http2 { session, peer, .. } => {
+                if node.is_retired() {
+                    session.conn.mark_shutdown();
+                }
                 HTTP2.release_http_session(*session, &*peer, Some(node.idle_limit()));
             }
         }
+    }
+}
+
+/// How often a connection that rests is looked for, of which others take one after the other.
+const ROOM_ATTEMPTS: u32 = 16;
+
+impl Upstream {
+    /// A place among `max_connections` for a connection to `node`; if all are taken, one that rests is closed. There is one,
+    /// for the request has been let in, and of those there are no more than places: only if a reload has lowered the limit
+    /// since may there be none, and then it is exceeded.
+    fn make_room(&self, node: &Node) -> Counted {
+        for _ in 0..ROOM_ATTEMPTS {
+            if let Some(counted) = self.breaker.connection() {
+                return counted;
+            }
+            let nodes = self.nodes();
+            // The turn goes round, so that it is not always the same node's that is closed.
+            let (before, after) = nodes.split_at(nodes.len().min(usize::from(node.index) + 1));
+            if !after.iter().chain(before).any(|other| other.close_oldest_idle()) {
+                break;
+            }
+        }
+        self.breaker.connection_in_any_case()
     }
 }
 
@@ -123,6 +153,16 @@ async fn connect_http1(node: &Node) -> Result<Link> {
     Ok(Link::new(Io::Plain(tcp), generation))
 }
 
+impl Node {
+    /// No request may go on one of its HTTP/2 connections any more: each is closed as soon as it carries none.
+    pub(super) fn close_http2(&self) {
+        let key = Peer::reuse_hash(&self.peer_for_exchange());
+        let in_use = std::iter::from_fn(|| HTTP2.in_use_pool().get(key));
+        let idle = std::iter::from_fn(|| HTTP2.idle_pool().get(&key));
+        in_use.chain(idle).for_each(|connection| connection.mark_shutdown());
+    }
+}
+
 /// A machine that is gone is noticed, however silent an answer may be.
 fn watch_peer(tcp: &TcpStream, keepalive: &TcpKeepalive) -> std::io::Result<()> {
     let socket = SockRef::from(tcp);
@@ -148,6 +188,16 @@ impl Exchange {
             Exchange::Http1(link) => link.reused(),
             Exchange::Http2 { reused, .. } => *reused,
         }
+    }
+
+    /// After [`Exchange::send`] has failed with `error`: whether the node may only have closed a connection that had rested,
+    /// or, with HTTP/2, that had carried others; not if it said something, be it that it resets this stream.
+    pub fn was_closed(&self, error: &Error) -> bool {
+        self.reused()
+            && match self {
+                Exchange::Http1(_) => *error.etype() == ErrorType::ConnectionClosed,
+                Exchange::Http2 { .. } => unread::closed_http2(error),
+            }
     }
 
     /// After [`Exchange::send`] has failed: whether it is known that the node has read nothing of the request.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::node::{Health, Joins, Node, State};
+use super::node::{Health, Joins, Node, NodeId, State};
 use super::settings::{NodeSettings, Settings, SettingsError};
 use super::view::{NodeSet, View};
 use super::{Upstream, file};
@@ -44,7 +44,8 @@ pub(super) fn settings_of(nodes: &[Arc<Node>], tls: bool) -> Vec<NodeSettings> {
     nodes.iter().map(|node| node.settings()).filter(|node| node.tls == tls).collect()
 }
 
-/// Makes nodes; those that have been there `before` (same URL and address) keep their state.
+/// Makes nodes; those that have been there `before` keep their state: by URL and address, and one that only has another name
+/// now by its address.
 pub(super) fn nodes(
     wanted: &[NodeSettings],
     before: &[Arc<Node>],
@@ -55,10 +56,14 @@ pub(super) fn nodes(
     settings.check_nodes(wanted)?;
     let name = settings.name.as_str();
     let known: HashMap<(SocketAddr, &str), &Arc<Node>> = before.iter().map(|n| (key(n), n)).collect();
+    let find = |node: &NodeSettings| known.get(&(node.address, node.url.as_str())).copied();
+    let named: HashSet<NodeId> = wanted.iter().filter_map(find).map(|n| n.id()).collect();
+    let others = before.iter().filter(|n| !named.contains(&n.id()));
+    let mut renamed: HashMap<SocketAddr, &Arc<Node>> = others.map(|n| (n.address, n)).collect();
     let nodes = (0u16..).zip(wanted).map(|(index, node)| {
-        let kept = known.get(&(node.address, node.url.as_str()));
-        let new = || State::new(metrics.upstream_node(name, &node.url), joins);
-        Node::new(index, node, settings, kept.map_or_else(new, |n| n.state.clone())).map(Arc::new)
+        let kept = find(node).or_else(|| renamed.remove(&node.address));
+        let state = kept.map_or_else(|| State::new(joins), |n| n.state.clone());
+        Node::new(index, node, settings, metrics.upstream_node(name, &node.url), state).map(Arc::new)
     });
     nodes.collect()
 }
@@ -127,6 +132,15 @@ impl Upstream {
         if let Some(source) = self.source.as_ref().filter(|_| self.following.hands_over.load(Ordering::Relaxed)) {
             source.again(self, now);
         }
+    }
+
+    /// To be called when `next`, the upstream of this name in the configuration that is in use now, has taken its place, or
+    /// none has: connections that rest at nodes which it has not are closed.
+    pub fn succeeded_by(&self, next: Option<&Upstream>) {
+        // Its nodes stay as they are meanwhile, or one that it gets now would be taken for gone.
+        let _since = next.map(|next| next.following.since.lock());
+        let stay: HashSet<NodeId> = next.iter().flat_map(|next| next.nodes().to_vec()).map(|node| node.id()).collect();
+        self.nodes().iter().filter(|node| !stay.contains(&node.id())).for_each(|node| node.retire());
     }
 
     /// Waits until the nodes are others.

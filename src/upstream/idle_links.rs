@@ -87,12 +87,26 @@ impl IdleLinks {
         }
     }
 
+    /// Closes one that has rested longer than the others of its shelf. Whether there was one.
+    pub(super) fn close_oldest(&self) -> bool {
+        let closed = self.shelves.iter().find_map(|shelf| {
+            let mut shelf = shelf.lock();
+            (!shelf.is_empty()).then(|| shelf.remove(0))
+        });
+        closed.is_some()
+    }
+
     /// Closes all of them, and from now on each that comes back.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         for shelf in &self.shelves {
             shelf.lock().clear();
         }
+    }
+
+    /// Whether nothing is kept any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// From now on connections are kept.

@@ -14,6 +14,7 @@ use pingora::protocols::{Digest, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::breaker::Counted;
 use super::http1::{self, Body, Head, Malformed};
 use super::unread::{self, Unread};
 
@@ -56,6 +57,8 @@ pub struct Link {
     io: Io,
     /// What it was made with ([`super::Node::generation`]).
     generation: u64,
+    /// As one of the upstream's connections.
+    counted: Option<Counted>,
     buf: BytesMut,
     read_next: usize,
     digest: Digest,
@@ -104,6 +107,7 @@ impl Link {
             acknowledged: unread::acknowledged(io.socket()),
             io,
             generation,
+            counted: None,
             buf: BytesMut::new(),
             read_next: READ_MIN,
             digest,
@@ -117,6 +121,11 @@ impl Link {
             body: Body::Length(0),
             keep_alive: false,
         }
+    }
+
+    /// It is one of the upstream's connections until it is closed.
+    pub(super) fn counts(&mut self, counted: Counted) {
+        self.counted = Some(counted);
     }
 
     /// Whether it has carried an exchange before.

@@ -11,7 +11,7 @@
 //!
 //! The nodes stand in one swappable view: whoever has picked one holds it until its request is done, so another
 //! set of nodes may take its place at any time, and a node that is no longer in it drains. What is learned of a node is kept
-//! in its state, which the next set or configuration takes over by URL and address.
+//! in its state, which the next set or configuration takes over by address.
 
 mod balance;
 mod breaker;
@@ -34,7 +34,7 @@ mod unread;
 mod view;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -49,7 +49,7 @@ pub use health::look_after;
 pub use node::{Health, Node, NodeId, NodeStatus, WRONG_NODE};
 pub use outlier::{Outcome, Standing};
 pub use settings::{BreakerLimits, ConnectionLimits, NodeSettings, Settings, SettingsError};
-pub use unread::Unread;
+pub use unread::{Unread, left_in_error};
 
 use balance::Balancer;
 use breaker::Breaker;
@@ -82,10 +82,12 @@ pub struct Upstream {
     /// Where its nodes come from, if not from the configuration.
     source: Option<Arc<Source>>,
     following: Following,
+    /// A gateway that serves has taken it into its configuration.
+    joined: AtomicBool,
 }
 
 impl Upstream {
-    /// Builds an upstream. Nodes that `previous` has too (same URL and address) keep their health, their ejections and
+    /// Builds an upstream. Nodes that `previous` has too (same address) keep their health, their ejections and
     /// their counters, so that a reload neither forgets a dead node nor loses count of the requests that are under way.
     ///
     /// `seed` makes the random choice of `least_requests` the same in each run; `None` takes a fresh one.
@@ -134,6 +136,7 @@ impl Upstream {
             name: settings.name,
             source,
             following,
+            joined: AtomicBool::new(false),
         });
         if let Some(source) = &upstream.source {
             source.join(&upstream, Instant::now());
@@ -207,10 +210,22 @@ impl Upstream {
         self.view.load().groups.iter().any(|group| !group.usable.is_empty())
     }
 
+    /// To be called when it is built for a gateway that serves already: that does not cease to be ready because nodes which
+    /// it has just been told of are not probed yet.
+    pub fn joins_running(&self) {
+        self.joined.store(true, Ordering::Relaxed);
+    }
+
     /// Whether a node that is not drained is known to be alive (a probe said so, or health checks are off): the gateway's
     /// readiness.
     pub fn is_ready(&self) -> bool {
-        self.view.load().nodes.iter().any(|n| n.health() == Health::Up && !n.is_drained())
+        let joined = self.joined.load(Ordering::Relaxed);
+        let counts = |n: &Node| match n.health() {
+            Health::Up => true,
+            Health::Unknown => joined && !n.is_held_back(),
+            Health::Down => false,
+        };
+        self.view.load().nodes.iter().any(|n| counts(n) && !n.is_drained())
     }
 
     /// Whether it is not ready only because operators have drained the nodes that are alive.

@@ -90,6 +90,8 @@ pub struct Node {
     checked: bool,
     /// Off: it takes part, whatever its state says from a time when it was on.
     ejects: bool,
+    /// Under its name.
+    metrics: Arc<NodeMetrics>,
     pub(super) state: Arc<State>,
 }
 
@@ -100,6 +102,7 @@ impl Node {
         index: u16,
         node: &NodeSettings,
         settings: &Settings,
+        metrics: Arc<NodeMetrics>,
         state: Arc<State>,
     ) -> Result<Self, SettingsError> {
         let host = HeaderValue::from_str(&node.host)
@@ -122,12 +125,13 @@ impl Node {
             proves_id: node.tls,
             checked: settings.health_check.enabled,
             ejects: settings.outlier.enabled,
+            metrics,
             state,
         };
         node.state.idle_links.open();
-        node.state.metrics.set_up(node.is_healthy());
+        node.metrics.set_up(node.is_healthy());
         if node.standing() == Standing::In {
-            node.state.metrics.returned();
+            node.metrics.returned();
         }
         Ok(node)
     }
@@ -190,7 +194,7 @@ impl Node {
             _ => None,
         };
         let failure = found.or_else(|| NodeFailure::of(error))?;
-        self.state.metrics.tls_failed(failure.reason);
+        self.metrics.tls_failed(failure.reason);
         Some(format!("TLS: {}", failure.why))
     }
 
@@ -212,6 +216,14 @@ impl Node {
     /// It is no longer one of the upstream's nodes: its idle connections are closed, and those that are in use will be.
     pub(super) fn retire(&self) {
         self.state.idle_links.close();
+        if self.http2 {
+            self.close_http2();
+        }
+    }
+
+    /// Whether it is one of the upstream's nodes no longer.
+    pub(super) fn is_retired(&self) -> bool {
+        self.state.idle_links.is_closed()
     }
 
     /// What it was made from.
@@ -238,7 +250,7 @@ impl Node {
 
     /// Takes it out, or returns it. Whether that was a change.
     pub(super) fn set_drained(&self, drained: bool) -> bool {
-        self.state.metrics.set_drained(drained);
+        self.metrics.set_drained(drained);
         self.state.drained.swap(drained, Ordering::AcqRel) != drained
     }
 
@@ -255,7 +267,7 @@ impl Node {
 
     /// The node's metrics: what comes of each try is recorded there.
     pub fn metrics(&self) -> &NodeMetrics {
-        &self.state.metrics
+        &self.metrics
     }
 
     /// To be called when no connection could be made: counted for [`NodeStatus`].
@@ -316,6 +328,11 @@ impl Node {
         self.state.idle_links.put(link, now);
     }
 
+    /// Closes one that rests, so that another one may be opened in its place. Whether there was one.
+    pub(super) fn close_oldest_idle(&self) -> bool {
+        self.state.idle_links.close_oldest()
+    }
+
     /// Closes connections that have rested for too long, or that no request may use any more.
     pub(super) fn close_idle(&self, now: Instant) {
         self.state.idle_links.sweep(self.generation(), now, self.idle_limit());
@@ -368,7 +385,7 @@ impl Node {
         }
         // Stored under the lock, so that two loops (before and after a reload) can't overtake each other.
         self.state.health.store(after as u8, Ordering::Release);
-        self.state.metrics.set_up(after != Health::Down);
+        self.metrics.set_up(after != Health::Down);
         Some(after)
     }
 
@@ -451,7 +468,6 @@ pub(super) struct State {
     keep_alive_ms: AtomicU32,
     track: Mutex<Track>,
     idle_links: IdleLinks,
-    metrics: Arc<NodeMetrics>,
 }
 
 /// The probes' history.
@@ -489,7 +505,7 @@ impl Track {
 
 impl State {
     /// A new node's state.
-    pub(super) fn new(metrics: Arc<NodeMetrics>, joins: Joins) -> Arc<Self> {
+    pub(super) fn new(joins: Joins) -> Arc<Self> {
         Arc::new(Self {
             id: NodeId::next(),
             joins,
@@ -502,7 +518,6 @@ impl State {
             keep_alive_ms: AtomicU32::new(u32::MAX),
             track: Mutex::new(Track::default()),
             idle_links: IdleLinks::new(),
-            metrics,
         })
     }
 

@@ -78,7 +78,7 @@ pub struct BreakerLimits {
 /// The limit that requests wait at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionLimits {
-    /// Connections that carry a request.
+    /// Connections, those that rest included.
     pub max: u32,
     /// Requests that wait for one.
     pub max_pending: u32,

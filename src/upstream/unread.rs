@@ -16,6 +16,11 @@
 //! What is no proof: a RST without a FIN (a process that has read the request and dies sends it before the kernel has
 //! acknowledged anything, for acknowledgements are delayed, and those within a RST don't count), a FIN alone (whoever ends
 //! only its own half may read on), an end without an answer.
+//!
+//! So one race is left, and costs a POST a 502: the request reaches the node's kernel in the moment before the node closes. Its
+//! kernel then sends a RST without a FIN, as it does for a process that has read the first half of the request, has acted on
+//! it, and dies; neither the bytes acknowledged, nor the window, nor the RST itself tells the two apart. A node that says for
+//! how long it keeps connections (`Keep-Alive: timeout`), or keeps them longer than `timeouts.idle`, never gets there.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -105,9 +110,25 @@ pub(super) async fn was_closed_before(socket: BorrowedFd<'_>, before: u64, error
     }
 }
 
+/// What HTTP/2 says of it.
+fn http2(error: &Error) -> Option<&h2::Error> {
+    error.root_cause().downcast_ref()
+}
+
+/// Whether a connection of HTTP/2 ended in good order, or without a word.
+pub(super) fn closed_http2(error: &Error) -> bool {
+    http2(error).is_some_and(|e| e.is_io() || (e.is_go_away() && e.is_remote() && !left_in_error(error)))
+}
+
+/// Whether an HTTP/2 node gave up a connection because something is wrong: what it did not process may go elsewhere, but it
+/// is no sign of its health.
+pub fn left_in_error(error: &Error) -> bool {
+    http2(error).is_some_and(|e| e.is_go_away() && e.is_remote() && e.reason() != Some(h2::Reason::NO_ERROR))
+}
+
 /// What an HTTP/2 node said of a request that it did not answer.
 pub(super) fn told_by_http2(error: &Error) -> Option<Unread> {
-    let error = error.root_cause().downcast_ref::<h2::Error>().filter(|e| e.is_remote())?;
+    let error = http2(error).filter(|e| e.is_remote())?;
     if error.is_go_away() {
         // Only streams above the last one that GOAWAY names, and those that were never begun, end with it.
         return Some(Unread::Closed);

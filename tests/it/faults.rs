@@ -464,3 +464,27 @@ fn a_refused_stream_goes_to_another_node_and_a_broken_one_does_not() {
         assert_eq!(nodes.ledger.seen(id), 1, "{fault:?}");
     }
 }
+
+/// Resets of streams count as closed connections do, whether or not the connection has carried others, and so does GOAWAY
+/// that says that something is wrong.
+#[test]
+fn an_http2_node_that_resets_streams_is_ejected() {
+    let nodes = FaultNodes::new(5);
+    for method in ["POST", "GET"] {
+        let two = [nodes.http2(1, 0), nodes.http2(2, 0)];
+        let mut setup = Setup::new(&[]);
+        let more = "protocol: http2, health_check: { enabled: false }, outlier: { consecutive_failures: 3 }";
+        setup.upstreams = upstream("hive", "http", &two, more);
+        setup.plain = Some(String::new());
+        let gateway = setup.start();
+        let mut speaks = Speaks::new(&gateway, 0);
+        let body = (method == "POST").then_some("{}");
+        let first = if body.is_some() { 1000 } else { 2000 };
+        for id in first..first + 6 {
+            let got = speaks.ask(&format!("/echo/Reset/{id}"), body);
+            assert!(matches!(&got, Got::Answer { status: 502, .. }), "{method}: {got:?}");
+            assert_eq!(nodes.ledger.seen(id), 1, "{method}: what was reset is not sent again");
+        }
+        assert_eq!(gateway.metric("hive_gateway_upstream_ejections_total", &[]), 1.0, "{method}");
+    }
+}

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::support::client::Connection;
 use crate::support::gateway::{Gateway, Setup, runs};
 use crate::support::node::Node;
 use crate::support::redis::Redis;
@@ -335,6 +336,40 @@ fn a_gateway_serves_nobody_before_it_knows_the_fleet_s_orders() {
     wait_until("it is ready", || gateway.admin_get("/v1/ready").unwrap().status == 200);
     assert!(!gateway.stderr().contains(BEGINS_WITH), "{}", gateway.stderr());
     assert_eq!(node.count(), 0);
+}
+
+#[test]
+fn a_reload_that_joins_the_fleet_comes_into_use_with_its_orders() {
+    let (redis, node) = (Redis::start(), Node::start());
+    let first = of_fleet(&redis, &node).start();
+    done(&first, "POST", "/v1/maintenance?route=echo&fleet=true");
+    let fleet = format!("redis: {{ url: \"redis://{}\" }}\nmaintenance: {{ fleet: true }}", redis.address);
+    let mut alone = of_fleet(&redis, &node);
+    alone.top = "# alone".into();
+    let second = alone.start();
+    // On a connection that there was before, at once.
+    let ask = |client: &mut Connection| {
+        client.send(b"POST /echo HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 2\r\n\r\n{}").unwrap();
+        client.response(false).unwrap().status
+    };
+    for round in 0..5 {
+        let mut client = second.connect("alice");
+        assert_eq!(ask(&mut client), 200);
+        second.edit("# alone", &fleet);
+        second.reload_ok();
+        assert_eq!(ask(&mut client), 503, "{round}");
+        second.edit(&fleet, "# alone");
+        second.reload_ok();
+        wait_until("it is alone again", || echo(&second).status == 200);
+    }
+    let mut client = second.connect("alice");
+    second.edit("# alone", &fleet);
+    // Without Redis the reload waits no longer than it says.
+    drop(redis);
+    let begun = std::time::Instant::now();
+    second.reload_ok();
+    assert!(begun.elapsed() < std::time::Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert_eq!(ask(&mut client), 200);
 }
 
 #[test]

@@ -126,6 +126,7 @@ const CHANGES: &[(&str, &str)] = &[
         "\n  - { name: carols, paths: [/carol], methods: [GET], peers: [carol], upstream: hive }\n  - { name: a2a,",
     ),
     ("paths: [/bob]", "paths: [/bob, /bobby]"),
+    ("interval: 2s }", "interval: 3s }, balance: round_robin"),
 ];
 
 #[test]
@@ -222,6 +223,23 @@ fn streams_live_on_for_the_drain_time_and_no_longer() {
     assert!(lived > Duration::from_millis(2500) && lived < Duration::from_secs(10), "{lived:?}");
     wait_until("the old process ends", || !runs(old));
     assert_eq!(get(&gateway), 200);
+}
+
+#[test]
+fn whoever_asks_the_old_process_in_the_moment_of_an_upgrade_is_told_that_the_gateway_is_ready() {
+    let (node, end) = node();
+    let gateway = setup(&node, "10s").start();
+    let mut stream = gateway.connect("alice");
+    stream.send(b"GET /echo/stream HTTP/1.1\r\nHost: gateway.test\r\n\r\n").unwrap();
+    assert_eq!(stream.head().unwrap().status, 200);
+    let mut early = Connection::plain(gateway.admin).unwrap();
+    early.send(b"GET /v1/ready HTTP/1.1\r\n").unwrap();
+    let old = gateway.upgrade();
+    assert!(runs(old), "it has a stream to end");
+    early.send(format!("Host: {}\r\n\r\n", gateway.admin).as_bytes()).unwrap();
+    let answer = early.response(false).unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    end.store(true, Ordering::Relaxed);
 }
 
 #[test]

@@ -115,7 +115,8 @@ impl Default for Outlier {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CircuitBreaker {
-    /// HTTP/1.1: connections that carry a request or are being opened for one, 1 to 1000000. Beyond: requests wait.
+    /// HTTP/1.1: connections to all nodes together, idle ones included, 1 to 1000000; where one more is needed, an idle one is
+    /// closed for it. Beyond: requests wait.
     /// Default 1024.
     pub max_connections: Option<u32>,
     /// HTTP/1.1: requests that wait for a connection, first come, first served; 0 to 1000000. Beyond: refused. Default 256.

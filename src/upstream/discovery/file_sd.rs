@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::url;
+use super::yaml_depth::is_deeper_than;
 use crate::files::open_regular;
 use crate::upstream::settings::NodeSettings;
 
@@ -21,8 +22,7 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 const REST: Duration = Duration::from_millis(100);
 /// One that does not come to rest is taken as it is after so many looks.
 const LOOKS_MAX: u32 = 20;
-/// Deepest nesting of brackets: what has a meaning is three deep. The parser takes the square of the depth in time before it
-/// looks at any limit of its own.
+/// Deepest nesting: what has a meaning is three deep.
 const DEPTH_MAX: usize = 64;
 const WEIGHT_MAX: u16 = 100;
 const PRIORITY_MAX: u16 = 9;
@@ -83,8 +83,8 @@ pub(super) async fn judged(path: PathBuf, content: Content, tls: bool) -> (Conte
 fn judge(path: &Path, content: &Content, tls: bool) -> Result<Vec<NodeSettings>, String> {
     let shown = path.display();
     let bytes = content.as_ref().map_err(|why| format!("{shown}: can't be read: {why}"))?;
-    if is_deep(bytes) {
-        return Err(format!("{shown}: brackets are nested more than {DEPTH_MAX} deep; {EXAMPLE}"));
+    if is_deeper_than(DEPTH_MAX, bytes) {
+        return Err(format!("{shown}: nested more than {DEPTH_MAX} deep; {EXAMPLE}"));
     }
     let groups: Vec<Group> = match serde_path_to_error::deserialize(serde_yaml::Deserializer::from_slice(bytes)) {
         Ok(groups) => groups,
@@ -116,26 +116,6 @@ fn judge(path: &Path, content: &Content, tls: bool) -> Result<Vec<NodeSettings>,
         return Err(format!("{shown}: no target; write [{{ targets: [\"10.0.1.10:3000\"] }}]"));
     }
     Ok(nodes)
-}
-
-/// Whether brackets are nested too deep. Quotes are taken to end with their line at the latest, as apostrophes stand elsewhere
-/// too; what leads so simple a look astray is only slow to parse.
-fn is_deep(bytes: &[u8]) -> bool {
-    let (mut depth, mut quote, mut escaped) = (0usize, None, false);
-    bytes.iter().any(|&byte| {
-        match (quote, byte) {
-            (_, b'\n') => quote = None,
-            (Some(b'"'), _) if escaped => escaped = false,
-            (Some(b'"'), b'\\') => escaped = true,
-            (Some(open), _) if open == byte => quote = None,
-            (Some(_), _) => {}
-            (None, b'"' | b'\'') => (quote, escaped) = (Some(byte), false),
-            (None, b'[' | b'{') => depth += 1,
-            (None, b']' | b'}') => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        depth > DEPTH_MAX
-    })
 }
 
 /// What to write.
@@ -294,7 +274,7 @@ mod tests {
 
     #[test]
     fn what_is_nested_deep_costs_no_time() {
-        for unit in ["{\"a\":", "[", "[{a: ", "{\"a]\":", "[{a: it's\n, b: "] {
+        for unit in ["{\"a\":", "[", "[{a: ", "{\"a]\":", "[{a: it's\n, b: ", "[{it's: ", "[{a: b'c, 'd': ", "- "] {
             let begun = std::time::Instant::now();
             let why = of(&unit.repeat(500_000 / unit.len())).unwrap_err();
             assert!(why.starts_with("n.yaml:") && why.contains("the file is a list such as"), "{unit}: {why}");

@@ -26,6 +26,7 @@
 mod dns;
 mod file_sd;
 mod srv;
+mod yaml_depth;
 
 use std::collections::HashSet;
 use std::fmt;

@@ -2,8 +2,8 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::super::Settings;
 use super::super::fakes::{Does, FakeNode, OK, build, node, plain, rebuild, settings, until};
+use super::super::{NodeSettings, Settings};
 use super::*;
 use crate::units::Span;
 
@@ -172,6 +172,56 @@ async fn a_reload_keeps_health_and_counts() {
     drop(picked);
     assert_eq!(new.nodes()[0].in_flight(), 0);
     assert_eq!(new.status()[0].requests, 1);
+}
+
+#[tokio::test]
+async fn a_reload_keeps_what_is_known_of_a_node_whatever_else_changes() {
+    let (sick, fine) = (FakeNode::start(SICK).await, FakeNode::start(OK).await);
+    let old = build(settings(vec![node(sick.address, 1), node(fine.address, 1)]));
+    let stop = probing(&old);
+    becomes(&old, Health::Down).await;
+    until("the other is up", || old.nodes()[1].health() == Health::Up).await;
+    drop(stop);
+    let picked = old.pick(&plain()).unwrap();
+    let renamed = |address: SocketAddr, name: &str| NodeSettings {
+        url: format!("http://{name}:{}", address.port()),
+        host: name.to_owned(),
+        priority: 1,
+        ..node(address, 7)
+    };
+    let new = rebuild(
+        Settings {
+            balance: file::Balance::RoundRobin,
+            outlier: file::Outlier { consecutive_failures: 9, ..file::Outlier::default() },
+            health_check: file::HealthCheck { path: "/alive".into(), ..file::HealthCheck::default() },
+            // One address under two names: the node is only one of them.
+            ..settings(vec![
+                renamed(fine.address, "fine"),
+                renamed(fine.address, "other"),
+                renamed(sick.address, "sick"),
+            ])
+        },
+        Some(&old),
+    );
+    let healths: Vec<_> = new.nodes().iter().map(|n| n.health()).collect();
+    assert_eq!(healths, [Health::Up, Health::Unknown, Health::Down]);
+    assert!(new.is_ready());
+    assert_eq!((new.nodes()[0].in_flight(), new.nodes()[1].in_flight()), (1, 0));
+    drop(picked);
+    assert_eq!(new.nodes()[0].in_flight(), 0);
+    assert_eq!(new.nodes()[2].id(), old.nodes()[0].id());
+}
+
+#[test]
+fn a_gateway_that_serves_stays_ready_while_nodes_it_is_told_of_are_unprobed() {
+    let address = SocketAddr::from(([127, 0, 0, 1], 1));
+    let upstream = build(settings(vec![node(address, 1)]));
+    assert!(!upstream.is_ready(), "at the start nothing is known");
+    upstream.joins_running();
+    assert!(upstream.is_ready());
+    let limits = Thresholds { healthy_after: 2, unhealthy_after: 3 };
+    upstream.nodes()[0].probed(Err("bad".to_owned()), &limits, Instant::now(), std::time::SystemTime::UNIX_EPOCH);
+    assert!(!upstream.is_ready());
 }
 
 #[test]

@@ -14,9 +14,9 @@ use pingora::upstreams::peer::Peer;
 use pingora::utils::tls::CertKey;
 
 use super::super::fakes::{Does, FakeNode, OK, build, node, plain, rebuild, settings, until};
-use super::super::{Request, SettingsError, Upstream};
+use super::super::{BreakerLimits, ConnectionLimits, Request, SettingsError, Upstream};
 use super::*;
-use crate::config::file::{HealthCheck, UpstreamTimeouts};
+use crate::config::file::{Balance, HealthCheck, UpstreamTimeouts};
 use crate::tls::UpstreamTlsMaterial;
 use crate::units::Span;
 
@@ -30,7 +30,7 @@ fn idle(settings: Settings, idle: Duration) -> Settings {
 /// One request as the proxy makes it, at `now`; whether its connection was an old one.
 async fn request_at(upstream: &Upstream, now: Instant) -> bool {
     let picked = upstream.pick(&plain()).unwrap();
-    let mut exchange = picked.connect(now).await.unwrap();
+    let mut exchange = picked.connect(upstream, now).await.unwrap();
     let reused = exchange.reused();
     let http1 = Bytes::from_static(b"GET / HTTP/1.1\r\nHost: hive\r\n\r\n");
     let request = Request { http2: None, http1, body: Bytes::new(), no_body: false };
@@ -220,9 +220,94 @@ async fn tcp_and_tls_share_one_limit() {
     let timeouts = UpstreamTimeouts { connect: Span(Duration::from_millis(100)), ..UpstreamTimeouts::default() };
     let upstream = build(Settings { timeouts, ..https(fake.address, Some(material(1))) });
     let before = Instant::now();
-    let error = upstream.pick(&plain()).unwrap().connect(before).await.err().unwrap();
+    let error = upstream.pick(&plain()).unwrap().connect(&upstream, before).await.err().unwrap();
     assert_eq!(error.etype(), &ErrorType::ConnectTimedout);
     assert!(before.elapsed() < Duration::from_secs(5), "{:?}", before.elapsed());
+}
+
+/// As many connections as there may be, idle ones included: one at another node makes room, and a reload lowers the limit.
+#[tokio::test]
+async fn idle_connections_count_and_make_room() {
+    let fakes = [FakeNode::start(OK).await, FakeNode::start(OK).await, FakeNode::start(OK).await];
+    let with = |max: u32| {
+        let connections = Some(ConnectionLimits { max, max_pending: 8, pending_timeout: MINUTE });
+        let nodes = fakes.iter().map(|f| node(f.address, 1)).collect();
+        let off = HealthCheck { enabled: false, ..HealthCheck::default() };
+        let settings = Settings { balance: Balance::RoundRobin, health_check: off, ..settings(nodes) };
+        let circuit_breaker = BreakerLimits { connections, ..settings.circuit_breaker };
+        idle(Settings { circuit_breaker, ..settings }, MINUTE)
+    };
+    let open = || fakes.iter().map(|f| f.open.load(Ordering::SeqCst)).sum::<usize>();
+    let two = build(with(2));
+    let now = Instant::now();
+    for _ in 0..30 {
+        let permit = two.enter().unwrap();
+        request_at(&two, now).await;
+        drop(permit);
+        until("no more than two", || open() <= 2).await;
+    }
+    assert_eq!(open(), 2);
+    assert!(fakes.iter().all(|f| f.connections.load(Ordering::SeqCst) > 2), "each had its turn");
+    let one = rebuild(with(1), Some(&two));
+    one.take_effect();
+    for _ in 0..4 {
+        let permit = one.enter().unwrap();
+        request_at(&one, now).await;
+        drop(permit);
+    }
+    until("one is left", || open() == 1).await;
+    // Nodes that the next configuration has not keep nothing.
+    let none = Settings { nodes: vec![node(ANYWHERE, 1)], ..with(1) };
+    one.succeeded_by(Some(&rebuild(none, Some(&one))));
+    until("all are closed", || open() == 0).await;
+}
+
+#[tokio::test]
+async fn http2_connections_to_a_node_that_is_gone_close_at_once() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let open = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counts = open.clone();
+    tokio::spawn(async move {
+        loop {
+            let tcp = listener.accept().await.unwrap().0;
+            let counts = counts.clone();
+            tokio::spawn(async move {
+                counts.fetch_add(1, Ordering::SeqCst);
+                let mut connection = h2::server::handshake(tcp).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    respond.send_response(http::Response::new(()), true).unwrap();
+                }
+                counts.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+    });
+    let off = HealthCheck { enabled: false, ..HealthCheck::default() };
+    let settings =
+        Settings { protocol: UpstreamProtocol::Http2, health_check: off, ..settings(vec![node(address, 1)]) };
+    let settings = idle(settings, MINUTE);
+    let header = || {
+        let mut header = pingora::http::RequestHeader::build("GET", b"/", None).unwrap();
+        header.insert_header("host", "hive").unwrap();
+        header
+    };
+    let request = || Request { http2: Some(header()), http1: Bytes::new(), body: Bytes::new(), no_body: false };
+    // One that rests, and one that carries a request when its node goes.
+    for busy in [false, true] {
+        let upstream = build(settings.clone());
+        let picked = upstream.pick(&plain()).unwrap();
+        let mut exchange = picked.connect(&upstream, Instant::now()).await.unwrap();
+        exchange.send(&request()).await.unwrap();
+        assert_eq!(open.load(Ordering::SeqCst), 1);
+        if busy {
+            upstream.succeeded_by(None);
+        }
+        picked.release(exchange, Instant::now());
+        if !busy {
+            upstream.succeeded_by(None);
+        }
+        until("it is closed", || open.load(Ordering::SeqCst) == 0).await;
+    }
 }
 
 #[tokio::test]
