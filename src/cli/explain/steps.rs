@@ -337,6 +337,7 @@ fn waf(way: &mut Way<'_>) -> Result<(), Stop> {
     let client = way.client.as_ref().map_or(way.asked.remote, |client| client.address);
     let request = waf::Request {
         client: SocketAddr::new(client, 0),
+        certificate: None,
         method: head.method.clone(),
         target: check::origin_form(head.target).to_vec(),
         http2: false,
