@@ -24,6 +24,15 @@ pub trait Sketch: Send {
     fn bytes(&self) -> usize;
 }
 
+/// What a key was counted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seen {
+    /// How often, the calls in question included: at least.
+    pub count: u64,
+    /// In how much time: a window's length, and up to as much again.
+    pub within_ns: u64,
+}
+
 /// A sketch that forgets.
 #[derive(Debug)]
 pub(super) struct Windows<S> {
@@ -51,11 +60,22 @@ impl<S: Sketch> Windows<S> {
         Self { parts: (0..PARTS).map(|i| Mutex::new(part(i))).collect(), length_ns }
     }
 
-    /// Counts a key. How often it was counted within the last window's length, these included: at least.
-    pub fn add(&self, key: u64, calls: u32, now: u64) -> u64 {
+    /// Counts a key, if `if_few` and with these calls it has been counted no more often than that.
+    pub fn look(&self, key: u64, calls: u32, if_few: u64, now: u64) -> Seen {
         let mut part = self.parts[(key % PARTS) as usize].lock();
         part.turn(now, self.length_ns);
-        part.running.add(key, calls).saturating_add(part.before.count(key))
+        let count = part.running.count(key).saturating_add(part.before.count(key)).saturating_add(calls.into());
+        if count <= if_few {
+            part.running.add(key, calls);
+        }
+        Seen { count, within_ns: now.saturating_sub(part.began).saturating_add(self.length_ns) }
+    }
+
+    /// Counts a key.
+    pub fn add(&self, key: u64, calls: u32, now: u64) {
+        let mut part = self.parts[(key % PARTS) as usize].lock();
+        part.turn(now, self.length_ns);
+        part.running.add(key, calls);
     }
 
     /// Memory taken, bytes.
@@ -111,18 +131,31 @@ pub(super) mod tests {
         }
     }
 
+    fn counted(windows: &Windows<Exact>, key: u64, now: u64) -> u64 {
+        windows.look(key, 1, u64::MAX, now).count
+    }
+
+    #[test]
+    fn what_is_counted_only_if_few_and_how_long_ago() {
+        let windows = Windows::<Exact>::new(100, 1000, 10_000);
+        windows.add(0, 3, 10_000);
+        assert_eq!(windows.look(0, 2, 4, 10_500).count, 5);
+        let seen = windows.look(0, 2, 4, 11_500);
+        assert_eq!((seen.count, seen.within_ns), (5, 1500), "what was too much is not counted");
+    }
+
     #[test]
     fn what_came_within_a_windows_length_is_always_counted() {
         for key in [0, 1, 63] {
             let windows = Windows::<Exact>::new(100, 1000, 10_000);
             for (now, count) in [(10_000, 1), (10_999, 2), (11_000, 3)] {
-                assert!(windows.add(key, 1, now) >= count.min(2), "key {key} at {now}");
+                assert!(counted(&windows, key, now) >= count.min(2), "key {key} at {now}");
             }
             let at_least = [(11_500, 3), (12_000, 3)];
             for (now, count) in at_least {
-                assert!(windows.add(key, 1, now) >= count, "key {key} at {now}");
+                assert!(counted(&windows, key, now) >= count, "key {key} at {now}");
             }
-            assert_eq!(windows.add(key, 1, 14_000), 1, "after two windows all is forgotten");
+            assert_eq!(counted(&windows, key, 14_000), 1, "after two windows all is forgotten");
         }
     }
 }
