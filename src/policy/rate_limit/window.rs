@@ -7,8 +7,10 @@ use parking_lot::Mutex;
 
 /// Parts of a sketch, each with its own lock. They turn over one after the other, so that no request clears all.
 const PARTS: u64 = 64;
-/// Fewest keys that a part is made for.
-const PART_KEYS_LEAST: usize = 16;
+/// Counters of a row for each key: so that what all keys together are counted lends hardly any to one.
+const PER_KEY: usize = 2;
+/// Fewest counters of a row.
+const PART_LEAST: usize = 16;
 
 /// Counts keys in constant memory: a key's count may come out too high, never too low.
 pub trait Sketch: Send {
@@ -51,7 +53,7 @@ struct Part<S> {
 impl<S: Sketch> Windows<S> {
     /// Nothing counted yet.
     pub fn new(keys: usize, length_ns: u64, now: u64) -> Self {
-        let each = (keys / PARTS as usize).max(PART_KEYS_LEAST);
+        let each = (keys * PER_KEY / PARTS as usize).max(PART_LEAST);
         let part = |i: u64| Part {
             began: now.saturating_sub(length_ns / PARTS * i),
             running: S::sized(each),

@@ -222,7 +222,9 @@ mod tests {
             for n in 0..200 {
                 queue.push(host(9), None, 1000 + n);
                 // What was served before it came is told too, so their number says nothing.
-                while told.recv_timeout(std::time::Duration::from_secs(20)).expect("it has been pushed out") != 1000 + n {}
+                while told.recv_timeout(std::time::Duration::from_secs(20)).expect("it has been pushed out") != 1000 + n
+                {
+                }
             }
             done.store(true, Ordering::Relaxed);
             queue.push(host(1), None, 0);
