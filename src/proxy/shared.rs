@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::observe::history::History;
 use crate::observe::recent::{Recent, RefusedRequest};
 use crate::observe::trace::TraceQueue;
-use crate::observe::{AccessLog, AccessRecord, ConnectionRefusal, Metrics, OverloadAction, OverloadLimit};
+use crate::observe::{AccessLog, AccessRecord, ConnectionRefusal, MethodLabel, Metrics, OverloadAction, OverloadLimit};
 use crate::policy::body_memory::BodyMemory;
 use crate::policy::maintenance::Orders;
 use crate::policy::overload::{Class, Lag};
@@ -242,12 +242,14 @@ impl Drop for OpenConnection {
 
 impl Unparsed for Shared {
     fn refused(&self, connection: &Connection, answer: &UnparsedAnswer<'_>) {
-        let &UnparsedAnswer { status, code, request_id, body_bytes } = answer;
+        let &UnparsedAnswer { status, code, request_id, body_bytes, took } = answer;
         self.metrics.refusal(code);
+        self.metrics.unmatched().record(MethodLabel::Other, status, took);
         let identity = connection.identity.as_deref();
         let tls = connection.tls.as_ref();
         let snapshot = self.snapshot();
         let peer = connection.peer(&snapshot);
+        snapshot.peer_metrics.of(peer.as_ref().map(|p| p.index)).record(status, took);
         let (listener, client) = (connection.listener.name.as_str(), connection.remote_ip());
         self.recent.refusals.note(
             self.clock.wall(),

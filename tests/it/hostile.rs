@@ -121,6 +121,41 @@ fn floods_of_frames_are_cut_by_name_and_leave_no_memory() {
 }
 
 #[test]
+fn a_client_that_goes_on_with_malformed_requests_is_cut_and_few_are_answered() {
+    let (gateway, node) = start("", "");
+    let refused = || gateway.metric("hive_gateway_refusals_total", &[]);
+    // The gateway refuses the first; the codec resets the second, which has no path.
+    let dotted = raw_h2::request("GET", "/echo/../x");
+    let pathless = raw_h2::block(&[(":method", "GET"), (":scheme", "https"), (":authority", "gateway.test")]);
+    for (n, block) in [(1.0, &dotted), (2.0, &pathless)] {
+        let mut h2 = raw(&gateway, &[]);
+        let head = |id| frame(raw_h2::HEADERS, raw_h2::END_HEADERS | raw_h2::END_STREAM, id, block);
+        let sent = h2.flood(2000, |n| (n * 10..n * 10 + 10).flat_map(|n| head(stream(n))).collect());
+        assert!(sent < 2000, "it is still served");
+        gateway.wait_metric(CLOSED, &[("reason", "malformed_requests")], n);
+        // What came in one piece with the last is begun already.
+        assert!(refused() < 400.0, "{} were answered", refused());
+    }
+    wait_until("the refusals are counted", || refused() >= 32.0);
+    assert_eq!(node.count(), 0);
+}
+
+#[test]
+fn errors_of_http2_are_counted_by_kind() {
+    let (gateway, _node) = start("", "");
+    let wide = frame(raw_h2::WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff]);
+    for (kind, bytes) in [
+        ("protocol_error", frame(raw_h2::DATA, 0, 0, b"x")),
+        ("flow_control_error", [wide.clone(), wide].concat()),
+        ("frame_size_error", frame(0xfa, 0, 0, &[0; 20_000])),
+    ] {
+        let mut h2 = raw(&gateway, &[]);
+        h2.send(&bytes).unwrap();
+        gateway.wait_metric(CLOSED, &[("reason", kind)], 1.0);
+    }
+}
+
+#[test]
 fn an_attack_leaves_some_lines_in_the_log_and_a_count() {
     let (gateway, _node) = start("", "");
     for _ in 0..60 {
