@@ -26,7 +26,7 @@ const THREADS: Definition = definition!(Gauge, "process_threads", "Threads of th
 const ALLOCATED: Definition = definition!(
     Gauge,
     "hive_gateway_allocator_committed_bytes",
-    "Memory that the allocator (mimalloc) has taken of the system and not given back; OpenSSL's is not among it."
+    "Memory that the allocator (mimalloc) has taken of the system and not given back."
 );
 const ALLOCATED_PEAK: Definition =
     definition!(Gauge, "hive_gateway_allocator_committed_peak_bytes", "The most that it ever was.");

@@ -13,16 +13,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use http::StatusCode;
 use pingora::http::ResponseHeader;
+use pingora::protocols::SocketDigest;
 use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
-};
-use pingora::tls::ssl::SslRef;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use super::connection::{Admitted, Connection, Phase};
@@ -30,6 +26,8 @@ use super::frames::{Frames, GOAWAY_CALM, given_up};
 use super::transport::Transport;
 use crate::observe::CloseReason;
 use crate::snapshot::Deadlines;
+
+mod stream;
 
 /// Writes are gathered up to this size: one TLS record.
 const GATHER_MAX: usize = 16 << 10;
@@ -76,6 +74,8 @@ pub struct Downstream {
     timer: Option<Pin<Box<Sleep>>>,
     gathered: Vec<u8>,
     gathered_sent: usize,
+    /// The thread's other tasks have been let go first: what is gathered is sent by the next flush.
+    others_went: bool,
     /// When the request's first byte came, and how many have come, while its header is not whole.
     head_since: Instant,
     head_bytes: usize,
@@ -126,6 +126,7 @@ impl Downstream {
             timer: None,
             gathered: Vec::new(),
             gathered_sent: 0,
+            others_went: false,
             head_since: now,
             head_bytes: 0,
             request_line_done: false,
@@ -280,6 +281,7 @@ impl Downstream {
         }
         self.gathered.clear();
         self.gathered_sent = 0;
+        self.others_went = false;
         self.stuck_since = None;
         Poll::Ready(Ok(()))
     }
@@ -411,6 +413,13 @@ impl AsyncWrite for Downstream {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        // Every answer wakes the task that flushes an HTTP/2 connection. It runs last, so that all answers that are ready
+        // leave in one record and one system call.
+        let more_may_come = this.connection.http2 && !this.gathered.is_empty();
+        if more_may_come && !std::mem::replace(&mut this.others_went, true) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         match this.poll_send_gathered(cx) {
             Poll::Ready(sent) => sent?,
             Poll::Pending => return this.stuck(cx),
@@ -437,51 +446,3 @@ impl Drop for Downstream {
         }
     }
 }
-
-#[async_trait]
-impl Shutdown for Downstream {
-    async fn shutdown(&mut self) {
-        // The client may be gone already; there is nobody left to tell.
-        let _ = AsyncWriteExt::shutdown(self).await;
-    }
-}
-
-impl UniqueID for Downstream {
-    fn id(&self) -> i32 {
-        self.transport.tcp().as_raw_fd()
-    }
-}
-
-impl Ssl for Downstream {
-    fn get_ssl(&self) -> Option<&SslRef> {
-        match &self.transport {
-            Transport::Tls(tls) => Some(tls.ssl()),
-            Transport::Plain(_) => None,
-        }
-    }
-
-    fn selected_alpn_proto(&self) -> Option<ALPN> {
-        Some(if self.connection.http2 { ALPN::H2 } else { ALPN::H1 })
-    }
-}
-
-impl GetTimingDigest for Downstream {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        Vec::new()
-    }
-}
-
-impl GetProxyDigest for Downstream {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        Some(self.digest.clone())
-    }
-}
-
-impl GetSocketDigest for Downstream {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        Some(self.socket.clone())
-    }
-}
-
-#[async_trait]
-impl Peek for Downstream {}

@@ -204,7 +204,10 @@ async fn after_others() {
 }
 
 async fn write(session: &mut Session, tasks: Vec<HttpTask>, guard: &mut Guard<'_>) -> Result<(), Stopped> {
-    after_others().await;
+    // Of an HTTP/2 connection what all its streams have is gathered where it is flushed.
+    if !session.is_http2() {
+        after_others().await;
+    }
     tokio::select! {
         biased;
         written = session.downstream_session.response_duplex_vec(tasks) => {

@@ -111,6 +111,25 @@ fn a_good_client_comes_in_and_is_known() {
 }
 
 #[test]
+fn the_chain_that_goes_out_is_that_of_the_file() {
+    let sent = |dir: &Dir| {
+        let server = dir.build(&listener(&["gw"])).unwrap();
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let mut stream = SslStream::new(Ssl::new(&client(Some(&issued())).build()).unwrap(), far).unwrap();
+        run(async { tokio::join!(accept(&server, near), Pin::new(&mut stream).connect()).1 }).unwrap();
+        stream.ssl().peer_cert_chain().unwrap().iter().map(|cert| cert.to_der().unwrap()).collect::<Vec<_>>()
+    };
+    let dir = Dir::new();
+    let whole = sent(&dir);
+    assert_eq!((whole.len(), &whole[1]), (2, &PKI.intermediate.cert.to_der().unwrap()));
+    // The clients' CAs know the one that is missing now, but they are for clients.
+    let leaf = openssl::x509::X509::from_der(&whole[0]).unwrap();
+    dir.write("gw.pem", leaf.to_pem().unwrap());
+    dir.write("ca.pem", [PKI.root.cert_pem().unwrap(), PKI.intermediate.cert_pem().unwrap()].concat());
+    assert_eq!(sent(&dir), whole[..1]);
+}
+
+#[test]
 fn tls_1_2_works_with_forward_secrecy_only() {
     let mut old = client(Some(&issued()));
     old.set_max_proto_version(Some(SslVersion::TLS1_2)).unwrap();

@@ -274,6 +274,10 @@ impl Link {
             let _ = self.poll_send(cx);
         }
         let before = self.buf.len();
+        if self.buf.is_empty() && !self.buf.try_reclaim(self.read_next) {
+            // To grow it would copy what nobody needs any more.
+            self.buf = BytesMut::with_capacity(self.read_next);
+        }
         self.buf.reserve(self.read_next);
         let read = {
             let mut room = ReadBuf::uninit(self.buf.spare_capacity_mut());
