@@ -250,7 +250,7 @@ label!(
         FrameSizeError => "frame_size_error",
         /// HTTP/2: a header block that can't be decompressed (RFC 7541).
         CompressionError => "compression_error",
-        /// HTTP/2: one malformed or misdirected request after the other.
+        /// HTTP/2: one malformed or misdirected request after the other, or beyond the number of streams.
         MalformedRequests => "malformed_requests",
         /// A refusal after which the connection can't be used again.
         Refused => "refused",
