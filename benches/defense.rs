@@ -96,6 +96,7 @@ fn waf(c: &mut Criterion) {
                 for _ in 0..times {
                     let judgement = runtime.block_on(waf.judge(Request {
                         client: "192.0.2.77:4444".parse().unwrap(),
+                        certificate: None,
                         method: http::Method::POST,
                         target: b"/api/a2a/jsonrpc".to_vec(),
                         http2: false,

@@ -57,6 +57,9 @@ const LAST_SPANS_WAIT: Duration = Duration::from_secs(1);
 const LOG_WAIT: Duration = Duration::from_secs(2);
 /// HTTP/2 streams of one client connection at once.
 const H2_STREAMS_MAX: u32 = 128;
+/// Requests of one connection that the codec resets, for they are malformed or beyond [`H2_STREAMS_MAX`], before it gives the
+/// connection up. A client that has not read that number yet may send as many again.
+const H2_MALFORMED_MAX: usize = 2 * H2_STREAMS_MAX as usize;
 /// What a client may send on an HTTP/2 stream before it is read: the window is what a waiting body may take.
 const H2_WINDOW: u32 = 64 << 10;
 const H2_CONNECTION_WINDOW: u32 = 1 << 20;
@@ -237,6 +240,7 @@ fn http2_options(header_bytes: usize) -> H2Options {
     h2.initial_window_size(H2_WINDOW);
     h2.initial_connection_window_size(H2_CONNECTION_WINDOW);
     h2.max_send_buffer_size(H2_SEND_BUFFER);
+    h2.max_local_error_reset_streams(Some(H2_MALFORMED_MAX));
     // A client that takes all back that it has begun is none that floods.
     h2.max_pending_accept_reset_streams(H2_STREAMS_MAX as usize);
     h2

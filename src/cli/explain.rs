@@ -133,7 +133,7 @@ fn verdict(way: &Way<'_>, end: Result<(), Stop>) -> String {
         }
         Err(Stop::NoConnection(why)) => format!("verdict: no connection: {why}\n"),
         Err(Stop::Refused(refusal)) => {
-            let on_json_rpc = way.route().is_some_and(|route| route.json_rpc.is_some());
+            let on_json_rpc = way.answers_as().is_some_and(|route| route.json_rpc.is_some());
             let form = Form { reply: way.listener().local_reply, on_json_rpc };
             let mut text = format!("verdict: refused with {} {}", form.status(&refusal), refusal.code());
             if let Some(detail) = refusal.detail() {
@@ -143,8 +143,10 @@ fn verdict(way: &Way<'_>, end: Result<(), Stop>) -> String {
             for (name, value) in form.fields(&refusal) {
                 let _ = writeln!(text, "  {name}: {}", String::from_utf8_lossy(value.as_bytes()));
             }
-            let body = form.body(&refusal, way.id);
-            let _ = writeln!(text, "  {}", String::from_utf8_lossy(&body));
+            if way.asked.head().method != http::Method::HEAD {
+                let body = form.body(&refusal, way.id);
+                let _ = writeln!(text, "  {}", String::from_utf8_lossy(&body));
+            }
             text
         }
     }

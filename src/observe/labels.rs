@@ -244,6 +244,14 @@ label!(
         RequestLimit => "request_limit",
         /// Bytes that are not HTTP, or break it.
         ProtocolError => "protocol_error",
+        /// HTTP/2: more went out than the windows had room for (RFC 9113, section 5.2).
+        FlowControlError => "flow_control_error",
+        /// HTTP/2: a frame of a size that it can't have (RFC 9113, section 4.2).
+        FrameSizeError => "frame_size_error",
+        /// HTTP/2: a header block that can't be decompressed (RFC 7541).
+        CompressionError => "compression_error",
+        /// HTTP/2: one malformed or misdirected request after the other, or beyond the number of streams.
+        MalformedRequests => "malformed_requests",
         /// A refusal after which the connection can't be used again.
         Refused => "refused",
         /// The client broke it: reset, or closed within a request.
@@ -291,6 +299,7 @@ impl CloseReason {
             | Self::UnknownFrameFlood
             | Self::EnhanceYourCalm
             | Self::TlsFlood
+            | Self::MalformedRequests
             | Self::HeaderTimeout
             | Self::WriteTimeout => true,
             Self::Normal
@@ -300,6 +309,9 @@ impl CloseReason {
             | Self::Age
             | Self::RequestLimit
             | Self::ProtocolError
+            | Self::FlowControlError
+            | Self::FrameSizeError
+            | Self::CompressionError
             | Self::Refused
             | Self::Aborted
             | Self::UpstreamAborted

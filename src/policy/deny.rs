@@ -127,19 +127,33 @@ pub fn parse_network(text: &str) -> Result<IpNet, String> {
 
 /// The networks of a `deny_file`: one a line; what follows `#` or `;` is a comment.
 ///
+/// A list that was cut off must lift no bans: a full disk, or a writer that is not done, leaves a file without its end. So
+/// the last line has one, and a list of nobody says that it is.
+///
 /// # Errors
 /// The first line that is wrong, counted from 1, with what is wrong.
 pub fn parse_file(bytes: &[u8]) -> Result<Vec<IpNet>, (usize, String)> {
     let mut networks = Vec::new();
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    for (i, line) in bytes.split(|b| *b == b'\n').enumerate() {
+    let Some(lines) = bytes.strip_suffix(b"\n") else {
+        // Of 192.0.2.17, the 192.0.2.1 that may be left is an address too.
+        let last = bytes.split(|b| *b == b'\n').count();
+        return Err((last, "the last line has no end, as if the file were cut off; end it with a newline".into()));
+    };
+    let mut nobody = false;
+    for (i, line) in lines.split(|b| *b == b'\n').enumerate() {
         let end = memchr::memchr2(b'#', b';', line).unwrap_or(line.len());
         let entry = line[..end].trim_ascii();
         if entry.is_empty() {
+            nobody |= line[end..].get(1..).is_some_and(|said| said.trim_ascii().eq_ignore_ascii_case(b"nobody"));
             continue;
         }
         let text = std::str::from_utf8(entry).map_err(|_| (i + 1, "is not text".to_owned()))?;
         networks.push(parse_network(text).map_err(|why| (i + 1, why))?);
+    }
+    if networks.is_empty() && !nobody {
+        let why = "nobody is listed; write the line \"# nobody\" if nobody is to be kept out";
+        return Err((lines.split(|b| *b == b'\n').count(), why.into()));
     }
     Ok(networks)
 }
@@ -186,14 +200,28 @@ mod tests {
 
     #[test]
     fn a_file_has_comments_and_its_errors_have_lines() {
-        let text = b"\xef\xbb\xbf# feed of today\r\n10.0.0.0/8\r\n\r\n 192.0.2.7 ; SBL1\n2001:db8::/32# v6";
+        let text = b"\xef\xbb\xbf# feed of today\r\n10.0.0.0/8\r\n\r\n 192.0.2.7 ; SBL1\n2001:db8::/32# v6\n";
         assert_eq!(parse_file(text).unwrap().len(), 3);
         let (line, why) = parse_file(b"10.0.0.0/8\n# x\n10.0.0.1/8\n").unwrap_err();
         assert_eq!((line, why.as_str()), (3, "10.0.0.1/8 has address bits beyond its length; write 10.0.0.0/8"));
-        let (line, why) = parse_file(b"example.com").unwrap_err();
+        let (line, why) = parse_file(b"example.com\n").unwrap_err();
         assert!(line == 1 && why.contains("is not a network; write"), "{why}");
-        assert_eq!(parse_file(b"\xff").unwrap_err().0, 1);
-        assert!(parse_file(b"").unwrap().is_empty());
+        assert_eq!(parse_file(b"\xff\n").unwrap_err().0, 1);
+    }
+
+    #[test]
+    fn a_file_that_was_cut_off_anywhere_is_none() {
+        let whole = b"# a feed\n192.0.2.17\n";
+        for cut in 0..whole.len() {
+            assert!(parse_file(&whole[..cut]).is_err(), "cut at {cut}");
+        }
+        assert_eq!(parse_file(b"10.0.0.0/8\n192.0.2.1").unwrap_err().0, 2);
+        for nobody in ["\n", "# a feed\n\n", "# nobody is here\n"] {
+            assert!(parse_file(nobody.as_bytes()).unwrap_err().1.contains("# nobody"), "{nobody:?}");
+        }
+        for nobody in ["# nobody\n", "\u{feff}# a feed\r\n;Nobody\r\n"] {
+            assert!(parse_file(nobody.as_bytes()).unwrap().is_empty(), "{nobody:?}");
+        }
     }
 
     /// A different address for each number.

@@ -24,7 +24,7 @@ use crate::observe::CloseReason;
 use crate::policy::json_rpc::{JsonRpcPolicy, check_media_type};
 use crate::refusal::Refusal;
 use crate::request::{self, Head};
-use crate::route::{Lookup, Table};
+use crate::route::Table;
 use crate::snapshot::{ListenerSnapshot, Published, Route, Snapshot};
 use crate::tls::Gone;
 
@@ -332,12 +332,7 @@ fn route_named(session: &Session, routes: &Table<Published>) -> Option<Arc<Route
 
 fn published_named<'r>(session: &Session, routes: &'r Table<Published>) -> Option<&'r Published> {
     let header = session.req_header();
-    let host = header.headers.get(headers::HOST).and_then(|h| h.to_str().ok()).and_then(request::host_of);
-    let host = host.or_else(|| header.uri.host().map(Cow::Borrowed)).unwrap_or_default();
-    match routes.find(&host, check::path_of(header.raw_path()), &header.method) {
-        Lookup::Found { value, .. } => Some(value),
-        _ => None,
-    }
+    check::route_named(routes, &header.headers, header.uri.host(), header.raw_path(), &header.method)
 }
 
 fn check_json_rpc<'a>(

@@ -1,6 +1,7 @@
 //! What is asked of a request that needs no connection: the same code for one that is there and for one that
 //! `hive-gateway explain` is asked about.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -65,6 +66,23 @@ pub fn route<'t>(
         }
         Lookup::HostUnknown => (None, Err(Refusal::MisdirectedRequest)),
         Lookup::NotFound => (None, Err(Refusal::NotFound)),
+    }
+}
+
+/// The route that a request which is refused before seems to mean: its clients expect refusals in its form. `authority`:
+/// HTTP/2's name for the host.
+pub fn route_named<'t>(
+    routes: &'t Table<Published>,
+    headers: &HeaderMap,
+    authority: Option<&str>,
+    target: &[u8],
+    method: &Method,
+) -> Option<&'t Published> {
+    let host = headers.get(headers::HOST).and_then(|h| h.to_str().ok()).and_then(request::host_of);
+    let host = host.or_else(|| authority.map(Cow::Borrowed)).unwrap_or_default();
+    match routes.find(&host, path_of(target), method) {
+        Lookup::Found { value, .. } => Some(value),
+        _ => None,
     }
 }
 

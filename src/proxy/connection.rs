@@ -18,8 +18,10 @@ use crate::policy::peers::Peer;
 use crate::snapshot::Snapshot;
 use crate::tls::{self, Alpn, ClientChain, ConnectionFacts, Gone, Ocsp, OcspVerdict, Standing};
 
-/// Malformed or misdirected requests after which a connection of HTTP/2 takes no more.
+/// Malformed or misdirected requests after which a connection of HTTP/2 is told to end.
 const REFUSED_MAX: u32 = 32;
+/// After so many it is cut: who goes on after the first is answered no more.
+const REFUSED_CUT: u32 = 64;
 
 /// What every connection of one listener shares, for as long as the process lives.
 pub struct ListenerShared {
@@ -453,6 +455,11 @@ impl Connection {
         if self.http2 && self.refused.fetch_add(1, Ordering::Relaxed) + 1 >= REFUSED_MAX {
             self.retire();
         }
+    }
+
+    /// Whether it has gone on with such requests, so that it is to be cut.
+    pub fn is_hopeless(&self) -> bool {
+        self.refused.load(Ordering::Relaxed) >= REFUSED_CUT
     }
 
     /// Lets the connection end after its running requests: HTTP/2 sends GOAWAY.

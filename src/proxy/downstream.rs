@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use pingora::http::ResponseHeader;
@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use super::connection::{Admitted, Connection, Phase};
-use super::frames::{Frames, GOAWAY_CALM, said_calm};
+use super::frames::{Frames, GOAWAY_CALM, given_up};
 use super::transport::Transport;
 use crate::observe::CloseReason;
 use crate::snapshot::Deadlines;
@@ -64,6 +64,8 @@ pub struct UnparsedAnswer<'a> {
     pub body_bytes: usize,
     /// Of the request, as far as it came.
     pub line: RequestLine<'a>,
+    /// Since the first byte of what was to be one.
+    pub took: Duration,
 }
 
 /// A client's connection as Pingora sees it.
@@ -317,9 +319,11 @@ impl Downstream {
             let head = memchr::memmem::find(answer, b"\r\n\r\n").map_or(answer.len(), |end| end + 2);
             let body_bytes = answer.len().saturating_sub(head + 2);
             let id = ["x-request-id: ", request_id, "\r\n"].concat();
+            let took = self.head_since.elapsed();
             self.gathered.extend([&answer[..head], id.as_bytes(), &answer[head..]].concat());
             let line = RequestLine::of(&self.request_line);
-            self.unparsed.refused(&self.connection, &UnparsedAnswer { status, code, request_id, body_bytes, line });
+            self.unparsed
+                .refused(&self.connection, &UnparsedAnswer { status, code, request_id, body_bytes, line, took });
         }
     }
 }
@@ -334,6 +338,9 @@ impl AsyncRead for Downstream {
             ready!(this.poll_send_gathered(cx))?;
             ready!(this.transport.poll_flush(cx))?;
             return Poll::Ready(Ok(()));
+        }
+        if this.connection.is_hopeless() {
+            return Poll::Ready(Err(this.cut(cx, CloseReason::MalformedRequests)));
         }
         let before = buf.filled().len();
         let read = if phase == Phase::Waiting {
@@ -393,8 +400,10 @@ impl AsyncWrite for Downstream {
         if this.replaced {
             return Poll::Ready(Ok(buf.len()));
         }
-        if this.connection.http2 && said_calm(buf) {
-            this.admitted.ends_for(CloseReason::EnhanceYourCalm);
+        if this.connection.http2
+            && let Some(reason) = given_up(buf)
+        {
+            this.admitted.ends_for(reason);
         }
         if this.gathered.len() + buf.len() > GATHER_MAX {
             match this.poll_send_gathered(cx) {

@@ -10,6 +10,7 @@ use super::check::{self, origin_form};
 use super::connection::Connection;
 use super::context::Context;
 use crate::observe::{WafMatch, WafVerdict};
+use crate::policy::rate_limit::Caller;
 use crate::policy::rules::{Facts, Rules};
 use crate::policy::waf::{Judgement, Request};
 use crate::refusal::Refusal;
@@ -60,8 +61,10 @@ pub async fn check_waf(
     } else {
         let header = session.req_header();
         let client = ctx.client.as_ref().map_or_else(|| connection.remote_ip(), |c| c.address);
+        let caller = Caller::of(ctx.peer.as_ref().map(|peer| peer.name.as_str()), connection.identity.as_deref());
         let request = Request {
             client: SocketAddr::new(client, connection.remote.port()),
+            certificate: caller.certificate().map(Into::into),
             method: header.method.clone(),
             target: origin_form(header.raw_path()).to_vec(),
             http2: connection.http2,

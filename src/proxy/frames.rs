@@ -17,6 +17,7 @@ const PRIORITY: u8 = 2;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
+const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 
@@ -27,15 +28,32 @@ const END_HEADERS: u8 = 4;
 /// GOAWAY for all streams, ENHANCE_YOUR_CALM (RFC 9113, sections 6.8 and 7).
 pub const GOAWAY_CALM: &[u8] = b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0b";
 
-/// Whether the codec's last frame is a GOAWAY with ENHANCE_YOUR_CALM: how it says that it gives up for a limit of its own.
-/// What it says there besides is a few words.
-pub fn said_calm(written: &[u8]) -> bool {
+/// Why the codec gives up, if its last frame is a GOAWAY that says so; besides the error it holds a few words at most.
+pub fn given_up(written: &[u8]) -> Option<CloseReason> {
+    const FIXED: usize = FRAME_HEADER_BYTES + 8;
     let tail = &written[written.len().saturating_sub(64)..];
-    let last = GOAWAY_CALM.len() - 1;
-    memchr::memchr_iter(GOAWAY_CALM[last], tail).filter(|at| *at >= last).any(|at| {
-        let frame = &tail[at - last..=at];
-        frame[..2] == [0, 0] && frame[3..9] == GOAWAY_CALM[3..9] && frame[13..] == GOAWAY_CALM[13..]
-    })
+    // Its kind stands behind its length, and nothing behind its end.
+    let frame = memchr::memchr_iter(GOAWAY, tail).filter_map(|at| tail.get(at.checked_sub(3)?..)).find(|frame| {
+        frame.len() >= FIXED
+            && frame[..2] == [0, 0]
+            && frame[4..9] == [0; 5]
+            && frame.len() == FRAME_HEADER_BYTES + usize::from(frame[2])
+    })?;
+    let words = &frame[FIXED..];
+    match frame[FIXED - 4..FIXED] {
+        [0, 0, 0, 1 | 5] => Some(CloseReason::ProtocolError),
+        [0, 0, 0, 3] => Some(CloseReason::FlowControlError),
+        [0, 0, 0, 6] => Some(CloseReason::FrameSizeError),
+        [0, 0, 0, 9] => Some(CloseReason::CompressionError),
+        // The codec's own words for its limits.
+        [0, 0, 0, 11] => Some(match words {
+            b"too_many_internal_resets" => CloseReason::MalformedRequests,
+            b"too_many_resets" => CloseReason::RapidReset,
+            b"too_many_continuations" => CloseReason::ContinuationFlood,
+            _ => CloseReason::EnhanceYourCalm,
+        }),
+        _ => None,
+    }
 }
 
 /// A DATA frame with less is as good as empty.
@@ -240,6 +258,31 @@ mod tests {
             frames.read(&whole[cut..], || start + BODY).unwrap();
             assert_eq!(frames.deadline(HEADER, BODY), None, "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn what_the_codec_gives_up_for_is_read_from_its_last_frame() {
+        let goaway = |code: u8, words: &[u8]| {
+            let length = 8 + u8::try_from(words.len()).unwrap();
+            [&[0, 0, length, GOAWAY, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, code], words].concat()
+        };
+        for (code, words, reason) in [
+            (0, "", None),
+            (1, "", Some(CloseReason::ProtocolError)),
+            (3, "", Some(CloseReason::FlowControlError)),
+            (6, "", Some(CloseReason::FrameSizeError)),
+            (9, "", Some(CloseReason::CompressionError)),
+            (11, "", Some(CloseReason::EnhanceYourCalm)),
+            (11, "too_many_resets", Some(CloseReason::RapidReset)),
+            (11, "too_many_internal_resets", Some(CloseReason::MalformedRequests)),
+        ] {
+            let frame = goaway(code, words.as_bytes());
+            assert_eq!(given_up(&frame), reason, "{code} {words}");
+            assert_eq!(given_up(&[&[7; 100], &frame[..]].concat()), reason, "after something else");
+            assert_eq!(given_up(&[&frame[..], b"x"].concat()), None, "not the last");
+        }
+        assert_eq!(given_up(GOAWAY_CALM), Some(CloseReason::EnhanceYourCalm));
+        assert_eq!(given_up(b""), None);
     }
 
     /// How many of a frame are let through at once, and the reason that the next is not.

@@ -78,9 +78,10 @@ impl Asking<'_> {
         self.ask(&self.listener.rate_limits.by_request, session, ctx, &Wanted::ONE, self.started).await
     }
 
-    /// The route's limits by issuer, once the token is checked.
+    /// The limits by issuer, once the token is checked: the listener's too, for only a route says whether it is.
     pub async fn issuer(&self, session: &mut Session, ctx: &mut Context) -> Result<(), Refusal> {
         let Some(route) = ctx.route.clone() else { return Ok(()) };
+        self.ask(&self.listener.rate_limits.by_issuer, session, ctx, &Wanted::ONE, self.started).await?;
         self.ask(&route.rate_limits.by_issuer, session, ctx, &Wanted::ONE, self.started).await
     }
 
@@ -98,7 +99,8 @@ impl Asking<'_> {
         // The body may have taken its time.
         let now = self.shared.clock.now();
         if more > 0 {
-            for limits in [&listener.by_request, &route.rate_limits.by_request, &route.rate_limits.by_issuer] {
+            let (of_listener, of_route) = (listener.by_body(), route.rate_limits.by_body());
+            for limits in of_listener.into_iter().chain(of_route) {
                 let wanted = Wanted { method: None, calls: more, whole: more.saturating_add(1) };
                 self.ask(limits, session, ctx, &wanted, now).await?;
             }

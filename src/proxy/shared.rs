@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::observe::history::History;
 use crate::observe::recent::{Recent, RefusedRequest, readable};
 use crate::observe::trace::TraceQueue;
-use crate::observe::{AccessLog, AccessRecord, ConnectionRefusal, Metrics, OverloadAction, OverloadLimit};
+use crate::observe::{AccessLog, AccessRecord, ConnectionRefusal, MethodLabel, Metrics, OverloadAction, OverloadLimit};
 use crate::policy::body_memory::BodyMemory;
 use crate::policy::maintenance::Orders;
 use crate::policy::overload::{Class, Lag};
@@ -243,15 +243,17 @@ impl Drop for OpenConnection {
 
 impl Unparsed for Shared {
     fn refused(&self, connection: &Connection, answer: &UnparsedAnswer<'_>) {
-        let UnparsedAnswer { status, code, request_id, body_bytes, line } = answer;
+        let UnparsedAnswer { status, code, request_id, body_bytes, line, took } = answer;
         // Of an absolute form without a path that is the root; of no target at all it is nothing.
         let path = if line.target.is_empty() { line.target } else { check::path_of(line.target) };
-        let (status, code) = (*status, *code);
+        let (status, code, took) = (*status, *code, *took);
         self.metrics.refusal(code);
+        self.metrics.unmatched().record(MethodLabel::Other, status, took);
         let identity = connection.identity.as_deref();
         let tls = connection.tls.as_ref();
         let snapshot = self.snapshot();
         let peer = connection.peer(&snapshot);
+        snapshot.peer_metrics.of(peer.as_ref().map(|p| p.index)).record(status, took);
         let (listener, client) = (connection.listener.name.as_str(), connection.remote_ip());
         self.recent.refusals.note(
             self.clock.wall(),

@@ -51,9 +51,10 @@ pub(super) fn of_connections(limits: &file::ListenerLimits) -> admission::Limits
     }
 }
 
-/// What is left of `all` requests for routes that are not critical.
+/// What is left of `all` requests for routes that are not critical: of few, one less; but the last one is for all.
 fn without_reserve(all: u64, config: &file::Overload) -> u64 {
-    all - all * u64::from(config.critical_reserve.0) / 1000
+    let reserve = (all * u64::from(config.critical_reserve.0)).div_ceil(1000);
+    all - reserve.min(all.saturating_sub(1))
 }
 
 pub(super) fn of_process(config: &file::Overload) -> overload::Limits {
@@ -87,4 +88,18 @@ pub(super) fn concurrency(
     let before = before.and_then(|b| b.concurrency.as_ref()).filter(|b| *b.settings() == settings);
     let new = || AdaptiveConcurrency::new(settings, metrics.upstream_concurrency(config.name.as_str()));
     Some(before.cloned().unwrap_or_else(new))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Percent;
+
+    #[test]
+    fn of_few_requests_one_is_kept_for_critical_routes_and_of_one_none() {
+        for (all, reserve, left) in [(100, 100, 90), (9, 100, 8), (2, 1, 1), (1, 100, 1), (9, 0, 9)] {
+            let config = file::Overload { critical_reserve: Percent(reserve), ..file::Overload::default() };
+            assert_eq!(without_reserve(all, &config), left, "{reserve} of 1000 of {all}");
+        }
+    }
 }

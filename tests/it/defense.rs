@@ -94,10 +94,17 @@ fn a_file_of_a_million_is_watched_and_ends_live_connections_at_their_next_reques
     h2.wait_ended();
     assert_eq!(node.count(), 3);
     // A file that was cut off lifts no bans; one that says that it is empty does.
-    fs::write(&file, "").unwrap();
-    let answer = gateway.reload();
-    assert!(answer.status == 422 && answer.text().contains("the file is empty"), "{}", answer.text());
-    assert!(gateway.client("alice").connect(gateway.address).is_err());
+    for (cut_off, why) in [
+        ("", "the file is empty"),
+        ("\n", "nobody is listed"),
+        ("# a feed\n", "nobody is listed"),
+        ("127.0.0.0/8\n192.0.2.1", "deny.txt:2: the last line has no end"),
+    ] {
+        fs::write(&file, cut_off).unwrap();
+        let answer = gateway.reload();
+        assert!(answer.status == 422 && answer.text().contains(why), "{}", answer.text());
+        assert!(gateway.client("alice").connect(gateway.address).is_err());
+    }
     fs::write(&file, "# nobody\n").unwrap();
     wait_until("they are let in again", || gateway.client("alice").get(gateway.address, "/echo").is_ok());
 }

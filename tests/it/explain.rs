@@ -231,42 +231,119 @@ fn without_a_body_the_way_ends_before_it_and_says_so() {
     assert!(code == Some(0) && text.contains("plain on 127.0.0.1:8080"), "{text}");
 }
 
+/// A request of the table below: target, method, more fields, body.
+type Asked = (&'static str, &'static str, &'static str, Option<&'static str>);
+
+const RPC: &str = "/api/a2a/jsonrpc";
+
 /// Whatever is asked, the running gateway answers as was explained.
 #[test]
 fn the_gateway_does_what_was_explained() {
     let node = Node::start();
-    let gateway = Setup::new(&[node.address]).start();
-    let config = gateway.dir().join("gateway.yaml");
+    let start = || {
+        let mut setup = Setup::new(&[node.address]);
+        fs::write(setup.dir.path().join("secret"), tokens::SECRET).unwrap();
+        setup.top =
+            r#"hive: { federation: { jwt: verify, audience: "https://gateway.test", shared_secret_file: secret } }"#
+                .into();
+        setup.listener =
+            "    request_rules: [ { name: scanners, user_agent: [sqlmap] } ]\n    deny: [198.51.100.0/24]\n    \
+                      trusted_proxies: [127.0.0.1]\n    rate_limits: [ { per: [peer, issuer], rate: 8/h } ]\n"
+                .into();
+        setup.routes = r#"
+  - { name: echo, paths: [/echo, "/echo/*"], methods: [GET, POST], peers: any, upstream: hive }
+  - { name: bob, paths: [/bob], methods: [GET], peers: [bob], upstream: hive }
+  - { name: a2a, paths: [/api/a2a/jsonrpc], methods: [POST], peers: [alice, bob], upstream: hive, body: { limit: 500B },
+      json_rpc: { methods: [a, b], batch: 6, notifications: reject },
+      rate_limits: [ { per: method, rate: 4/h }, { per: address, rate: 5/h } ] }
+"#
+        .into();
+        setup.start()
+    };
     let dir = TempDir::new();
-    for (target, method, sent) in [
-        ("/echo", "GET", None),
-        ("/nowhere", "GET", None),
-        ("/bob", "GET", None),
-        ("/echo", "DELETE", None),
-        ("/api/a2a/jsonrpc", "POST", Some(r#"{"jsonrpc":"2.0","id":7,"method":"a"}"#)),
-        ("/api/a2a/jsonrpc", "POST", Some(r#"{"jsonrpc":"2.0","id":"q","method":"a","method":"b"}"#)),
-        ("/api/a2a/jsonrpc", "POST", Some("[1]")),
-        ("/.well-known//x", "GET", None),
-    ] {
+    let long: &str =
+        Box::leak(format!(r#"{{"jsonrpc":"2.0","id":7,"method":"a","params":["{}"]}}"#, "x".repeat(600)).into());
+    let batch = |calls: &[&str]| -> &'static str { Box::leak(format!("[{}]", calls.join(",")).into()) };
+    let (one, two) = (r#"{"jsonrpc":"2.0","id":1,"method":"a"}"#, r#"{"jsonrpc":"2.0","id":2,"method":"b"}"#);
+    let denied = r#"{"jsonrpc":"2.0","id":3,"method":"c"}"#;
+    let asked: Vec<Asked> = vec![
+        ("/echo", "GET", "", None),
+        ("/nowhere", "GET", "", None),
+        ("/bob", "GET", "", None),
+        ("/bob", "HEAD", "", None),
+        ("/echo", "DELETE", "", None),
+        (RPC, "GET", "", None),
+        ("/.well-known//x", "GET", "", None),
+        ("/echo", "GET", "User-Agent: sqlmap/1\r\n", None),
+        ("/echo", "GET", "X-Forwarded-For: 198.51.100.9\r\n", None),
+        ("/echo", "GET", "X-Hive-Federation-JWT: a.b.c\r\n", None),
+        (RPC, "POST", "Connection: authorization\r\n", Some(one)),
+        (RPC, "POST", "X-Forwarded-For: 198.51.100.9\r\n", Some(one)),
+        (RPC, "POST", "Content-Type: text/plain\r\n", Some(one)),
+        (RPC, "POST", "Content-Encoding: gzip\r\n", Some(one)),
+        (RPC, "POST", "", Some(one)),
+        (RPC, "POST", "", Some(long)),
+        (RPC, "POST", "", Some(r#"{"jsonrpc":"2.0","id":7,"method":"c"}"#)),
+        (RPC, "POST", "", Some(r#"{"jsonrpc":"2.0","id":"q","method":"a","method":"b"}"#)),
+        (RPC, "POST", "", Some(r#"{"jsonrpc":"2.0","method":"a"}"#)),
+        (RPC, "POST", "", Some("[1]")),
+        (RPC, "POST", "", Some("[]")),
+        (RPC, "POST", "", Some("{")),
+        (RPC, "POST", "", Some(batch(&[one, two]))),
+        (RPC, "POST", "", Some(batch(&[one, two, one, two, one]))),
+        (RPC, "POST", "", Some(batch(&[one, one, one, one, one]))),
+        (RPC, "POST", "", Some(batch(&[one, two, one, two, one, two]))),
+        (RPC, "POST", "", Some(batch(&[one; 7]))),
+        (RPC, "POST", "", Some(batch(&[one, denied, two]))),
+    ];
+    for (target, method, fields, sent) in asked {
+        // Each with limits that nobody has used: explain knows of no other request.
+        let gateway = start();
         let url = format!("{method} https://gateway.test:{}{target}", gateway.address.port());
-        let mut args = vec!["--peer", "alice", &url];
+        let mut args = vec!["--peer", "alice", "--address", "127.0.0.1", &url];
         let file = sent.map(|text| body(&dir, text));
         if let Some(file) = &file {
             args.extend(["--body", file]);
         }
-        let output = explain(&config, &args);
+        for field in fields.lines() {
+            args.extend(["--header", field]);
+        }
+        let output = explain(&gateway.dir().join("gateway.yaml"), &args);
         let said = String::from_utf8(output.stdout).unwrap();
-        let fields = sent
-            .map_or(String::new(), |b| format!("Content-Type: application/json\r\nContent-Length: {}\r\n", b.len()));
-        let request = format!("{method} {target} HTTP/1.1\r\nHost: gateway.test\r\n{fields}\r\n{}", sent.unwrap_or(""));
-        let answer = gateway.connect("alice").exchange(request.as_bytes()).unwrap();
+        let json = if fields.contains("Content-Type") { "" } else { "Content-Type: application/json\r\n" };
+        let length = sent.map_or(String::new(), |b| format!("{json}Content-Length: {}\r\n", b.len()));
+        let host = format!("gateway.test:{}", gateway.address.port());
+        let request =
+            format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n{fields}{length}\r\n{}", sent.unwrap_or(""));
+        let mut connection = gateway.connect("alice");
+        connection.send(request.as_bytes()).unwrap();
+        let answer = connection.response(method == "HEAD").unwrap();
         if output.status.success() {
-            assert_eq!(answer.status, 200, "{url}\n{said}");
-        } else {
-            assert!(said.contains(&format!("refused with {} ", answer.status)), "{}: {url}\n{said}", answer.status);
-            assert_eq!(answer.text(), said.lines().last().unwrap().trim(), "{url}");
+            assert_eq!(answer.status, 200, "{request}\n{said}");
+            continue;
+        }
+        assert!(said.contains(&format!("refused with {} ", answer.status)), "{}: {request}\n{said}", answer.status);
+        let mut told: Vec<_> = said.lines().skip_while(|line| !line.starts_with("verdict")).skip(1).collect();
+        if method != "HEAD" {
+            assert_eq!(Some(answer.text().trim_end()), told.pop().map(str::trim), "{request}\n{said}");
+        }
+        for field in told {
+            let (name, value) = field.trim().split_once(": ").unwrap();
+            assert_eq!(answer.header(name), Some(value), "{request}\n{said}");
         }
     }
+}
+
+#[test]
+fn a_batch_is_counted_once() {
+    let dir = directory();
+    let batch = format!("[{0},{0},{0}]", r#"{"jsonrpc":"2.0","id":1,"method":"message/send","params":{"message":1}}"#);
+    fs::write(dir.path().join("gateway.yaml"), CONFIG.replace("200B", "2KiB")).unwrap();
+    let file = body(&dir, &batch);
+    let (text, code) = said(&dir, &["--peer", "alice", "--body", &file, POST]);
+    assert_eq!(code, Some(0), "{text}");
+    let counted: Vec<_> = text.lines().filter_map(|l| Some(&l[l.find("counts ")?..l.find(" for ")?])).collect();
+    assert_eq!(counted, ["counts 1", "counts 2 more", "counts 3 calls"], "{text}");
 }
 
 #[test]

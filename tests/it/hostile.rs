@@ -113,11 +113,57 @@ fn floods_of_frames_are_cut_by_name_and_leave_no_memory() {
         assert!(grown < 20 << 10, "{kind}: {grown} KiB more");
         wait_until("the connections are counted", || cuts(&gateway, kind) >= cut_before + 4.0);
         let told = |reason| gateway.stderr().contains(&format!("of 127.0.0.1 cut: {reason}"));
-        wait_until("they are written down", || told(kind) || told("enhance_your_calm"));
+        wait_until("they are written down", || {
+            // Some lines a second: those before may have been for other floods.
+            let told = told(kind) || told("enhance_your_calm");
+            if !told {
+                flood(&gateway, kind, 100_000).unwrap();
+            }
+            told
+        });
     }
     assert_eq!(gateway.client("bob").get(gateway.address, "/echo").unwrap().status, 200);
     gateway.wait_metric("hive_gateway_requests_in_flight", &[], 0.0);
     assert!(node.count() < 2000, "{} requests reached the node", node.count());
+}
+
+#[test]
+fn a_client_that_goes_on_with_malformed_requests_is_cut_and_few_are_answered() {
+    let (gateway, node) = start("", "");
+    let refused = || gateway.metric("hive_gateway_refusals_total", &[]);
+    // The gateway refuses the first; the codec resets the second, which has no path.
+    let dotted = raw_h2::request("GET", "/echo/../x");
+    let pathless = raw_h2::block(&[(":method", "GET"), (":scheme", "https"), (":authority", "gateway.test")]);
+    for (n, block) in [(1.0, &dotted), (2.0, &pathless)] {
+        let mut h2 = raw(&gateway, &[]);
+        let head = |id| frame(raw_h2::HEADERS, raw_h2::END_HEADERS | raw_h2::END_STREAM, id, block);
+        let sent = h2.flood(5000, |n| {
+            // Slow enough that each is judged before there are too many of them.
+            std::thread::sleep(Duration::from_millis(2));
+            head(stream(n))
+        });
+        assert!(sent < 5000, "it is still served");
+        gateway.wait_metric(CLOSED, &[("reason", "malformed_requests")], n);
+        // What came in one piece with the last is begun already.
+        assert!(refused() < 400.0, "{} were answered", refused());
+    }
+    wait_until("the refusals are counted", || refused() >= 32.0);
+    assert_eq!(node.count(), 0);
+}
+
+#[test]
+fn errors_of_http2_are_counted_by_kind() {
+    let (gateway, _node) = start("", "");
+    let wide = frame(raw_h2::WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff]);
+    for (kind, bytes) in [
+        ("protocol_error", frame(raw_h2::DATA, 0, 0, b"x")),
+        ("flow_control_error", [wide.clone(), wide].concat()),
+        ("frame_size_error", frame(0xfa, 0, 0, &[0; 20_000])),
+    ] {
+        let mut h2 = raw(&gateway, &[]);
+        h2.send(&bytes).unwrap();
+        gateway.wait_metric(CLOSED, &[("reason", kind)], 1.0);
+    }
 }
 
 #[test]

@@ -120,6 +120,11 @@ fn a_malformed_request_is_logged_too() {
     let line = gateway.wait_log(|l| l["status"] == 400);
     assert_eq!((&line["refusal"], &line["path"]), (&json!("bad_request"), &json!("/a//b")), "{line}");
     assert!(line["refusal_detail"].is_string() && line["peer"] == "alice", "{line}");
+    // Before there is a request, too, and both are counted.
+    gateway.connect("alice").exchange(b"GET /echo HTTP/1.1\r\nHost gateway.test\r\n\r\n").unwrap();
+    gateway.wait_metric("hive_gateway_http_requests_total", &[("path", "unmatched"), ("code", "400")], 2.0);
+    gateway.wait_metric("hive_gateway_peer_requests_total", &[("peer", "alice"), ("code", "4xx")], 2.0);
+    gateway.wait_metric("hive_gateway_refusals_total", &[("reason", "bad_request")], 2.0);
 }
 
 #[test]

@@ -225,8 +225,10 @@ fn issuers_of_tokens_are_counted_and_bad_tokens_count_against_their_sender() {
     setup.routes = "
   - { name: a2a, paths: [/api/a2a/jsonrpc], methods: [POST], peers: any, upstream: hive, json_rpc: {},
       rate_limits: [ { per: issuer, rate: 2/h }, { per: peer, rate: 4/h } ] }
+  - { name: echo, paths: [/echo], methods: [GET], peers: any, upstream: hive }
 "
     .into();
+    setup.listener = "    rate_limits: [ { per: [peer, issuer], rate: 1/h } ]\n".into();
     let gateway = setup.start();
     let send = |who: &str, token: &str| {
         let body = method("message/send");
@@ -237,13 +239,20 @@ fn issuers_of_tokens_are_counted_and_bad_tokens_count_against_their_sender() {
     };
     let token = |jti: &str| tokens::hs256(&tokens::shared_claims(audience, jti));
     assert_eq!((send("alice", &token("1")), send("bob", &token("2"))), (200, 200));
-    assert_eq!(send("bob", &token("3")), 429, "the issuer's third");
+    assert_eq!(send("dave", &token("3")), 429, "the issuer's third");
     assert_eq!(gateway.wait_log(|l| l["status"] == 429)["rate_limit"], "route/a2a/issuer");
+    assert_eq!(send("bob", &token("4")), 429, "the listener's limit, on any route");
+    gateway.wait_log(|l| l["rate_limit"] == "listener/front/peer+issuer");
+    assert_eq!(
+        (get(&gateway, "bob").status, get(&gateway, "bob").status),
+        (200, 429),
+        "those without a token together"
+    );
     for _ in 0..4 {
         assert_eq!(send("carol", "a.b.c"), 401);
     }
     assert_eq!(send("carol", "a.b.c"), 429);
-    assert_eq!(node.count(), 2);
+    assert_eq!(node.count(), 3);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use http::header::HOST;
 
 use super::Stop;
-use super::way::Way;
+use super::way::{Counted, Way};
 use crate::config::file::{Batch, Notifications};
 use crate::config::{RoutePeers, RouteWaf};
 use crate::headers;
@@ -135,7 +135,7 @@ fn route(way: &mut Way<'_>) -> Result<(), Stop> {
     let routes = &way.listener().routes;
     let path = check::path_of(head.target);
     let (published, routed) = check::route(routes, &host, path, head.method, way.peer.as_deref());
-    (way.published, way.routed) = (published, routed);
+    (way.published, way.routed, way.sought) = (published, routed, true);
     let name = way.route().map(|route| &route.name);
     match way.snapshot.config.routes.iter().find(|route| Some(&route.name) == name) {
         Some(route) => {
@@ -156,7 +156,7 @@ fn route(way: &mut Way<'_>) -> Result<(), Stop> {
 
 fn listener_limits(way: &mut Way<'_>) -> Result<(), Stop> {
     let limits = &way.listener().rate_limits.by_request;
-    way.limits(limits, None, 1)
+    way.limits(limits, None, Counted::ONE)
 }
 
 fn listener_rules(way: &mut Way<'_>) -> Result<(), Stop> {
@@ -210,7 +210,7 @@ fn method(way: &mut Way<'_>) -> Result<(), Stop> {
 
 fn route_limits(way: &mut Way<'_>) -> Result<(), Stop> {
     let Some(route) = way.route() else { return Ok(()) };
-    way.limits(&route.rate_limits.by_request, None, 1)
+    way.limits(&route.rate_limits.by_request, None, Counted::ONE)
 }
 
 fn federation(way: &mut Way<'_>) -> Result<(), Stop> {
@@ -236,7 +236,9 @@ fn federation(way: &mut Way<'_>) -> Result<(), Stop> {
 
 fn issuer_limits(way: &mut Way<'_>) -> Result<(), Stop> {
     let Some(route) = way.route() else { return Ok(()) };
-    way.limits(&route.rate_limits.by_issuer, None, 1)
+    let listener = way.listener();
+    way.limits(&listener.rate_limits.by_issuer, None, Counted::ONE)?;
+    way.limits(&route.rate_limits.by_issuer, None, Counted::ONE)
 }
 
 fn content_type(way: &mut Way<'_>) -> Result<(), Stop> {
@@ -281,11 +283,14 @@ fn json_rpc(way: &mut Way<'_>) -> Result<(), Stop> {
     }
     let Some(body) = &way.asked.body else { return Ok(()) };
     let mut methods: Vec<String> = Vec::new();
+    let mut first = None;
     match policy.check(body, |call| {
-        way.id = call.id;
+        first.get_or_insert(call.id);
         methods.push(call.method.decode().into_owned());
     }) {
         Ok(checked) => {
+            // What is refused of a batch whose calls are each allowed is the batch, and that has no id.
+            way.id = first.flatten().filter(|_| !checked.is_batch);
             let kind = if checked.is_batch { "a batch of " } else { "" };
             methods.sort_unstable();
             way.note(format!("{kind}{} passes: {}", many(checked.calls), methods.join(" ")));
@@ -314,13 +319,13 @@ fn call_limits(way: &mut Way<'_>) -> Result<(), Stop> {
     let all = way.calls.iter().map(|(_, calls)| *calls).sum::<u32>();
     if all > 1 {
         // The first was counted before the body was read.
-        for limits in [&listener.by_request, &route.rate_limits.by_request, &route.rate_limits.by_issuer] {
-            way.limits(limits, None, all)?;
+        for limits in listener.by_body().into_iter().chain(route.rate_limits.by_body()) {
+            way.limits(limits, None, Counted { now: all - 1, whole: all })?;
         }
     }
     for (method, calls) in way.calls.clone() {
         for limits in [&listener.by_call, &route.rate_limits.by_call] {
-            way.limits(limits, Some(&method), calls)?;
+            way.limits(limits, Some(&method), Counted { now: calls, whole: calls })?;
         }
     }
     Ok(())
@@ -337,6 +342,7 @@ fn waf(way: &mut Way<'_>) -> Result<(), Stop> {
     let client = way.client.as_ref().map_or(way.asked.remote, |client| client.address);
     let request = waf::Request {
         client: SocketAddr::new(client, 0),
+        certificate: None,
         method: head.method.clone(),
         target: check::origin_form(head.target).to_vec(),
         http2: false,

@@ -9,9 +9,23 @@ use crate::config::Located;
 use crate::json_rpc::RawId;
 use crate::policy::peers::Peer;
 use crate::policy::rate_limit::{Caller, Facts, Limit, Limits};
+use crate::proxy::check;
 use crate::refusal::Refusal;
 use crate::request::{ClientAddress, Form};
 use crate::snapshot::{ListenerSnapshot, Published, Route, Snapshot};
+
+/// Calls that a limit counts.
+#[derive(Clone, Copy)]
+pub struct Counted {
+    /// At this step.
+    pub now: u32,
+    /// Of the whole request.
+    pub whole: u32,
+}
+
+impl Counted {
+    pub const ONE: Self = Self { now: 1, whole: 1 };
+}
 
 /// How far a request has come.
 pub struct Way<'a> {
@@ -27,6 +41,8 @@ pub struct Way<'a> {
     pub client: Option<ClientAddress>,
     pub peer: Option<Arc<Peer>>,
     pub published: Option<&'a Published>,
+    /// The route has been looked for.
+    pub sought: bool,
     /// What the route says of the peer; told only after the listener's limits.
     pub routed: Result<(), Refusal>,
     pub issuer: Option<Arc<str>>,
@@ -47,6 +63,7 @@ impl<'a> Way<'a> {
             client: None,
             peer: None,
             published: None,
+            sought: false,
             routed: Ok(()),
             issuer: None,
             calls: Vec::new(),
@@ -56,6 +73,15 @@ impl<'a> Way<'a> {
     /// The route, once it is found.
     pub fn route(&self) -> Option<&'a Route> {
         self.published.map(|published| &*published.route)
+    }
+
+    /// The route whose form an answer of the gateway's own has: also of a request that was refused before its route was
+    /// looked for.
+    pub fn answers_as(&self) -> Option<&'a Route> {
+        let head = self.asked.head();
+        let named = || check::route_named(&self.listener().routes, head.headers, None, head.target, head.method);
+        // What was looked for and not found has none.
+        if self.sought { self.route() } else { named().map(|published| &*published.route) }
     }
 
     /// Whether a body belongs to the request that nobody has shown.
@@ -101,7 +127,7 @@ impl<'a> Way<'a> {
     }
 
     /// Says what these limits would count, and refuses what they never let pass.
-    pub fn limits(&mut self, limits: &[Arc<Limit>], method: Option<&str>, calls: u32) -> Result<(), Stop> {
+    pub fn limits(&mut self, limits: &[Arc<Limit>], method: Option<&str>, calls: Counted) -> Result<(), Stop> {
         for limit in limits {
             let prefix = self.snapshot.config.server.rate_limit_ipv6_prefix;
             let facts = self.facts(method);
@@ -110,9 +136,13 @@ impl<'a> Way<'a> {
             let dry = if limit.enforce { "" } else { ", not enforced" };
             let shared = if limit.shared { ", shared" } else { "" };
             let burst = limit.quota.burst();
-            let counted = if calls == 1 { "counts 1".to_owned() } else { format!("counts {calls} calls") };
+            let counted = match calls {
+                Counted { now: 1, whole: 1 } => "counts 1".to_owned(),
+                Counted { now, whole } if now < whole => format!("counts {now} more"),
+                Counted { now, .. } => format!("counts {now} calls"),
+            };
             self.say(format!("{counted} for {}: {rate}, {burst} at once{shared}{dry}", keys.join(" ")), at);
-            if limit.never_admits(calls) {
+            if limit.never_admits(calls.whole) {
                 return Err(Refusal::BatchBeyondRateLimit.into());
             }
         }

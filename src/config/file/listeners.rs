@@ -40,8 +40,8 @@ pub struct Listener {
     /// with 403. Default: none.
     #[serde(default)]
     pub deny: Vec<String>,
-    /// A file with more of them, one a line, `#` for comments; watched, up to 128 MiB. A file of no bytes at all is an error:
-    /// the list before it stays. Default: none.
+    /// A file with more of them, one a line, `#` for comments; watched, up to 128 MiB. A file whose last line has no end, or
+    /// that lists nobody without the line `# nobody`, is an error: the list before it stays. Default: none.
     pub deny_file: Option<String>,
     /// Exceptions from both. Default: none.
     #[serde(default)]

@@ -67,7 +67,7 @@ fn read_list(file: &Path) -> Result<Vec<IpNet>, String> {
     }
     if bytes.is_empty() {
         // As it is while somebody writes it, or after the disk was full: that lifts no bans.
-        return Err(": the file is empty; write a line such as \"# nobody\" if it is to keep nobody out".into());
+        return Err(": the file is empty; write the line \"# nobody\" if nobody is to be kept out".into());
     }
     parse_file(&bytes).map_err(|(line, why)| format!(":{line}: {why}"))
 }

@@ -8,14 +8,15 @@ use crate::policy::rate_limit::KeyPart;
 
 /// What counts by something that its requests don't have, and everything else that can't work.
 pub(super) fn check(r: &mut Resolver<'_>, listeners: &[Listener], routes: &[Route], federation: &federation::Settings) {
+    let tokens = federation.verify.is_some() || federation.bind_issuer || r.has_guess("hive.federation");
+    let no_tokens = "no token's issuer is believed; write hive.federation.jwt: verify";
     for (i, listener) in listeners.iter().enumerate() {
         let at = format!("listeners[{i}].rate_limits");
         each(r, &at, &listener.rate_limits, |part| match part {
-            KeyPart::Issuer => Some("issuer is known only on a route; write the limit there"),
+            KeyPart::Issuer if !tokens => Some(no_tokens),
             _ => None,
         });
     }
-    let tokens = federation.verify.is_some() || federation.bind_issuer || r.has_guess("hive.federation");
     for (i, route) in routes.iter().enumerate() {
         let at = format!("routes[{i}]");
         let calls = route.json_rpc.is_some() || r.has_guess(&format!("{at}.json_rpc"));
@@ -23,7 +24,7 @@ pub(super) fn check(r: &mut Resolver<'_>, listeners: &[Listener], routes: &[Rout
             KeyPart::Method if !calls => {
                 Some("method is JSON-RPC's, which this route does not speak; write json_rpc: {}")
             }
-            KeyPart::Issuer if !tokens => Some("no token's issuer is believed; write hive.federation.jwt: verify"),
+            KeyPart::Issuer if !tokens => Some(no_tokens),
             _ => None,
         });
         batches(r, &at, route, listeners);

@@ -26,6 +26,14 @@ struct Places {
 #[repr(align(64))]
 struct Set(Mutex<Places>);
 
+/// What a key came to that had no bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Opened {
+    pub taken: Taken,
+    /// The key that lost its bucket, and when that would have drained.
+    pub pushed_out: Option<(u64, u64)>,
+}
+
 /// Buckets of one limit.
 #[derive(Debug)]
 pub(super) struct Buckets {
@@ -77,27 +85,28 @@ impl Buckets {
         }
     }
 
-    /// As [`Self::take`], and gives the key a bucket if it has none. None: no place is free, and none is to be made.
-    /// The second value says that another key lost its bucket.
-    pub fn open(&self, key: u64, quota: &Quota, calls: u32, now: u64, make_room: bool) -> Option<(Taken, bool)> {
+    /// As [`Self::take`], and gives the key a bucket if it has none. With `owes`, when its bucket drains at the earliest, room is
+    /// made for it. None: no place is free, and none is to be made.
+    pub fn open(&self, key: u64, quota: &Quota, calls: u32, now: u64, owes: Option<u64>) -> Option<Opened> {
         let mut places = self.set(key).0.lock();
         // Another thread may have been faster.
         if let Some(taken) = places.take(key, quota, calls, now) {
-            return Some((taken, false));
+            return Some(Opened { taken, pushed_out: None });
         }
         // The bucket that drains first: one that has drained if there is any, and never that of the worst abuser.
         let (place, drains) = places.drained_at.iter().copied().enumerate().min_by_key(|(_, at)| *at)?;
-        let evicts = drains > now;
-        if evicts && !make_room {
-            return None;
-        }
-        match quota.take(0, now, calls) {
-            Ok(drained_at) => {
-                places.keys[place] = key;
-                places.drained_at[place] = drained_at;
-                Some((Ok(()), evicts))
-            }
-            Err(exceeded) => Some((Err(exceeded), false)),
+        let busy = drains > now;
+        // Pushed out itself, it would have owed no more than those that stayed; and where a neighbour in the sketch lends it
+        // debts that it hasn't, it is held to no more than the least that is owed here.
+        let from = if busy { owes?.min(drains) } else { 0 };
+        let taken = quota.take(from, now, calls).map(|drained_at| {
+            let other = std::mem::replace(&mut places.keys[place], key);
+            places.drained_at[place] = drained_at;
+            busy.then_some((other, drains))
+        });
+        match taken {
+            Ok(pushed_out) => Some(Opened { taken: Ok(()), pushed_out }),
+            Err(exceeded) => Some(Opened { taken: Err(exceeded), pushed_out: None }),
         }
     }
 }
@@ -126,6 +135,8 @@ mod tests {
 
     const NOW: u64 = 1 << 40;
 
+    const OK: Option<Opened> = Some(Opened { taken: Ok(()), pushed_out: None });
+
     #[test]
     fn a_set_is_three_cache_lines() {
         assert_eq!(std::mem::size_of::<Set>(), 192);
@@ -136,12 +147,12 @@ mod tests {
     fn a_full_set_gives_no_place_until_a_bucket_has_drained() {
         let buckets = Buckets::new(1);
         for key in 1..=WAYS as u64 {
-            assert_eq!(buckets.open(key, &quota(), 1, NOW, false), Some((Ok(()), false)));
+            assert_eq!(buckets.open(key, &quota(), 1, NOW, None), OK);
         }
-        assert_eq!(buckets.open(99, &quota(), 1, NOW, false), None);
+        assert_eq!(buckets.open(99, &quota(), 1, NOW, None), None);
         assert_eq!(buckets.busy(NOW), WAYS);
         let later = NOW + 1_000_000_000;
-        assert_eq!(buckets.open(99, &quota(), 1, later, false), Some((Ok(()), false)));
+        assert_eq!(buckets.open(99, &quota(), 1, later, None), OK);
     }
 
     #[test]
@@ -149,7 +160,7 @@ mod tests {
         let buckets = Buckets::new(1);
         let second = 1_000_000_000;
         for _ in 0..3 {
-            buckets.open(1, &quota(), 1, NOW, false).unwrap().0.unwrap();
+            buckets.open(1, &quota(), 1, NOW, None).unwrap().taken.unwrap();
         }
         // Two of the three are answered: others have taken one more. The third is under way.
         buckets.learn(1, NOW + 2 * second, second, NOW, false);
@@ -164,14 +175,28 @@ mod tests {
     fn the_fullest_bucket_is_never_the_one_that_makes_room() {
         let buckets = Buckets::new(1);
         for _ in 0..5 {
-            buckets.open(1, &quota(), 1, NOW, true).unwrap().0.unwrap();
+            buckets.open(1, &quota(), 1, NOW, Some(NOW)).unwrap().taken.unwrap();
         }
         for key in 2..1000 {
             // Busy keys, but within their quota, push one another out.
             for _ in 0..3 {
-                assert!(buckets.open(key, &quota(), 1, NOW, true).unwrap().0.is_ok());
+                assert!(buckets.open(key, &quota(), 1, NOW, Some(NOW)).unwrap().taken.is_ok());
             }
             assert!(buckets.take(1, &quota(), 1, NOW).unwrap().is_err(), "the abuser is out after {key} others");
         }
+    }
+
+    #[test]
+    fn who_owes_something_begins_with_that_but_with_no_more_than_the_least_that_is_owed() {
+        let buckets = Buckets::new(1);
+        let interval = quota().interval_ns();
+        for key in 1..=WAYS as u64 {
+            buckets.open(key, &quota(), 3, NOW, None).unwrap().taken.unwrap();
+        }
+        let opened = buckets.open(99, &quota(), 3, NOW, Some(NOW + 5 * interval)).unwrap();
+        assert_eq!((opened.taken.unwrap_err().remaining, opened.pushed_out), (2, None), "three are owed, five allowed");
+        let opened = buckets.open(99, &quota(), 2, NOW, Some(NOW + interval)).unwrap();
+        assert_eq!(opened.pushed_out.map(|(_, drains)| drains), Some(NOW + 3 * interval));
+        assert_eq!(buckets.take(99, &quota(), 3, NOW).unwrap().unwrap_err().remaining, 2);
     }
 }

@@ -92,6 +92,15 @@ impl<'a> Caller<'a> {
             (None, None) => Caller::Nobody,
         }
     }
+
+    /// What tells its certificate from those of others, if it has one.
+    pub fn certificate(&self) -> Option<&'a [u8]> {
+        match *self {
+            Caller::Peer(name) => Some(name.as_bytes()),
+            Caller::Stranger(id) => Some(id),
+            Caller::Nobody => None,
+        }
+    }
 }
 
 /// What a request is counted by.

@@ -81,6 +81,11 @@ impl Limits {
         Self { by_request: by_request.into(), by_issuer: by_issuer.into(), by_call: by_call.into() }
     }
 
+    /// Those that are asked before the body is known, and of a batch have counted one call by then.
+    pub fn by_body(&self) -> [&[Arc<Limit>]; 2] {
+        [&self.by_request, &self.by_issuer]
+    }
+
     /// Names for the limits of `owner`, by what they count by. A second limit of the same parts gets a number.
     pub fn names<'a>(owner: &str, parts: impl Iterator<Item = &'a [KeyPart]>) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();

@@ -68,16 +68,24 @@ impl<S: Sketch> RateLimiter<S> {
         if let Some(taken) = buckets.take(key, quota, calls, now) {
             return taken;
         }
-        let seen = self.window(quota, now).add(key, calls, now);
-        if seen <= u64::from(quota.burst() / UNWATCHED) {
+        let window = self.window(quota, now);
+        let few = u64::from(quota.burst() / UNWATCHED);
+        let seen = window.look(key, calls, few, now);
+        if seen.count <= few {
             return Ok(());
         }
         // Within a window's length a bucket drains. A key that was counted no more than a burst can't have more in it.
-        let suspect = seen > u64::from(quota.burst());
-        match buckets.open(key, quota, calls, now, suspect) {
-            Some((taken, _)) => taken,
-            None => Ok(()),
+        let suspect = seen.count > u64::from(quota.burst());
+        let owes = || quota.drained_at_least(seen.count - u64::from(calls), seen.within_ns, now);
+        let Some(opened) = buckets.open(key, quota, calls, now, suspect.then(owes)) else {
+            window.add(key, calls, now);
+            return Ok(());
+        };
+        if let Some((other, drains)) = opened.pushed_out {
+            // So that it has no new burst when it comes again.
+            window.add(other, quota.owed(drains, now), now);
         }
+        opened.taken
     }
 
     /// What Redis answered to calls that [`Self::decide`] let pass at `asked`.
@@ -228,6 +236,40 @@ mod tests {
         assert!(passed <= 20, "{passed} passed");
         let passed = (1..=100).filter(|s| limiter.decide(&limit, 5000, 1, now + SECOND * *s).is_ok()).count();
         assert_eq!(passed, 100);
+    }
+
+    #[test]
+    fn keys_that_push_one_another_out_have_no_new_burst_each_time() {
+        let (limiter, start) = limiter(1);
+        let limit = limit(1, SECOND, 10);
+        let mut passed = 0;
+        // Ten times as many keys as there are places, each twenty times as fast as it may be.
+        for tick in 0..2000u32 {
+            let now = start + tick * SECOND / 20;
+            passed += (1..=110).filter(|key| limiter.decide(&limit, *key, 1, now).is_ok()).count();
+        }
+        let allowed = 110 * (10 + 100);
+        assert!(passed <= allowed * 2, "{passed} passed, {allowed} are allowed");
+        assert!(passed >= allowed * 9 / 10, "{passed} passed, {allowed} are allowed");
+    }
+
+    #[test]
+    fn honest_keys_are_refused_in_no_flood_of_keys_that_push_one_another_out() {
+        let (limiter, start) = limiter(1);
+        let limit = limit(1, SECOND, 10);
+        for tick in 0..2000u32 {
+            let now = start + tick * SECOND / 20;
+            for key in 1..=110 {
+                let _ = limiter.decide(&limit, key, 1, now);
+            }
+            // One a second, and now and then ten at once.
+            let calls = if tick % 400 == 0 { 10 } else { u32::from(tick % 20 == 0 && tick % 400 > 200) };
+            for key in 500..520 {
+                for _ in 0..calls {
+                    assert!(limiter.decide(&limit, key, 1, now).is_ok(), "key {key} in tick {tick}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -263,13 +263,13 @@ static THREADS: LazyLock<Option<Arc<Queue<Job>>>> = LazyLock::new(|| {
     Some(queue)
 });
 
-/// Gives a request to the threads, which leave off at `deadline`; none if too many wait, or too many of this
-/// client. What is told is none if the engine
-/// failed.
-pub fn ask(rules: Arc<Rules>, request: Request, deadline: Instant) -> Option<oneshot::Receiver<Option<Found>>> {
+/// Gives a request to the threads, which leave off at `deadline`. What is told is none if the engine failed; nothing is
+/// told if too many wait, and its caller has most of them.
+pub fn ask(rules: Arc<Rules>, mut request: Request, deadline: Instant) -> Option<oneshot::Receiver<Option<Found>>> {
     let (tell, told) = oneshot::channel();
-    let client = request.client.ip();
-    THREADS.as_ref()?.push(client, Job { rules, request, deadline, tell }).then_some(told)
+    let (address, certificate) = (request.client.ip(), request.certificate.take());
+    THREADS.as_ref()?.push(address, certificate, Job { rules, request, deadline, tell });
+    Some(told)
 }
 
 fn work(worker: &Worker, jobs: &Queue<Job>) -> ! {

@@ -92,6 +92,8 @@ impl Judgement {
 pub struct Request {
     /// The client's address, and its port or that of the proxy that speaks for it.
     pub client: SocketAddr,
+    /// What tells its certificate from those of others, if it has one: requests of one wait for one another.
+    pub certificate: Option<Box<[u8]>>,
     /// The method.
     pub method: Method,
     /// Path and query as they were sent.
