@@ -18,6 +18,7 @@ use hive_gateway::config::{Surroundings, load_text};
 use hive_gateway::observe::Metrics;
 use hive_gateway::policy::json_rpc::check_media_type;
 use hive_gateway::policy::rate_limit::{Caller, Facts, Limit, RateLimiter};
+use hive_gateway::policy::rules;
 use hive_gateway::proxy::sketch::CountMin;
 use hive_gateway::proxy::{check, told};
 use hive_gateway::request::{Head, client_address};
@@ -32,6 +33,14 @@ listeners:
       certificates: [{ cert: server.pem, key: server.key }]
       client_auth: { ca: ca.pem }
     rate_limits: [{ per: address, rate: 100000000/s, burst: 1000000 }]
+    deny: [198.51.100.0/24, "2001:db8:bad::/48"]
+    request_rules:
+      - { name: scanners, user_agent: [sqlmap, nikto, masscan, nmap, zgrab] }
+      - { name: dotfiles, path: '/\.(?:git|env|svn)' }
+      - { name: debug, query: '(?:^|&)debug=' }
+      - { name: many-headers, max_headers: 50 }
+      - { name: large-header, max_header_bytes: 8KiB }
+      - { name: long-uri, max_uri_bytes: 2KiB }
 peers:
   - { name: hive-paris, uri: "spiffe://mesh.example/hive/paris" }
   - { name: operators, uri: "spiffe://mesh.example/operator/*" }
@@ -133,6 +142,9 @@ fn policies(c: &mut Criterion) {
         bytes
     };
 
+    let denied = || check::address(listener.addresses.as_deref(), remote, Some(client.address)).is_ok();
+    let rules = || listener.rules.check(&rules::Facts { target: head.target, headers: &headers }, |_| {}).is_ok();
+
     let start = Instant::now();
     let limiter = RateLimiter::<CountMin>::new(100_000, 64, start);
     let mut asked = 0u64;
@@ -161,6 +173,8 @@ fn policies(c: &mut Criterion) {
     });
     group.bench_function("host_and_sni", |b| b.iter(|| check::host(black_box(host), Some(host), context).is_ok()));
     group.bench_function("peer_of_certificate", |b| b.iter(|| snapshot.peers.find(black_box(&identity)).is_some()));
+    group.bench_function("deny", |b| b.iter(|| black_box(denied())));
+    group.bench_function("request_rules", |b| b.iter(|| black_box(rules())));
     group.bench_function("route_and_peer", |b| {
         b.iter(|| check::route(&listener.routes, black_box(host), head.target, &Method::POST, Some(&peer)).1.is_ok());
     });
@@ -175,21 +189,23 @@ fn policies(c: &mut Criterion) {
     });
     group.bench_function("headers_to_remove", |b| b.iter(|| snapshot.spoofable.to_remove(black_box(&headers)).len()));
     group.bench_function("headers_to_set", |b| b.iter(told));
-    // All but the look-up of the certificate, which is done once for a connection, and the schema.
-    group.bench_function("all", |b| {
-        b.iter(|| {
-            let Ok(form) = black_box(form()) else { return false };
-            client_address(remote, &headers, &listener.trusted);
-            let mut good = check::host(&form.host, Some(host), context).is_ok();
-            let path = check::path_of(head.target);
-            good &= check::route(&listener.routes, &form.host, path, head.method, Some(&peer)).1.is_ok();
-            good &= decide(by_address, None) && decide(by_peer, None);
-            good &= check::no_body(head.method, true).is_ok() && check_media_type(&headers).is_ok();
-            good &= policy.check(BODY.as_bytes(), |_| {}).is_ok();
-            good &= decide(by_method, Some("message/send"));
-            good && snapshot.spoofable.to_remove(&headers).is_empty() && told() > 0
+    // All but the look-up of the certificate, which is done once for a connection.
+    for (name, json_rpc) in [("all", policy), ("all_with_schema", schema)] {
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let Ok(form) = black_box(form()) else { return false };
+                client_address(remote, &headers, &listener.trusted);
+                let mut good = check::host(&form.host, Some(host), context).is_ok() && denied();
+                let path = check::path_of(head.target);
+                good &= check::route(&listener.routes, &form.host, path, head.method, Some(&peer)).1.is_ok();
+                good &= decide(by_address, None) && rules() && decide(by_peer, None);
+                good &= check::no_body(head.method, true).is_ok() && check_media_type(&headers).is_ok();
+                good &= json_rpc.check(BODY.as_bytes(), |_| {}).is_ok();
+                good &= decide(by_method, Some("message/send"));
+                good && snapshot.spoofable.to_remove(&headers).is_empty() && told() > 0
+            });
         });
-    });
+    }
     group.finish();
 }
 

@@ -78,6 +78,12 @@ fn with_every_node_drained_the_page_says_that_requests_are_refused() {
     nothing_is_wrong(&mut page, &gateway);
 }
 
+/// Says yes, and waits until that is done.
+fn agree(page: &mut Browser) {
+    page.click("#ask-yes");
+    page.wait("it asks no more", "!document.querySelector('#ask').open");
+}
+
 #[test]
 fn the_buttons_drain_a_node_and_begin_and_end_maintenance() {
     let (a, b) = (Node::start(), Node::start());
@@ -91,11 +97,11 @@ fn the_buttons_drain_a_node_and_begin_and_end_maintenance() {
     page.wait("it asks no more", "!document.querySelector('#ask').open");
     assert_eq!(gateway.status()["orders"], json!([]), "not without a word");
     page.click(&format!("[aria-label='Drain node {node}']"));
-    page.click("#ask-yes");
+    agree(&mut page);
     page.wait("it is drained", &format!("{}.dataset.state === 'drained'", row(&a)));
     assert_eq!(gateway.status()["orders"][0]["node"], node);
     page.click(&format!("[aria-label='Return node {node}']"));
-    page.click("#ask-yes");
+    agree(&mut page);
     page.wait("it is back", &format!("{}.dataset.state === 'up'", row(&a)));
 
     page.click("[aria-label='Begin maintenance: Route echo']");
@@ -106,7 +112,7 @@ fn the_buttons_drain_a_node_and_begin_and_end_maintenance() {
     page.eval("document.querySelector('#ask-retry').value = ''");
     page.click("#ask-retry");
     page.write("7m");
-    page.click("#ask-yes");
+    agree(&mut page);
     page.wait(
         "the route is in maintenance",
         "document.querySelector('#routes tr[data-key=echo]').innerText.includes('maintenance')",
@@ -114,15 +120,15 @@ fn the_buttons_drain_a_node_and_begin_and_end_maintenance() {
     let refused = gateway.client("alice").get(gateway.address, "/echo").unwrap();
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("420")));
     page.click("[aria-label='End maintenance: Route echo']");
-    page.click("#ask-yes");
+    agree(&mut page);
     wait_until("it serves again", || gateway.status()["orders"] == json!([]));
 
     page.click("#gateway-maintenance");
-    page.click("#ask-yes");
+    agree(&mut page);
     page.wait("all is in maintenance", "document.querySelector('#verdict-word').textContent === 'In maintenance'");
     assert_eq!(gateway.client("alice").get(gateway.address, "/echo").unwrap().status, 503);
     page.click("#gateway-maintenance");
-    page.click("#ask-yes");
+    agree(&mut page);
     page.wait("it serves again", "document.querySelector('#verdict-word').textContent === 'Serving'");
     // What is wrong with a wish is answered with 400, which the browser notes; nothing else is.
     let complaints = page.complaints();
