@@ -42,12 +42,22 @@ fn address(path: &[u8]) -> io::Result<SocketAddr> {
     SocketAddr::from_pathname(std::ffi::OsStr::from_bytes(path))
 }
 
-/// How often the service manager wants a ping: `WATCHDOG_USEC`, if it is meant for this process, or for the one that
-/// started it and that it takes the place of.
-fn watchdog(variable: impl Fn(&str) -> Option<String>, own: u32, parent: u32) -> Option<Duration> {
-    if let Some(pid) = variable("WATCHDOG_PID")
-        && pid.parse().is_ok_and(|pid: u32| pid != own && pid != parent)
-    {
+/// How often the service manager wants a ping: `WATCHDOG_USEC`, if it is meant for this process (`sd_watchdog_enabled(3)`).
+pub fn watchdog() -> Option<Duration> {
+    asked_of(|name| env::var(name).ok(), std::process::id())
+}
+
+/// The variables that a process which takes the place of this one must not inherit. What is asked of this process is then
+/// asked of that one, whose id nobody knows before it runs, so none is named; what is asked of another stays with that.
+pub fn not_inherited() -> &'static [&'static str] {
+    match watchdog() {
+        Some(_) => &["WATCHDOG_PID"],
+        None => &["WATCHDOG_PID", "WATCHDOG_USEC"],
+    }
+}
+
+fn asked_of(variable: impl Fn(&str) -> Option<String>, own: u32) -> Option<Duration> {
+    if variable("WATCHDOG_PID").is_some_and(|pid| pid.parse() != Ok(own)) {
         return None;
     }
     let period = variable("WATCHDOG_USEC")?.parse().ok().filter(|usec| *usec > 0)?;
@@ -69,8 +79,7 @@ pub fn start(shared: &Arc<Shared>) {
         }
         let listeners = shared.snapshot().config.listeners.len();
         tell(&format!("READY=1\nSTATUS=Serving on {listeners} listeners"));
-        let period = watchdog(|name| env::var(name).ok(), std::process::id(), std::os::unix::process::parent_id());
-        if let Some(period) = period {
+        if let Some(period) = watchdog() {
             let mut pulse = Pulse::default();
             loop {
                 if pulse.beats(shared.lag.notes()) || shared.draining() {
@@ -113,12 +122,11 @@ mod tests {
                 "WATCHDOG_PID" => pid.map(str::to_owned),
                 _ => Some(usec.to_owned()),
             };
-            watchdog(variable, 7, 5)
+            asked_of(variable, 7)
         };
         assert_eq!(asked(None, "3000000"), Some(Duration::from_secs(3)));
         assert_eq!(asked(Some("7"), "1"), Some(Duration::from_micros(1)));
-        assert_eq!(asked(Some("5"), "1"), Some(Duration::from_micros(1)));
-        assert_eq!([asked(Some("6"), "1"), asked(None, "0"), asked(None, "x")], [None; 3]);
+        assert_eq!([asked(Some("6"), "1"), asked(Some("x"), "1"), asked(None, "0"), asked(None, "x")], [None; 4]);
     }
 
     #[test]
