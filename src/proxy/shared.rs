@@ -245,7 +245,7 @@ impl Unparsed for Shared {
     fn refused(&self, connection: &Connection, answer: &UnparsedAnswer<'_>) {
         let UnparsedAnswer { status, code, request_id, body_bytes, line, took } = answer;
         // Of an absolute form without a path that is the root; of no target at all it is nothing.
-        let path = if line.target.is_empty() { line.target } else { check::path_of(line.target) };
+        let path = if line.target.is_empty() { line.target } else { check::shown_path(line.target) };
         let (status, code, took) = (*status, *code, *took);
         self.metrics.refusal(code);
         self.metrics.unmatched().record(MethodLabel::Other, status, took);
