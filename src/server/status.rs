@@ -107,7 +107,7 @@ fn readiness(shared: &Shared, agent: Option<&Agent>, started: Instant) -> Readin
     // Who reaches a process that has handed over asked in the moment when it did; the gateway is as ready as before.
     let handed_over = || *shared.maintenance.handed_over.lock();
     Readiness {
-        draining: shared.draining() && !handed_over(),
+        draining: shared.leaving() && !handed_over(),
         crls_awaited: awaited.collect(),
         without_nodes: without_nodes.collect(),
         upstreams_down: down.iter().map(name).collect(),
@@ -128,7 +128,7 @@ fn status(shared: &Shared, reloader: &Reloader, agent: Option<&Agent>, started: 
         uptime_seconds: shared.clock.now().saturating_duration_since(started).as_secs(),
         time: now,
         ready: readiness(shared, agent, started).is_ready(),
-        draining: shared.draining(),
+        draining: shared.leaving(),
         overdue: reload::overdue(&snapshot, now),
         config: ConfigStatus {
             path: config.source.display().to_string(),
