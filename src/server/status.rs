@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 
 use super::maintenance;
+use super::notify::Liveness;
 use super::spiffe::Agent;
 use crate::admin::status::{
     AuthoritiesStatus, BreakerStatus, CertificateStatus, ConfigStatus, CrlSourceStatus, CrlStatus, DiscoveryStatus,
@@ -28,8 +29,10 @@ pub fn admin_state(shared: &Arc<Shared>, reloader: &Arc<Reloader>, agent: Option
     let (for_ready, for_status, for_bearer) = (shared.clone(), shared.clone(), shared.clone());
     let (agent_for_ready, for_orders) = (agent.clone(), shared.clone());
     let (reloads, for_reload) = (reloader.clone(), reloader.clone());
+    let (liveness, for_alive) = (Liveness::of_this_process(), shared.clone());
     AdminState {
         metrics: shared.metrics.clone(),
+        alive: Box::new(move || liveness.get_on(&for_alive)),
         ready: Box::new(move || readiness(&for_ready, agent_for_ready.as_deref(), started)),
         status: Box::new(move || status(&for_status, &reloads, agent.as_deref(), started).to_json()),
         reload: Box::new(move || {

@@ -197,11 +197,13 @@ fn the_watchdog_is_pinged_only_while_requests_are_served() {
     let held = Held::of(gateway.pid());
     // One may have been due already.
     wait_until("the pings end", || !manager.pings_within(period * 2));
-    // The process itself lives and answers: a watchdog that only it feeds would see nothing.
-    assert_eq!(gateway.admin_get("/v1/health").unwrap().status, 200);
+    // The process itself lives and answers: a watchdog that only it feeds would see nothing. Other supervisors ask.
+    wait_until("it is not healthy", || gateway.admin_get("/v1/health").unwrap().status == 503);
+    assert_eq!(gateway.admin_get("/v1/health").unwrap().json()["error"], "hangs");
     assert!(!manager.pings_within(period * 2));
     held.let_go();
     assert!(manager.pings_within(PATIENCE), "they come again");
+    assert_eq!(gateway.admin_get("/v1/health").unwrap().status, 200);
     assert_eq!(gateway.client("alice").get(gateway.address, "/echo").unwrap().status, 200);
 }
 
