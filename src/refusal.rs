@@ -43,7 +43,7 @@ pub enum Refusal {
     UserAgentBlocked,
     /// A request rule on path, query or a header.
     RequestDenied,
-    /// A request rule on the length of the request target.
+    /// A request rule on the length of the request target, or a request line longer than `limits.request_header`.
     UriTooLong,
     /// The web application firewall says no.
     WafBlocked,
@@ -363,6 +363,7 @@ impl Refusal {
             self,
             Refusal::AmbiguousRequest(_)
                 | Refusal::HeaderTooLarge
+                | Refusal::UriTooLong
                 | Refusal::LengthRequired
                 | Refusal::BodyTooLarge
                 | Refusal::BodyTimeout
