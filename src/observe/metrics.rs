@@ -54,6 +54,41 @@ fn node_families(registry: &Registry) -> NodeFamilies {
     }
 }
 
+fn crl_families(registry: &Registry) -> CrlFamilies {
+    CrlFamilies {
+        of_listeners: CrlGauges::new(registry, [&CRL_THIS_UPDATE, &CRL_NEXT_UPDATE, &CRL_ENTRIES]),
+        of_upstreams: CrlGauges::new(
+            registry,
+            [&UPSTREAM_CRL_THIS_UPDATE, &UPSTREAM_CRL_NEXT_UPDATE, &UPSTREAM_CRL_ENTRIES],
+        ),
+        fetches: counters(registry, &CRL_FETCHES),
+        ocsp: counters(registry, &OCSP_ANSWERS),
+        staples: counters(registry, &OCSP_STAPLE_FETCHES),
+    }
+}
+
+fn expiry_gauges(registry: &Registry) -> ExpiryGauges {
+    ExpiryGauges::new([
+        (
+            Expiring::Certificate,
+            gauges(registry, &CERTIFICATE_NOT_AFTER),
+            Some(gauges(registry, &CERTIFICATE_NOT_BEFORE)),
+        ),
+        (Expiring::Authority, gauges(registry, &CA_NOT_AFTER), Some(gauges(registry, &CA_NOT_BEFORE))),
+        (
+            Expiring::UpstreamCertificate,
+            gauges(registry, &UPSTREAM_CERTIFICATE_NOT_AFTER),
+            Some(gauges(registry, &UPSTREAM_CERTIFICATE_NOT_BEFORE)),
+        ),
+        (
+            Expiring::UpstreamAuthority,
+            gauges(registry, &UPSTREAM_CA_NOT_AFTER),
+            Some(gauges(registry, &UPSTREAM_CA_NOT_BEFORE)),
+        ),
+        (Expiring::Staple, gauges(registry, &OCSP_STAPLE_NEXT_UPDATE), None),
+    ])
+}
+
 /// Both results from the start, so that the first failure is an increase and not a new series.
 fn by_result(family: IntCounterVec) -> IntCounterVec {
     for result in [RESULT_OK, RESULT_FAILED] {
@@ -146,31 +181,8 @@ impl Metrics {
             redis_up: gauge(&r, &REDIS_UP),
             spiffe_agent_up: gauges(&r, &SPIFFE_AGENT_UP),
             listeners: listener_families(&r),
-            crls: CrlFamilies {
-                of_listeners: CrlGauges::new(&r, [&CRL_THIS_UPDATE, &CRL_NEXT_UPDATE, &CRL_ENTRIES]),
-                of_upstreams: CrlGauges::new(
-                    &r,
-                    [&UPSTREAM_CRL_THIS_UPDATE, &UPSTREAM_CRL_NEXT_UPDATE, &UPSTREAM_CRL_ENTRIES],
-                ),
-                fetches: counters(&r, &CRL_FETCHES),
-                ocsp: counters(&r, &OCSP_ANSWERS),
-                staples: counters(&r, &OCSP_STAPLE_FETCHES),
-            },
-            expiries: ExpiryGauges::new([
-                (Expiring::Certificate, gauges(&r, &CERTIFICATE_NOT_AFTER), Some(gauges(&r, &CERTIFICATE_NOT_BEFORE))),
-                (Expiring::Authority, gauges(&r, &CA_NOT_AFTER), Some(gauges(&r, &CA_NOT_BEFORE))),
-                (
-                    Expiring::UpstreamCertificate,
-                    gauges(&r, &UPSTREAM_CERTIFICATE_NOT_AFTER),
-                    Some(gauges(&r, &UPSTREAM_CERTIFICATE_NOT_BEFORE)),
-                ),
-                (
-                    Expiring::UpstreamAuthority,
-                    gauges(&r, &UPSTREAM_CA_NOT_AFTER),
-                    Some(gauges(&r, &UPSTREAM_CA_NOT_BEFORE)),
-                ),
-                (Expiring::Staple, gauges(&r, &OCSP_STAPLE_NEXT_UPDATE), None),
-            ]),
+            crls: crl_families(&r),
+            expiries: expiry_gauges(&r),
             upstream_first_byte: histograms(&r, &UPSTREAM_FIRST_BYTE),
             upstream_retries: counters(&r, &UPSTREAM_RETRIES),
             upstream_panic: gauges(&r, &UPSTREAM_PANIC),

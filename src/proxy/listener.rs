@@ -225,10 +225,7 @@ impl Listener {
             self.listener.metrics.refused(refusal);
             return;
         }
-        let limits = match settings.trusted.contains(remote.ip()) {
-            true => settings.admission.of_trusted(),
-            false => settings.admission,
-        };
+        let limits = settings.connection_limits(remote.ip());
         match self.listener.admission.admit(remote.ip(), &limits, self.shared.clock.now()) {
             Ok(permit) => {
                 let open = self.shared.connection_opened();
