@@ -308,6 +308,7 @@ impl Snapshot {
             .map(|(kind, owner, c)| Expiry {
                 kind,
                 owner,
+                not_before: c.not_before,
                 not_after: c.not_after,
                 subject: &c.subject,
                 serial: &c.serial,
@@ -315,7 +316,8 @@ impl Snapshot {
             .collect();
         let staples = self.staples().filter_map(|(owner, c, staple)| {
             let not_after = staple.last().filter(|last| !last.is_revoked())?.until();
-            Some(Expiry { kind: Expiring::Staple, owner, not_after, subject: &c.subject, serial: &c.serial })
+            let (subject, serial) = (c.subject.as_str(), c.serial.as_str());
+            Some(Expiry { kind: Expiring::Staple, owner, not_before: c.not_before, not_after, subject, serial })
         });
         metrics.set_expiries(&expiries.into_iter().chain(staples).collect::<Vec<_>>());
     }
@@ -323,9 +325,11 @@ impl Snapshot {
     /// Shows in the metrics what is in use now.
     pub fn publish(&self, metrics: &Metrics) {
         self.publish_expiries(metrics);
+        self.staples().for_each(|(listener, ..)| metrics.expect_staples(listener));
         for (listener, config) in self.listeners.iter().zip(&self.config.listeners) {
             match listener.tls.as_ref().and_then(|tls| tls.revocation()) {
                 Some(revocation) => {
+                    metrics.expect_crl_fetches(config.name.as_str());
                     show_lists(revocation, config.name.as_str(), metrics);
                     for issuer in revocation.rolled_back() {
                         log::warn!(

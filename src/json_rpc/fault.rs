@@ -111,6 +111,36 @@ impl EnvelopeError {
         }
     }
 
+    /// Everything that [`Self::code`] may say.
+    pub const CODES: &'static [&'static str] = &[
+        "json_unexpected_end",
+        "json_unexpected_byte",
+        "json_nul",
+        "json_byte_order_mark",
+        "json_not_utf8",
+        "json_control_character",
+        "json_bad_escape",
+        "json_lone_surrogate",
+        "json_bad_number",
+        "json_trailing_text",
+        "json_too_deep",
+        "rpc_not_an_object",
+        "rpc_empty_batch",
+        "rpc_call_not_an_object",
+        "rpc_version",
+        "rpc_method_missing",
+        "rpc_method_not_a_string",
+        "rpc_method_too_long",
+        "rpc_id_type",
+        "rpc_params_type",
+        "rpc_duplicate_jsonrpc",
+        "rpc_duplicate_method",
+        "rpc_duplicate_id",
+        "rpc_duplicate_params",
+        "rpc_batch_refused",
+        "rpc_batch_too_long",
+    ];
+
     /// What the client is told.
     pub fn message(&self) -> &'static str {
         match self {
@@ -179,4 +209,22 @@ pub struct Fault<'a> {
     /// The id of the call at fault, if it stood before what ended the scan. `None` if it was missing, of a wrong type, or
     /// there twice.
     pub id: Option<RawId<'a>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The metrics show them from the start: one that is missing here is missing there until it happens.
+    #[test]
+    fn every_code_is_in_the_list() {
+        let source = include_str!("fault.rs").split_once("fn json_rpc_code").unwrap().1;
+        let source = source.split_once("#[cfg(test)]").unwrap().0;
+        let code = regex::Regex::new(r#"=> \(?"((?:rpc|json)_[a-z0-9_]+)""#).unwrap();
+        let written: BTreeSet<_> = code.captures_iter(source).map(|found| found.get(1).unwrap().as_str()).collect();
+        assert_eq!(EnvelopeError::CODES.iter().copied().collect::<BTreeSet<_>>(), written);
+        assert_eq!(EnvelopeError::CODES.len(), written.len());
+    }
 }

@@ -108,6 +108,20 @@ impl Metrics {
         self.crls.of_upstreams.keep(upstreams);
     }
 
+    /// Shows all that may come of asking for lists over HTTP, so that the first failure is an increase and not a new series.
+    pub fn expect_crl_fetches(&self, listener: &str) {
+        for result in CrlFetchResult::ALL {
+            self.crls.fetches.with_label_values(&[listener, result.as_str()]);
+        }
+    }
+
+    /// The same of the OCSP answers about the gateway's own certificates.
+    pub fn expect_staples(&self, listener: &str) {
+        for result in OcspResult::ALL {
+            self.crls.staples.with_label_values(&[listener, result.as_str()]);
+        }
+    }
+
     /// Counts a list that was asked for over HTTP.
     pub fn crl_fetched(&self, listener: &str, result: CrlFetchResult) {
         self.crls.fetches.with_label_values(&[listener, result.as_str()]).inc();

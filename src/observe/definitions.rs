@@ -90,6 +90,8 @@ definitions! {
         "Time of TLS handshakes with clients, failed ones too.";
     CERTIFICATE_NOT_AFTER: Kind::Gauge, "certificate_not_after_seconds", ["listener", "subject", "serial"],
         "When the gateway's own certificate expires, seconds since 1970.";
+    CERTIFICATE_NOT_BEFORE: Kind::Gauge, "certificate_not_before_seconds", ["listener", "subject", "serial"],
+        "Since when the gateway's own certificate is valid, seconds since 1970.";
     CRL_NEXT_UPDATE: Kind::Gauge, "crl_next_update_seconds", ["listener", "issuer"],
         "When a newer revocation list of the issuer is due, seconds since 1970.";
     CRL_THIS_UPDATE: Kind::Gauge, "crl_this_update_seconds", ["listener", "issuer"],
@@ -112,12 +114,18 @@ definitions! {
         "Questions to OCSP responders about the gateway's own certificates, by what came of them.";
     CA_NOT_AFTER: Kind::Gauge, "ca_not_after_seconds", ["listener", "subject", "serial"],
         "When a CA that clients are trusted by expires, seconds since 1970.";
+    CA_NOT_BEFORE: Kind::Gauge, "ca_not_before_seconds", ["listener", "subject", "serial"],
+        "Since when a CA that clients are trusted by is valid, seconds since 1970.";
     UPSTREAM_CERTIFICATE_NOT_AFTER: Kind::Gauge, "upstream_certificate_not_after_seconds", ["upstream", "subject", "serial"],
         "When the client certificate that nodes are shown expires, seconds since 1970.";
+    UPSTREAM_CERTIFICATE_NOT_BEFORE: Kind::Gauge, "upstream_certificate_not_before_seconds", ["upstream", "subject", "serial"],
+        "Since when the client certificate that nodes are shown is valid, seconds since 1970.";
     UPSTREAM_CA_NOT_AFTER: Kind::Gauge, "upstream_ca_not_after_seconds", ["upstream", "subject", "serial"],
         "When a CA that nodes are trusted by expires, seconds since 1970.";
+    UPSTREAM_CA_NOT_BEFORE: Kind::Gauge, "upstream_ca_not_before_seconds", ["upstream", "subject", "serial"],
+        "Since when a CA that nodes are trusted by is valid, seconds since 1970.";
     SPIFFE_AGENT_UP: Kind::Gauge, "spiffe_agent_up", [],
-        "1 while the SPIFFE agent's updates are listened to, else 0, also where none is asked.";
+        "1 while the SPIFFE agent's updates are listened to, else 0; absent where none is asked.";
     UPSTREAM_FIRST_BYTE: Kind::Histogram(DURATION_BUCKETS), "upstream_first_byte_seconds", ["upstream"],
         "From a node's pick to the first byte of its answer.";
     UPSTREAM_RETRIES: Kind::Counter, "upstream_retries_total", ["upstream"],
@@ -138,6 +146,8 @@ definitions! {
         "Nodes that the last good answer names.";
     DISCOVERY_LAST_SUCCESS: Kind::Gauge, "upstream_discovery_last_success_seconds", ["upstream"],
         "When the last good answer about an upstream's nodes came, seconds since 1970; 0: none has come.";
+    DISCOVERY_UP: Kind::Gauge, "upstream_discovery_up", ["upstream"],
+        "1 while the last answer about an upstream's nodes was a good one, else 0.";
     UPSTREAM_NODE_EJECTED: Kind::Gauge, "upstream_node_ejected", ["upstream", "node"],
         "1 while the node is left alone because its requests failed, else 0.";
     UPSTREAM_NODE_DRAINED: Kind::Gauge, "upstream_node_drained", ["upstream", "node"],

@@ -13,13 +13,19 @@ pub(super) struct DiscoveryFamilies {
     answers: IntCounterVec,
     nodes: IntGaugeVec,
     last_success: IntGaugeVec,
+    up: IntGaugeVec,
     /// How many sources have handles, by upstream: a reload makes another one while the first is still there.
     live: Mutex<HashMap<String, usize>>,
 }
 
 impl DiscoveryFamilies {
-    pub(super) fn new(answers: IntCounterVec, nodes: IntGaugeVec, last_success: IntGaugeVec) -> Arc<Self> {
-        Arc::new(Self { answers, nodes, last_success, live: Mutex::default() })
+    pub(super) fn new(
+        answers: IntCounterVec,
+        nodes: IntGaugeVec,
+        last_success: IntGaugeVec,
+        up: IntGaugeVec,
+    ) -> Arc<Self> {
+        Arc::new(Self { answers, nodes, last_success, up, live: Mutex::default() })
     }
 }
 
@@ -31,6 +37,7 @@ pub struct DiscoveryMetrics {
     failed: IntCounter,
     nodes: IntGauge,
     last_success: IntGauge,
+    up: IntGauge,
 }
 
 impl DiscoveryMetrics {
@@ -41,6 +48,7 @@ impl DiscoveryMetrics {
             failed: families.answers.with_label_values(&[upstream, RESULT_FAILED]),
             nodes: families.nodes.with_label_values(&[upstream]),
             last_success: families.last_success.with_label_values(&[upstream]),
+            up: families.up.with_label_values(&[upstream]),
             families: families.clone(),
             upstream: upstream.to_owned(),
         }
@@ -51,11 +59,13 @@ impl DiscoveryMetrics {
         self.ok.inc();
         self.nodes.set(i64::try_from(nodes).unwrap_or(i64::MAX));
         self.last_success.set(now_unix);
+        self.up.set(1);
     }
 
     /// No answer, or none of use.
     pub fn failed(&self) {
         self.failed.inc();
+        self.up.set(0);
     }
 }
 
@@ -74,5 +84,6 @@ impl Drop for DiscoveryMetrics {
         }
         let _ = self.families.nodes.remove_label_values(&[upstream]);
         let _ = self.families.last_success.remove_label_values(&[upstream]);
+        let _ = self.families.up.remove_label_values(&[upstream]);
     }
 }

@@ -43,23 +43,29 @@ pub struct Expiry<'a> {
     /// Hexadecimal. Tells certificates of one subject apart (an ECDSA and an RSA one, a CA and its successor); of two with
     /// one serial, which are of different CAs, the earlier end is shown.
     pub serial: &'a str,
+    /// Begin of the validity, seconds since 1970: whether little is left depends on how long it was. Not shown of
+    /// [`Expiring::Staple`].
+    pub not_before: i64,
 }
 
 type Series = (Expiring, String, String, String);
 
+/// Of when one kind ends, and of when it began.
+type Family = (Expiring, IntGaugeVec, Option<IntGaugeVec>);
+
 /// The gauges, and which series they have.
 pub(super) struct ExpiryGauges {
-    families: [(Expiring, IntGaugeVec); 5],
-    shown: Mutex<HashMap<Series, i64>>,
+    families: [Family; 5],
+    shown: Mutex<HashMap<Series, (i64, i64)>>,
 }
 
 impl ExpiryGauges {
-    pub(super) fn new(families: [(Expiring, IntGaugeVec); 5]) -> Self {
+    pub(super) fn new(families: [Family; 5]) -> Self {
         Self { families, shown: Mutex::default() }
     }
 
-    fn family(&self, kind: Expiring) -> Option<&IntGaugeVec> {
-        self.families.iter().find(|(k, _)| *k == kind).map(|(_, family)| family)
+    fn family(&self, kind: Expiring) -> Option<&Family> {
+        self.families.iter().find(|(k, ..)| *k == kind)
     }
 
     /// These, and no others.
@@ -73,16 +79,23 @@ impl ExpiryGauges {
             *count += 1;
             if *count <= SERIES_MAX {
                 let series = (e.kind, e.owner.to_owned(), e.subject.to_owned(), e.serial.to_owned());
-                wanted.entry(series).or_insert(e.not_after);
+                wanted.entry(series).or_insert((e.not_before, e.not_after));
             }
         }
         let mut shown = self.shown.lock();
         for (kind, owner, subject, serial) in shown.keys().filter(|series| !wanted.contains_key(*series)) {
-            let _ = self.family(*kind).map(|family| family.remove_label_values(&[owner, subject, serial]));
+            if let Some((_, ends, begins)) = self.family(*kind) {
+                // A missing series is what is wanted.
+                let _ = ends.remove_label_values(&[owner, subject, serial]);
+                let _ = begins.as_ref().map(|family| family.remove_label_values(&[owner, subject, serial]));
+            }
         }
-        for ((kind, owner, subject, serial), not_after) in &wanted {
-            if let Some(family) = self.family(*kind) {
-                family.with_label_values(&[owner, subject, serial]).set(*not_after);
+        for ((kind, owner, subject, serial), (not_before, not_after)) in &wanted {
+            if let Some((_, ends, begins)) = self.family(*kind) {
+                ends.with_label_values(&[owner, subject, serial]).set(*not_after);
+                if let Some(family) = begins {
+                    family.with_label_values(&[owner, subject, serial]).set(*not_before);
+                }
             }
         }
         *shown = wanted;
@@ -102,6 +115,7 @@ mod tests {
             owner,
             subject,
             serial,
+            not_before: -1,
             not_after,
         };
         metrics.set_expiries(&[
@@ -115,7 +129,14 @@ mod tests {
             own("l", "CN=new", "04", 4),
             own("l", "CN=new", "04", 5),
             own("other", "CN=old", "01", 5),
-            Expiry { kind: Expiring::Authority, owner: "l", subject: "CN=ca", serial: "aa", not_after: 7 },
+            Expiry {
+                kind: Expiring::Authority,
+                owner: "l",
+                subject: "CN=ca",
+                serial: "aa",
+                not_before: 3,
+                not_after: 7,
+            },
         ]);
         let text = metrics.encode();
         let shown: Vec<&str> =
@@ -136,6 +157,11 @@ mod tests {
         shown.sort_unstable();
         expected.sort_unstable();
         assert_eq!(shown, expected);
+        // The begin comes and goes with the end.
+        let begins: Vec<&str> = text.lines().filter(|l| l.contains("not_before_seconds{")).collect();
+        assert_eq!(begins.len(), expected.len(), "{begins:#?}");
+        let ca = "hive_gateway_ca_not_before_seconds{listener=\"l\",serial=\"aa\",subject=\"CN=ca\"} 3";
+        assert!(begins.contains(&ca), "{begins:#?}");
     }
 
     #[test]
@@ -150,6 +176,7 @@ mod tests {
                 owner: "l",
                 subject,
                 serial: "01",
+                not_before: 0,
                 not_after,
             })
             .collect();

@@ -26,6 +26,7 @@ use super::refusals::RefusalTable;
 use super::register::{counter, counters, gauge, gauges, histograms, register, seconds};
 use crate::clock::Clock;
 use crate::names::PeerName;
+use crate::refusal::Refusal;
 
 /// The `path` and `route` of a request that no route took.
 pub const UNMATCHED: &str = "unmatched";
@@ -54,10 +55,53 @@ fn node_families(registry: &Registry) -> NodeFamilies {
     }
 }
 
+fn crl_families(registry: &Registry) -> CrlFamilies {
+    CrlFamilies {
+        of_listeners: CrlGauges::new(registry, [&CRL_THIS_UPDATE, &CRL_NEXT_UPDATE, &CRL_ENTRIES]),
+        of_upstreams: CrlGauges::new(
+            registry,
+            [&UPSTREAM_CRL_THIS_UPDATE, &UPSTREAM_CRL_NEXT_UPDATE, &UPSTREAM_CRL_ENTRIES],
+        ),
+        fetches: counters(registry, &CRL_FETCHES),
+        ocsp: counters(registry, &OCSP_ANSWERS),
+        staples: counters(registry, &OCSP_STAPLE_FETCHES),
+    }
+}
+
+fn expiry_gauges(registry: &Registry) -> ExpiryGauges {
+    ExpiryGauges::new([
+        (
+            Expiring::Certificate,
+            gauges(registry, &CERTIFICATE_NOT_AFTER),
+            Some(gauges(registry, &CERTIFICATE_NOT_BEFORE)),
+        ),
+        (Expiring::Authority, gauges(registry, &CA_NOT_AFTER), Some(gauges(registry, &CA_NOT_BEFORE))),
+        (
+            Expiring::UpstreamCertificate,
+            gauges(registry, &UPSTREAM_CERTIFICATE_NOT_AFTER),
+            Some(gauges(registry, &UPSTREAM_CERTIFICATE_NOT_BEFORE)),
+        ),
+        (
+            Expiring::UpstreamAuthority,
+            gauges(registry, &UPSTREAM_CA_NOT_AFTER),
+            Some(gauges(registry, &UPSTREAM_CA_NOT_BEFORE)),
+        ),
+        (Expiring::Staple, gauges(registry, &OCSP_STAPLE_NEXT_UPDATE), None),
+    ])
+}
+
 /// Both results from the start, so that the first failure is an increase and not a new series.
 fn by_result(family: IntCounterVec) -> IntCounterVec {
     for result in [RESULT_OK, RESULT_FAILED] {
         family.with_label_values(&[result]);
+    }
+    family
+}
+
+/// The same for every reason to refuse: a stolen token is reported when it comes for the first time.
+fn all_refusals(family: IntCounterVec) -> IntCounterVec {
+    for code in Refusal::codes() {
+        family.with_label_values(&[code]);
     }
     family
 }
@@ -85,7 +129,7 @@ pub struct Metrics {
     redis: HistogramVec,
     redis_fallbacks: IntCounterVec,
     redis_up: IntGauge,
-    spiffe_agent_up: IntGauge,
+    spiffe_agent_up: IntGaugeVec,
     listeners: ListenerFamilies,
     pub(super) crls: CrlFamilies,
     expiries: ExpiryGauges,
@@ -127,7 +171,7 @@ impl Metrics {
             peers: Arc::new(PeerFamilies::new(counters(&r, &PEER_REQUESTS), histograms(&r, &PEER_REQUEST_DURATION))),
             process: ProcessMetrics::new(&r, Clock::System.wall()),
             requests_in_flight: gauge(&r, &REQUESTS_IN_FLIGHT),
-            refusals: counters(&r, &REFUSALS),
+            refusals: all_refusals(counters(&r, &REFUSALS)),
             refusals_by_code: RefusalTable::new(),
             rate_limits: counters(&r, &RATE_LIMIT_DECISIONS),
             request_rules: counters(&r, &REQUEST_RULES),
@@ -136,25 +180,10 @@ impl Metrics {
             redis: histograms(&r, &REDIS),
             redis_fallbacks: counters(&r, &REDIS_FALLBACKS),
             redis_up: gauge(&r, &REDIS_UP),
-            spiffe_agent_up: gauge(&r, &SPIFFE_AGENT_UP),
+            spiffe_agent_up: gauges(&r, &SPIFFE_AGENT_UP),
             listeners: listener_families(&r),
-            crls: CrlFamilies {
-                of_listeners: CrlGauges::new(&r, [&CRL_THIS_UPDATE, &CRL_NEXT_UPDATE, &CRL_ENTRIES]),
-                of_upstreams: CrlGauges::new(
-                    &r,
-                    [&UPSTREAM_CRL_THIS_UPDATE, &UPSTREAM_CRL_NEXT_UPDATE, &UPSTREAM_CRL_ENTRIES],
-                ),
-                fetches: counters(&r, &CRL_FETCHES),
-                ocsp: counters(&r, &OCSP_ANSWERS),
-                staples: counters(&r, &OCSP_STAPLE_FETCHES),
-            },
-            expiries: ExpiryGauges::new([
-                (Expiring::Certificate, gauges(&r, &CERTIFICATE_NOT_AFTER)),
-                (Expiring::Authority, gauges(&r, &CA_NOT_AFTER)),
-                (Expiring::UpstreamCertificate, gauges(&r, &UPSTREAM_CERTIFICATE_NOT_AFTER)),
-                (Expiring::UpstreamAuthority, gauges(&r, &UPSTREAM_CA_NOT_AFTER)),
-                (Expiring::Staple, gauges(&r, &OCSP_STAPLE_NEXT_UPDATE)),
-            ]),
+            crls: crl_families(&r),
+            expiries: expiry_gauges(&r),
             upstream_first_byte: histograms(&r, &UPSTREAM_FIRST_BYTE),
             upstream_retries: counters(&r, &UPSTREAM_RETRIES),
             upstream_panic: gauges(&r, &UPSTREAM_PANIC),
@@ -170,6 +199,7 @@ impl Metrics {
                 counters(&r, &DISCOVERY),
                 gauges(&r, &DISCOVERED_NODES),
                 gauges(&r, &DISCOVERY_LAST_SUCCESS),
+                gauges(&r, &DISCOVERY_UP),
             ),
             maintenance: MaintenanceGauges::new(gauges(&r, &MAINTENANCE)),
             body_memory: gauge(&r, &BODY_MEMORY),
@@ -242,9 +272,9 @@ impl Metrics {
         RedisMetrics::new(self.redis.with_label_values::<&str>(&[]), &self.redis_fallbacks, self.redis_up.clone())
     }
 
-    /// 1 while the SPIFFE agent is listened to.
-    pub fn spiffe_agent_up(&self) -> &IntGauge {
-        &self.spiffe_agent_up
+    /// Whether the SPIFFE agent is listened to. Without an agent there is no such series, so that 0 is an alarm.
+    pub fn set_spiffe_agent_up(&self, up: bool) {
+        self.spiffe_agent_up.with_label_values::<&str>(&[]).set(i64::from(up));
     }
 
     /// Handles of a listener.
@@ -350,6 +380,7 @@ mod tests {
         metrics.request_rule("route/a2a/scanners", "deny").inc();
         metrics.waf().judged(crate::observe::WafVerdict::Passed, Duration::from_millis(2));
         metrics.redis().set_up(true);
+        metrics.set_spiffe_agent_up(true);
         metrics.spans().count(crate::observe::SpanResult::Exported, 1);
         let listener = metrics.listener("federation");
         drop(listener.handshaking());
@@ -363,8 +394,14 @@ mod tests {
         metrics.crl_fetched("federation", crate::observe::CrlFetchResult::New);
         metrics.ocsp_answered("federation", crate::observe::OcspResult::Good);
         metrics.staple_fetched("federation", crate::observe::OcspResult::Good);
-        let expiry =
-            |kind| Expiry { kind, owner: "federation", subject: "CN=x", serial: "01", not_after: 1_800_000_000 };
+        let expiry = |kind| Expiry {
+            kind,
+            owner: "federation",
+            subject: "CN=x",
+            serial: "01",
+            not_before: 1,
+            not_after: 1_800_000_000,
+        };
         metrics.set_expiries(&Expiring::ALL.map(expiry));
         metrics.upstream("hive").first_byte(Duration::from_millis(2));
         let breaker = Box::leak(Box::new(metrics.breaker("hive")));
@@ -424,6 +461,24 @@ mod tests {
                 "hive_gateway_http_requests_total{code=\"200\",method=\"POST\",path=\"/api/a2a/jsonrpc\"} 1\n"
             )
         );
+    }
+
+    #[test]
+    fn what_an_alert_counts_is_there_before_it_happens() {
+        let metrics = Metrics::new();
+        metrics.expect_crl_fetches("front");
+        metrics.expect_staples("front");
+        let text = metrics.encode();
+        for code in Refusal::codes() {
+            assert!(text.contains(&format!("hive_gateway_refusals_total{{reason=\"{code}\"}} 0\n")), "{code}");
+        }
+        for (family, result) in [("crl_fetches", "failed"), ("ocsp_staple_fetches", "unknown")] {
+            let failed = format!("hive_gateway_{family}_total{{listener=\"front\",result=\"{result}\"}} 0\n");
+            assert!(text.contains(&failed), "{failed}{text}");
+        }
+        assert!(!text.contains("\nhive_gateway_spiffe_agent_up"), "no agent is asked");
+        metrics.set_spiffe_agent_up(false);
+        assert!(metrics.encode().contains("\nhive_gateway_spiffe_agent_up 0\n"));
     }
 
     #[test]

@@ -35,6 +35,15 @@ pub struct Limits {
     pub handshakes_per_address: u32,
 }
 
+impl Limits {
+    /// Of a trusted proxy's connections: those of all its clients come from its one address, so only the totals hold. Its
+    /// clients are told apart by request.
+    pub fn of_trusted(self) -> Self {
+        let none = Rate { count: u32::MAX, per: self.new_per_address.per };
+        Self { per_address: u32::MAX, new_per_address: none, handshakes_per_address: u32::MAX, ..self }
+    }
+}
+
 /// The addresses of one listener. Shared; [`Admission::admit`] hands out permits.
 #[derive(Debug)]
 pub struct Admission {
@@ -285,6 +294,18 @@ mod tests {
         assert_eq!(admission.admit(address(1), &limits(), now).unwrap_err(), ConnectionRefusal::Rate);
         assert!(admission.admit(address(1), &limits(), now + SECOND / 5).is_ok());
         assert_eq!(admission.admit(address(1), &limits(), now + SECOND / 5).unwrap_err(), ConnectionRefusal::Rate);
+    }
+
+    #[test]
+    fn for_a_trusted_proxy_only_the_totals_hold() {
+        let (admission, now) = (Admission::new(), Instant::now());
+        let limits = Limits { handshakes_per_address: 1, ..limits() };
+        let held: Vec<_> = (0..10).map(|_| admission.admit(address(1), &limits.of_trusted(), now).unwrap()).collect();
+        assert_eq!(admission.admit(address(1), &limits.of_trusted(), now).unwrap_err(), ConnectionRefusal::Total);
+        drop(held);
+        let few = Limits { handshakes: 1, ..limits.of_trusted() };
+        let _one = admission.admit(address(1), &few, now).unwrap();
+        assert_eq!(admission.admit(address(1), &few, now).unwrap_err(), ConnectionRefusal::Handshakes);
     }
 
     #[test]

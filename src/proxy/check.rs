@@ -23,7 +23,9 @@ use crate::tls::ServerContext;
 /// Size and strict form of a head of `size` bytes, where `most` are allowed.
 pub fn form<'a>(head: &Head<'a>, size: usize, most: usize) -> Result<Form<'a>, Refusal> {
     if size > most {
-        return Err(Refusal::HeaderTooLarge);
+        // RFC 9112, section 3: the request line alone is.
+        let line = head.method.as_str().len() + head.target.len() + "  HTTP/1.1".len();
+        return Err(if line > most { Refusal::UriTooLong } else { Refusal::HeaderTooLarge });
     }
     request::check_form(head).map_err(|fault| match fault {
         FormFault::TwoFederationCredentials => Refusal::TwoFederationCredentials,

@@ -38,13 +38,20 @@ const LINE_KEPT_MAX: usize = 512;
 
 /// What the client is told when the HTTP parser gives up before there is a request to refuse.
 pub const MALFORMED: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 76\r\n\
-cache-control: no-store\r\nconnection: close\r\n\r\n\
+cache-control: no-store\r\nx-content-type-options: nosniff\r\nconnection: close\r\n\r\n\
 {\"error\":\"bad_request\",\"message\":\"The request is malformed or ambiguous.\"}\r\n";
 
 /// What the client is told when its header is longer than the limit and still not whole.
 pub const HEADER_TOO_LARGE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r\n\
-content-type: application/json\r\ncontent-length: 75\r\ncache-control: no-store\r\nconnection: close\r\n\r\n\
+content-type: application/json\r\ncontent-length: 75\r\ncache-control: no-store\r\n\
+x-content-type-options: nosniff\r\nconnection: close\r\n\r\n\
 {\"error\":\"header_too_large\",\"message\":\"The request header is too large.\"}\r\n";
+
+/// The same when already its request line is (RFC 9112, section 3).
+pub const URI_TOO_LONG: &[u8] =
+    b"HTTP/1.1 414 URI Too Long\r\ncontent-type: application/json\r\ncontent-length: 70\r\n\
+cache-control: no-store\r\nx-content-type-options: nosniff\r\nconnection: close\r\n\r\n\
+{\"error\":\"uri_too_long\",\"message\":\"The request target is too long.\"}\r\n";
 
 /// Told of requests that end before they are one.
 pub trait Unparsed: Send + Sync {
@@ -87,6 +94,7 @@ pub struct Downstream {
     head_bytes: usize,
     request_line_done: bool,
     request_line_spaces: usize,
+    request_line_bytes: usize,
     /// Its beginning, for the log if the parser refuses it.
     request_line: Vec<u8>,
     /// Since when the client has taken less than it was given.
@@ -139,6 +147,7 @@ impl Downstream {
             head_bytes: 0,
             request_line_done: false,
             request_line_spaces: 0,
+            request_line_bytes: 0,
             request_line: Vec::new(),
             stuck_since: None,
             stuck_took: 0,
@@ -235,6 +244,7 @@ impl Downstream {
                 // Behind bytes that Pingora may hold already these are not a request's first.
                 self.request_line_done = self.connection.read_ahead();
                 self.request_line_spaces = 0;
+                self.request_line_bytes = 0;
                 self.request_line.clear();
             }
             Phase::Head => self.connection.go_on_reading(bytes.len()),
@@ -244,6 +254,7 @@ impl Downstream {
             let end = memchr::memchr(b'\n', bytes);
             self.request_line_done = end.is_some();
             let line = &bytes[..end.unwrap_or(bytes.len())];
+            self.request_line_bytes += line.len();
             let room = LINE_KEPT_MAX.saturating_sub(self.request_line.len());
             self.request_line.extend_from_slice(&line[..line.len().min(room)]);
             // Pingora percent-encodes such bytes; then Hive would get another target than the client sent.
@@ -334,7 +345,10 @@ impl AsyncRead for Downstream {
         let phase = this.connection.phase();
         if phase == Phase::Head && this.head_bytes > this.deadlines.header_bytes {
             this.admitted.ends_for(CloseReason::HeaderTooLarge);
-            this.replace_answer(HEADER_TOO_LARGE, 431, "header_too_large");
+            match this.request_line_bytes > this.deadlines.header_bytes {
+                true => this.replace_answer(URI_TOO_LONG, 414, "uri_too_long"),
+                false => this.replace_answer(HEADER_TOO_LARGE, 431, "header_too_large"),
+            }
             ready!(this.poll_send_gathered(cx))?;
             ready!(this.transport.poll_flush(cx))?;
             return Poll::Ready(Ok(()));

@@ -225,7 +225,8 @@ impl Listener {
             self.listener.metrics.refused(refusal);
             return;
         }
-        match self.listener.admission.admit(remote.ip(), &settings.admission, self.shared.clock.now()) {
+        let limits = settings.connection_limits(remote.ip());
+        match self.listener.admission.admit(remote.ip(), &limits, self.shared.clock.now()) {
             Ok(permit) => {
                 let open = self.shared.connection_opened();
                 tokio::spawn(self.clone().serve(tcp, remote, (permit, open), snapshot.clone(), stop.clone()));

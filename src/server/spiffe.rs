@@ -51,6 +51,7 @@ pub struct Agent {
 impl Agent {
     /// Nothing has been heard of it.
     pub fn new(endpoint: Endpoint, metrics: Arc<Metrics>, clock: Clock) -> Arc<Self> {
+        metrics.set_spiffe_agent_up(false);
         Arc::new(Self { endpoint, metrics, clock, state: Mutex::default() })
     }
 
@@ -61,7 +62,7 @@ impl Agent {
 
     fn set_connected(&self, connected: bool) {
         self.state.lock().connected = connected;
-        self.metrics.spiffe_agent_up().set(i64::from(connected));
+        self.metrics.set_spiffe_agent_up(connected);
     }
 
     fn set_error(&self, error: Option<String>) {

@@ -1,8 +1,9 @@
 //! Limits of the configuration in the form in which they are asked.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::UpstreamSnapshot;
+use super::{ListenerSnapshot, UpstreamSnapshot};
 use crate::config::{self, file};
 use crate::observe::Metrics;
 use crate::policy::adaptive_concurrency::{self, AdaptiveConcurrency};
@@ -48,6 +49,13 @@ pub(super) fn of_connections(limits: &file::ListenerLimits) -> admission::Limits
         new_per_address: limits.new_connections_per_address,
         handshakes: limits.handshakes.unwrap_or(a_quarter(limits.connections)),
         handshakes_per_address: limits.handshakes_per_address.unwrap_or(a_quarter(per_address)),
+    }
+}
+
+impl ListenerSnapshot {
+    /// The limits that hold for a connection from `remote`.
+    pub fn connection_limits(&self, remote: IpAddr) -> admission::Limits {
+        if self.trusted.contains(remote) { self.admission.of_trusted() } else { self.admission }
     }
 }
 

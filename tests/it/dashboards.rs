@@ -79,7 +79,7 @@ fn series() -> BTreeMap<String, &'static Definition> {
 }
 
 /// What is wrong with the names in a query.
-fn strangers(query: &str, records: &BTreeSet<String>) -> Vec<String> {
+fn strangers(query: &str, records: &BTreeMap<String, String>) -> Vec<String> {
     let series = series();
     let selector = Regex::new(r"\b((?:hive_gateway|process)[a-z0-9_:]*|up)\b(?:\{([^}]*)\})?").unwrap();
     let label = Regex::new(r#"([a-z_]+)\s*(?:=~|!~|!=|=)\s*"(?:[^"\\]|\\.)*""#).unwrap();
@@ -88,7 +88,7 @@ fn strangers(query: &str, records: &BTreeSet<String>) -> Vec<String> {
         let name = &found[1];
         let known: Vec<&str> = match series.get(name) {
             Some(definition) => definition.labels.iter().copied().chain(OF_PROMETHEUS).collect(),
-            None if name == "up" || records.contains(name) => OF_PROMETHEUS.to_vec(),
+            None if name == "up" || records.contains_key(name) => OF_PROMETHEUS.to_vec(),
             None => {
                 wrong.push(format!("no metric {name} in {query}"));
                 continue;
@@ -102,7 +102,10 @@ fn strangers(query: &str, records: &BTreeSet<String>) -> Vec<String> {
     }
     // Labels that are grouped by belong to one of the query's metrics.
     let grouped = Regex::new(r"\b(?:by|without|on|ignoring)\s*\(([^)]*)\)").unwrap();
-    let named: Vec<_> = series.iter().filter(|(name, _)| query.contains(name.as_str())).map(|(_, d)| *d).collect();
+    let recorded = records.iter().filter(|(name, _)| query.contains(name.as_str())).map(|(_, of)| of.as_str());
+    let whole: Vec<&str> = recorded.chain([query]).collect();
+    let is_named = |name: &String| whole.iter().any(|part| part.contains(name.as_str()));
+    let named: Vec<_> = series.iter().filter(|(name, _)| is_named(name)).map(|(_, d)| *d).collect();
     for found in grouped.captures_iter(query) {
         for label in found[1].split(',').map(str::trim).filter(|l| !l.is_empty() && !OF_PROMETHEUS.contains(l)) {
             if !named.iter().any(|d| d.labels.contains(&label)) {
@@ -119,13 +122,14 @@ fn text(rule: &BTreeMap<String, serde_yaml::Value>, key: &str) -> Option<String>
 
 #[test]
 fn every_metric_and_label_that_they_name_exists() {
-    let records: BTreeSet<_> = rules().iter().filter_map(|rule| text(rule, "record")).collect();
+    let records = rules().into_iter().filter_map(|rule| text(&rule, "record").zip(text(&rule, "expr")));
+    let records: BTreeMap<_, _> = records.collect();
     let of_rules = rules().into_iter().map(|rule| text(&rule, "expr").unwrap());
     let mut wrong: Vec<_> = of_rules.flat_map(|query| strangers(&query, &records)).collect();
     wrong.extend(queries().iter().flat_map(|(_, query)| strangers(query, &records)));
     assert!(wrong.is_empty(), "{wrong:#?}");
     // The check itself finds what it is there for.
-    let none = BTreeSet::new();
+    let none = BTreeMap::new();
     for bad in [
         "rate(hive_gateway_http_request_total[5m])",
         "hive_gateway_http_requests_total{route=\"a\"}",

@@ -171,6 +171,31 @@ fn a_header_beyond_the_limit_is_431() {
     assert_eq!(node.count(), 1);
 }
 
+/// RFC 9112, section 3; and the older gateway's clients know it by this name.
+#[test]
+fn a_request_line_beyond_the_limit_is_414() {
+    let (gateway, node) = with_limits("request_header: 4KiB");
+    // In one piece; in several, of which none has the line's end within the limit; and without an end.
+    let long = |length: usize| format!("GET /echo?{} HTTP/1.1\r\nHost: gateway.test\r\n\r\n", "a".repeat(length));
+    let endless = format!("GET /{}", "a".repeat(9000));
+    for request in [long(4200), long(40_000), endless] {
+        let mut connection = gateway.connect("alice");
+        // The gateway may answer and close before it has read all of it.
+        let _ = connection.send(request.as_bytes());
+        let answer = connection.response(false).unwrap();
+        assert_eq!((answer.status, answer.json()["error"].as_str()), (414, Some("uri_too_long")));
+        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
+        assert_closed(&mut connection, ms(0..5000));
+    }
+    gateway.wait_metric("hive_gateway_refusals_total", &[("reason", "uri_too_long")], 3.0);
+    // The line fits, and what follows does not.
+    let mut connection = gateway.connect("alice");
+    let fields = format!("X-Long: {}\r\n", "a".repeat(2000));
+    let _ = connection.send(long(3000).replace("\r\n\r\n", &format!("\r\n{fields}\r\n")).as_bytes());
+    assert_eq!(connection.response(false).unwrap().status, 431);
+    assert_eq!(node.count(), 0);
+}
+
 #[test]
 fn an_endless_header_is_cut_at_the_limit() {
     let (gateway, node) = with_limits("request_header: 4KiB");
@@ -232,6 +257,18 @@ fn an_address_is_limited_by_itself() {
     socket.connect(&gateway.address.into()).unwrap();
     let stream = gateway.client("alice").ssl(b"\x08http/1.1").connect(TcpStream::from(socket));
     assert!(stream.is_ok(), "{:?}", stream.err());
+}
+
+/// An ingress has one address and everybody's connections.
+#[test]
+fn a_trusted_proxy_is_not_limited_as_an_address() {
+    let node = Node::start();
+    let mut setup = Setup::new(&[node.address]);
+    setup.limits = "connections_per_address: 2, new_connections_per_address: 3/min, handshakes_per_address: 1".into();
+    setup.listener = "    trusted_proxies: [127.0.0.1]\n".into();
+    let gateway = setup.start();
+    assert_eq!(fill(&gateway, 8).len(), 8);
+    assert_eq!(gateway.metric(REFUSED, &[]), 0.0);
 }
 
 #[test]

@@ -50,6 +50,11 @@ CASES = {
     "no limits": {"gateway": HIVE | {"requestTimeoutMs": "0", "upstreamTimeoutMs": 0}},
     "mutual TLS": {"gateway": HIVE, "tls": {"secretName": "edge"}},
     "TLS alone": {"gateway": HIVE, "tls": {"secretName": "edge", "mutual": False}},
+    "a cluster without IPv4": {"gateway": HIVE, "ipFamily": "IPv6", "networkPolicy": {"enabled": True}},
+    "a cluster without IPv4, TLS alone": {
+        "gateway": HIVE, "ipFamily": "IPv6", "tls": {"secretName": "edge", "mutual": False},
+        "networkPolicy": {"enabled": True, "adminFrom": []},
+    },
     "files of one's own": {
         "gateway": HIVE | {"tlsCertPath": "/x/tls.crt", "tlsKeyPath": "/x/tls.key", "mtlsCaPath": "/x/ca.crt"},
         "extraVolumes": [{"name": "x", "emptyDir": {}}], "extraVolumeMounts": [{"name": "x", "mountPath": "/x"}],
@@ -60,6 +65,7 @@ REFUSED = {
     "chain without proxies": {"gateway": {"upstreamForwardFor": "chain"}},
     "a short secret": {"gateway": {"upstreamAuthSecret": "short"}},
     "a certificate without its key": {"gateway": {"tlsCertPath": "/x/tls.crt"}},
+    "an unknown family": {"gateway": HIVE, "ipFamily": "ipv6"},
     "an unknown way to forward": {"gateway": {"upstreamForwardFor": "maybe"}},
 }
 
@@ -82,11 +88,29 @@ def check(config, directory):
             config = config.replace(f"{at}{old}", str(directory / "pki" / new))
     config = config.replace("/etc/hive-gateway/secrets", str(directory / "secrets"))
     (directory / "gateway.yaml").write_text(config)
-    environment = os.environ | {"POD_IP": "10.1.2.3", "REDIS_URL": "redis://127.0.0.1:6379"}
+    listener = yaml.safe_load(config)["listeners"][0]
+    pod = "fd00::7" if "[" in listener["address"] else "10.1.2.3"
+    environment = os.environ | {"POD_IP": pod, "REDIS_URL": "redis://127.0.0.1:6379"}
     command = [GATEWAY, "check", "--config", directory / "gateway.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, f"{config}\n{done.stderr}"
     return done.stderr
+
+
+def fits(config, deployment):
+    """What connections may take is there, by the capacity formula's figures (values.yaml, maxConnections)."""
+    connections = yaml.safe_load(config)["listeners"][0]["limits"]["connections"]
+    bodies = int(yaml.safe_load(config)["server"]["body_memory"].removesuffix("MiB"))
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    memory = int(container["resources"]["limits"]["memory"].removesuffix("Mi"))
+    needed = 64 + bodies + connections * 128 / 1024
+    assert needed <= memory, f"{connections} connections need {needed} MiB of {memory}"
+
+
+def policy(manifest):
+    """Only whom the values name may reach the admin port."""
+    for rule in manifest["spec"]["ingress"]:
+        assert ("from" in rule) == (rule["ports"][0]["port"] == "admin"), manifest
 
 
 def main():
@@ -100,16 +124,25 @@ def main():
         for name, values in CASES.items():
             rendered = chart.render(values, name="edge", namespace="mesh")
             kinds = []
+            config, deployment = None, None
             for file, text in rendered.items():
                 if file.endswith("NOTES.txt"):
                     continue
                 for manifest in filter(None, yaml.safe_load_all(text)):
                     kinds.append(manifest["kind"])
                     if manifest["kind"] == "ConfigMap":
-                        said = check(manifest["data"]["gateway.yaml"], directory)
+                        config = manifest["data"]["gateway.yaml"]
+                        said = check(config, directory)
+                        if "ipFamily" in values:
+                            assert "0.0.0.0" not in config and "127.0.0.1:9901" not in config, config
+                    if manifest["kind"] == "Deployment":
+                        deployment = manifest
+                    if manifest["kind"] == "NetworkPolicy":
+                        policy(manifest)
                     if manifest["kind"] not in CUSTOM:
                         for version in KUBERNETES:
                             kubernetes_validate.validate(manifest, version, strict=True)
+            fits(config, deployment)
             print(f"{name}: {', '.join(sorted(kinds))}")
             print("".join(f"    {line.split('gateway.yaml:')[-1]}\n" for line in said.splitlines()), end="")
         for name, values in REFUSED.items():

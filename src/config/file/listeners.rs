@@ -24,7 +24,7 @@ pub struct Listener {
     pub protocol: Protocol,
     /// Needed with `https`, refused with `http`.
     pub tls: Option<ListenerTls>,
-    /// Networks whose `X-Forwarded-For` is believed. Default: none.
+    /// Networks whose `X-Forwarded-For` is believed, and whose connections are not counted by address. Default: none.
     #[serde(default)]
     pub trusted_proxies: Vec<String>,
     /// What a client may take up.
@@ -309,7 +309,8 @@ pub enum ClientAuthMode {
 pub struct ListenerLimits {
     /// Connections at once. Default 20000.
     pub connections: u32,
-    /// Connections at once from one address (IPv6: from one /64). Default 200.
+    /// Connections at once from one address (IPv6: from one /64). Default 200. Like the next two not of `trusted_proxies`,
+    /// whose connections are those of many.
     pub connections_per_address: u32,
     /// New connections from one address. Default 50/s.
     pub new_connections_per_address: Rate,

@@ -43,6 +43,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $g := .Values.gateway -}}
 {{- $cert := include "hive-gateway.cert" . -}}
 {{- $ca := include "hive-gateway.ca" . -}}
+{{- if not (has .Values.ipFamily (list "IPv4" "IPv6")) }}{{ fail "ipFamily is IPv4 or IPv6" }}{{ end -}}
+{{- $v6 := eq .Values.ipFamily "IPv6" -}}
+{{- $any := ternary "[::]" "0.0.0.0" $v6 -}}
 {{- if and $cert (not (include "hive-gateway.key" .)) }}{{ fail "gateway.tlsCertPath needs gateway.tlsKeyPath" }}{{ end -}}
 {{- if and (eq $g.upstreamForwardFor "chain") (not $g.trustedProxies) }}{{ fail "gateway.upstreamForwardFor: chain needs gateway.trustedProxies, the ingress' networks" }}{{ end -}}
 {{- if not (has $g.upstreamForwardFor (list "off" "socket" "chain")) }}{{ fail "gateway.upstreamForwardFor is off, socket or chain" }}{{ end -}}
@@ -51,7 +54,7 @@ hive: { gateway_auth_secret_file: /etc/hive-gateway/secrets/gateway }
 {{- end }}
 listeners:
   - name: wan
-    address: {{ if and $cert (not $ca) }}"${POD_IP}:4080"{{ else }}"0.0.0.0:4080"{{ end }}
+    address: {{ if and $cert (not $ca) }}{{ ternary "[${POD_IP}]:4080" "${POD_IP}:4080" $v6 | quote }}{{ else }}{{ printf "%s:4080" $any | quote }}{{ end }}
     {{- if $cert }}
     tls:
       certificates: [{ cert: {{ $cert | quote }}, key: {{ include "hive-gateway.key" . | quote }} }]
@@ -59,6 +62,7 @@ listeners:
     {{- else }}
     protocol: http
     {{- end }}
+    limits: { connections: {{ int $g.maxConnections }} }
     {{- with $g.trustedProxies }}
     trusted_proxies: {{ toJson . }}
     {{- end }}
@@ -94,7 +98,7 @@ upstreams:
   - { name: hive, endpoints: [{{ trimSuffix "/" $g.upstreamBase | quote }}] }
   # Clients get few of the admin listener's connections: the kubelet must find one free.
   - name: admin
-    endpoints: ["http://127.0.0.1:9901"]
+    endpoints: [{{ ternary "http://[::1]:9901" "http://127.0.0.1:9901" $v6 | quote }}]
     trusted: false
     health_check: { enabled: false }
     circuit_breaker: { max_connections: 16, max_pending: 64 }
@@ -104,5 +108,5 @@ redis: { url: "${REDIS_URL}" }
 # A quarter of the memory that the pod may have by default. After SIGTERM a pod still gets connections until all nodes know
 # that it is no endpoint any more.
 server: { body_memory: 64MiB, shutdown_delay: 5s }
-admin: { address: "0.0.0.0:9901", bearer_secret_file: /etc/hive-gateway/secrets/admin }
+admin: { address: {{ printf "%s:9901" $any | quote }}, bearer_secret_file: /etc/hive-gateway/secrets/admin }
 {{- end }}
