@@ -59,7 +59,7 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     let connection = connection_of(session).ok_or(Refusal::Internal)?;
     let snapshot = shared.snapshot();
     let started = shared.clock.now();
-    let requests = shared.request_began();
+    let requests = overload::begin(shared, ctx);
     ctx.begun = Some(Begun {
         connection: connection.clone(),
         snapshot: snapshot.clone(),
