@@ -225,7 +225,8 @@ fn a_body_in_a_code_is_refused_unseen_and_only_where_the_firewall_blocks() {
     for (mode, status) in [("blocking", 415), ("detection_only", 200)] {
         let (gateway, _node) = gateway(&format!("mode: {mode}, rules: [{}], timeout: 30s", rules.display()));
         for (fields, body) in coded {
-            let head = format!("POST /echo HTTP/1.1\r\nHost: gateway.test\r\n{fields}Content-Length: {}\r\n\r\n", body.len());
+            let head =
+                format!("POST /echo HTTP/1.1\r\nHost: gateway.test\r\n{fields}Content-Length: {}\r\n\r\n", body.len());
             let answer = gateway.connect("alice").exchange(format!("{head}{body}").as_bytes()).unwrap();
             assert_eq!(answer.status, status, "{mode} {fields}");
         }

@@ -31,7 +31,8 @@ pub fn check_fields(headers: &HeaderMap) -> Result<(), Refusal> {
 /// A part has a Content-Transfer-Encoding that changes it (RFC 7578, section 4.7: nobody is to send one), or a charset other
 /// than UTF-8.
 pub fn check_parts(headers: &HeaderMap, body: &[u8]) -> Result<(), Refusal> {
-    let multipart = |kind: &[u8]| kind.trim_ascii_start().get(..10).is_some_and(|k| k.eq_ignore_ascii_case(b"multipart/"));
+    let multipart =
+        |kind: &[u8]| kind.trim_ascii_start().get(..10).is_some_and(|k| k.eq_ignore_ascii_case(b"multipart/"));
     if !headers.get_all(CONTENT_TYPE).iter().any(|kind| multipart(kind.as_bytes())) {
         return Ok(());
     }
@@ -50,7 +51,8 @@ pub fn check_parts(headers: &HeaderMap, body: &[u8]) -> Result<(), Refusal> {
         } else if let Some(colon) = memchr::memchr(b':', line) {
             let (name, value) = (line[..colon].trim_ascii(), &line[colon + 1..]);
             kind = name.eq_ignore_ascii_case(b"content-type");
-            let plain = || [&b"7bit"[..], b"8bit", b"binary"].iter().any(|p| value.trim_ascii().eq_ignore_ascii_case(p));
+            let plain =
+                || [&b"7bit"[..], b"8bit", b"binary"].iter().any(|p| value.trim_ascii().eq_ignore_ascii_case(p));
             if name.eq_ignore_ascii_case(b"content-transfer-encoding") && !plain() {
                 return Err(PART);
             }
@@ -101,7 +103,9 @@ mod tests {
         ] {
             assert_eq!(check_fields(&of(CONTENT_TYPE, kind)), Err(CHARSET), "{kind}");
         }
-        for kind in ["text/xml", "text/xml; charset=UTF-8", "a/b;charset=\"utf-8\"; x=y", "text/plain; charset=us-ascii"] {
+        for kind in
+            ["text/xml", "text/xml; charset=UTF-8", "a/b;charset=\"utf-8\"; x=y", "text/plain; charset=us-ascii"]
+        {
             assert_eq!(check_fields(&of(CONTENT_TYPE, kind)), Ok(()), "{kind}");
         }
     }
@@ -109,7 +113,9 @@ mod tests {
     #[test]
     fn coded_parts_are_found_whatever_their_boundary() {
         let form = of(CONTENT_TYPE, "Multipart/form-data; boundary=b");
-        let part = |header: &str| format!("--b\r\nContent-Disposition: form-data; name=\"a\"\r\n{header}\r\n\r\nx\r\n--b--\r\n");
+        let part = |header: &str| {
+            format!("--b\r\nContent-Disposition: form-data; name=\"a\"\r\n{header}\r\n\r\nx\r\n--b--\r\n")
+        };
         for header in [
             "Content-Transfer-Encoding: base64",
             "content-transfer-encoding :\tquoted-printable",
