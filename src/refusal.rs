@@ -102,9 +102,9 @@ pub enum Refusal {
     UpstreamBusy,
     /// An `Expect` other than `100-continue` (RFC 9110, section 10.1.1).
     ExpectationFailed,
-    /// A JSON-RPC route takes JSON only; says what was sent, for the log.
+    /// A JSON-RPC route takes JSON only, and a firewall no charset or part that it can't read; says what was sent, for the log.
     UnsupportedMediaType(&'static str),
-    /// A JSON-RPC route takes no compressed bodies.
+    /// A JSON-RPC route takes no compressed bodies, nor does a firewall that blocks.
     UnsupportedContentCoding,
     /// Not well-formed JSON, or not a JSON-RPC request; each way has its own code.
     Envelope(EnvelopeError),

@@ -59,7 +59,7 @@ pub async fn admit(shared: &Shared, session: &mut Session, ctx: &mut Context) ->
     let connection = connection_of(session).ok_or(Refusal::Internal)?;
     let snapshot = shared.snapshot();
     let started = shared.clock.now();
-    let requests = shared.request_began();
+    let requests = overload::begin(shared, ctx);
     ctx.begun = Some(Begun {
         connection: connection.clone(),
         snapshot: snapshot.clone(),
@@ -144,6 +144,9 @@ async fn take_body(
         // Before the body: there is no use in reading what is not taken.
         check_media_type(&session.req_header().headers)?;
     }
+    if !session.is_body_empty() {
+        check::coding(limits.listener, route, &session.req_header().headers, None)?;
+    }
     let within = limits.listener.deadlines.request_body;
     let body_limit = check::body_limit(limits.listener, route);
     let every = limits.listener.revocation / 2;
@@ -153,6 +156,7 @@ async fn take_body(
         gone = gone_meanwhile(shared, limits.connection, every) => return Err(gone.into()),
     };
     if !body.is_empty() {
+        check::coding(limits.listener, route, &session.req_header().headers, Some(&body))?;
         // It may have taken its time, and the client been revoked meanwhile.
         let snapshot = shared.snapshot();
         if let Some(listener) = snapshot.listener(limits.connection.listener.index) {

@@ -13,7 +13,7 @@ use crate::observe::WafVerdict;
 use crate::policy::deny::AddressList;
 use crate::policy::federation::Fault;
 use crate::policy::peers::Peer;
-use crate::policy::waf::Mode;
+use crate::policy::waf::{self, Mode};
 use crate::refusal::Refusal;
 use crate::request::{self, Form, FormFault, Head};
 use crate::route::{Lookup, Table};
@@ -136,6 +136,20 @@ pub fn body_limit(listener: &ListenerSnapshot, route: &Route) -> u64 {
         Some(waf) => route.body_limit.min(waf.body_limit()),
         None => route.body_limit,
     }
+}
+
+/// Whether the firewall, if one blocks here, can read a body under these header fields; where the body is there, of it too.
+pub fn coding(
+    listener: &ListenerSnapshot,
+    route: &Route,
+    headers: &HeaderMap,
+    body: Option<&[u8]>,
+) -> Result<(), Refusal> {
+    if route.waf.or(listener.waf.as_ref()).is_none_or(|waf| waf.mode() != Mode::Blocking) {
+        return Ok(());
+    }
+    waf::check_fields(headers)?;
+    body.map_or(Ok(()), |body| waf::check_parts(headers, body))
 }
 
 /// What the web application firewall's word means.

@@ -19,7 +19,7 @@ use crate::refusal::Refusal;
 use crate::request::ClientAddress;
 use crate::snapshot::{Route, Snapshot};
 use crate::tls::Gone;
-use crate::upstream::{self, NodeId, Picked, RetryPermit};
+use crate::upstream::{self, Node, NodeId, Picked, RetryPermit};
 
 /// Most nodes that one request is offered to.
 pub const TRIES_MAX: usize = 8;
@@ -129,6 +129,8 @@ pub struct UpstreamWay {
     pub permit: Option<Permit>,
     /// The node that has the request.
     pub picked: Option<Picked>,
+    /// That node, once the request is off it, for the log.
+    pub node: Option<Arc<Node>>,
     /// Counts it while it is at the nodes.
     pub entry: Option<upstream::Permit>,
     /// Counts it while it is tried again and not answered yet.

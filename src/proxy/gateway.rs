@@ -38,7 +38,7 @@ impl ProxyHttp for Gateway {
         match admit::admit(&self.shared, session, ctx).await {
             Ok(body) => exchange::run(&self.shared, session, ctx, body).await.map(|()| true),
             Err(admit::Stop::Refused(refusal)) => {
-                refuse::refuse(session, ctx, refusal).await;
+                refuse::refuse(&self.shared, session, ctx, refusal).await;
                 Ok(true)
             }
             Err(admit::Stop::Gone(error)) => Err(error.into_down()),
@@ -51,7 +51,7 @@ impl ProxyHttp for Gateway {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> FailToProxy {
-        refuse::failed(session, ctx, error).await
+        refuse::failed(&self.shared, session, ctx, error).await
     }
 
     async fn logging(&self, session: &mut Session, _error: Option<&Error>, ctx: &mut Context) {

@@ -14,12 +14,34 @@ use crate::policy::overload::Class;
 use crate::refusal::Refusal;
 use crate::snapshot::{ListenerSnapshot, Route, Snapshot};
 
-/// The places that a request takes, given back when it ends.
+/// The places that a request takes, given back when it ends or is refused.
 #[derive(Default)]
 pub struct Places {
+    /// It is one of `overload.requests`.
+    process: bool,
     listener: Option<Place>,
     address: Option<Place>,
     peer: Option<Place>,
+}
+
+/// Counts the request in, and says how many there are with it.
+pub fn begin(shared: &Shared, ctx: &mut Context) -> u64 {
+    ctx.places.process = true;
+    shared.request_began()
+}
+
+/// Gives back all that others could have in the request's stead. Of a refused one that is before its answer is written:
+/// a client may leave that unread for `timeouts.write`, and would hold the places of those who do read. What such answers
+/// hold is their streams: no more than a connection has of them, on no more connections than `limits` lets in.
+pub fn give_back(shared: &Shared, ctx: &mut Context) {
+    if std::mem::take(&mut ctx.places).process {
+        shared.request_ended();
+    }
+    let way = &mut ctx.upstream;
+    way.node = way.picked.take().map(|picked| picked.node().clone()).or(way.node.take());
+    way.retry = None;
+    way.entry = None;
+    way.permit = None;
 }
 
 /// What a request is measured by.

@@ -4,12 +4,12 @@ use http::Version;
 use pingora::proxy::Session;
 
 use super::context::{Begun, Context};
-use super::overload::Places;
-use super::{Shared, body, check, trace};
+use super::{Shared, body, check, overload, trace};
 use crate::headers;
 use crate::observe::recent::{RefusedRequest, readable};
 use crate::observe::{AccessRecord, MethodLabel};
 use crate::refusal::Refusal;
+use crate::upstream::Picked;
 
 /// The status that is logged when the client left before there was one (nginx's 499).
 const CLIENT_GONE: u16 = 499;
@@ -48,16 +48,11 @@ pub fn record(shared: &Shared, session: &mut Session, ctx: &mut Context) {
     if ctx.body.memory.take().is_some() {
         shared.show_body_memory();
     }
-    let way = &mut ctx.upstream;
+    let way = &ctx.upstream;
     if let (Some(picked), Some(status), None, Some(route)) = (&way.picked, way.status, &ctx.error, &ctx.route) {
         route.upstream.upstream.completed(picked, status);
     }
-    way.picked = None;
-    way.retry = None;
-    way.entry = None;
-    way.permit = None;
-    ctx.places = Places::default();
-    shared.request_ended();
+    overload::give_back(shared, ctx);
 }
 
 /// For operators who ask what was refused last.
@@ -130,7 +125,7 @@ fn log(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, status:
         upstream_connect: way.connect,
         upstream_first_byte: way.first_byte,
         upstream: ctx.route.as_ref().filter(|_| way.tries > 0).map(|r| r.upstream.upstream.name().as_str()),
-        node: way.picked.as_ref().map(|p| &**p.node().url()),
+        node: way.picked.as_ref().map(Picked::node).or(way.node.as_ref()).map(|node| &**node.url()),
         tries: way.tries,
         user_agent: header.headers.get(headers::USER_AGENT).map(|u| u.as_bytes()),
         error: ctx.error.as_deref(),

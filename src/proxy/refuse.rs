@@ -10,7 +10,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use super::answer::Form;
 use super::context::{Context, Over};
 use super::watch::refusal_of;
-use super::{body, forward};
+use super::{Shared, body, forward, overload};
 use crate::config::file::LocalReply;
 use crate::headers;
 use crate::json_rpc::RawId;
@@ -23,7 +23,7 @@ pub const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u64 = 256 << 10;
 
 /// Answers with `refusal` and leaves it in `ctx` for the log.
-pub async fn refuse(session: &mut Session, ctx: &mut Context, refusal: Refusal) {
+pub async fn refuse(shared: &Shared, session: &mut Session, ctx: &mut Context, refusal: Refusal) {
     let body_left = !session.as_downstream_mut().is_body_done();
     let much_left = body_left && body::announced(session).is_none_or(|n| n > LINGER_BYTES);
     if refusal.closes_connection() || much_left {
@@ -33,10 +33,19 @@ pub async fn refuse(session: &mut Session, ctx: &mut Context, refusal: Refusal) 
         }
         session.set_keepalive(None);
     }
+    overload::give_back(shared, ctx);
+    if session.is_http2() && ctx.body.memory.take().is_some() {
+        // By HTTP/1.1 the session keeps its buffer.
+        shared.show_body_memory();
+    }
     // The client may be gone; then there is nobody to answer, and the log says so by the bytes sent.
     let answered = write_answer(session, ctx, &refusal).await;
     ctx.refusal = Some(refusal);
     ctx.answered = Some(Instant::now());
+    if answered.is_err() && session.is_http2() {
+        // Else Pingora ends the stream as if this were all, and a part is taken for the whole (RFC 9113, 8.1.1).
+        session.as_downstream_mut().shutdown().await;
+    }
     if answered.is_ok() && body_left && session.as_downstream().get_keepalive().is_none() {
         linger(session).await;
     }
@@ -90,7 +99,7 @@ async fn linger(session: &mut Session) {
 
 /// Forwarding failed: answers, unless an answer has begun. Then the connection ends without the answer's end, so that
 /// the client can't take a part for the whole.
-pub async fn failed(session: &mut Session, ctx: &mut Context, error: &Error) -> FailToProxy {
+pub async fn failed(shared: &Shared, session: &mut Session, ctx: &mut Context, error: &Error) -> FailToProxy {
     if ctx.error.is_none() {
         ctx.error = Some(forward::describe(error));
     }
@@ -112,7 +121,7 @@ pub async fn failed(session: &mut Session, ctx: &mut Context, error: &Error) -> 
     }
     let refusal = ctx.refusal.take().unwrap_or_else(|| forward::refusal_for(error, ctx));
     let told = refusal.status();
-    refuse(session, ctx, refusal).await;
+    refuse(shared, session, ctx, refusal).await;
     let status = session.response_written().map_or(told, |answer| answer.status.as_u16());
     FailToProxy { error_code: status, can_reuse_downstream: session.as_downstream().get_keepalive().is_some() }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -58,7 +57,6 @@ pub struct Client {
     look: Notify,
     clock: Clock,
     metrics: RedisMetrics,
-    up: AtomicUsize,
     /// What was logged last.
     said: Mutex<Option<bool>>,
     /// When an error that Redis answered with was logged last.
@@ -100,7 +98,6 @@ impl Client {
             look: Notify::new(),
             clock,
             metrics,
-            up: AtomicUsize::new(0),
             said: Mutex::new(None),
             complained: Mutex::new(None),
         }))
@@ -113,6 +110,8 @@ impl Client {
             let (host, port) = &self.settings.target.hosts[0];
             let links = (0..CONNECTIONS).map(|_| Arc::new(self.open(host, *port))).collect();
             self.nodes.store(Arc::new(Nodes { links, ..Nodes::default() }));
+            // One may be up already.
+            self.changed(Ok(()));
             return std::future::pending().await;
         }
         loop {
@@ -228,31 +227,47 @@ impl Client {
     fn open(self: &Arc<Self>, host: &str, port: u16) -> Link {
         // Weak: when a client is given up, its connections end.
         let client = Arc::downgrade(self);
-        let was_up = AtomicBool::new(false);
+        let node = format!("{host}:{port}");
+        let was_up = Mutex::new(None);
         link::open(self.address(host, port), move |now| {
-            if let Some(client) = client.upgrade() {
-                client.changed(&was_up, now);
+            let Some(client) = client.upgrade() else { return };
+            if client.settings.target.cluster && was_up.lock().replace(now.is_ok()) != Some(now.is_ok()) {
+                match &now {
+                    Ok(()) => log::info!("redis: {node}: connected"),
+                    Err(why) => log::warn!("redis: {why}; until it is back, this gateway counts its keys by itself"),
+                }
             }
+            client.changed(now);
         })
     }
 
-    fn changed(&self, was_up: &AtomicBool, now: Result<(), String>) {
-        let up = match (was_up.swap(now.is_ok(), Ordering::Relaxed), &now) {
-            (false, Ok(())) => self.up.fetch_add(1, Ordering::Relaxed) + 1,
-            (true, Err(_)) => self.up.fetch_sub(1, Ordering::Relaxed) - 1,
-            _ => self.up.load(Ordering::Relaxed),
-        };
+    /// Whether all that is shared is counted in Redis: a cluster's every node has keys that no other has.
+    fn is_shared(&self) -> bool {
+        let links = &self.nodes.load().links;
+        if self.settings.target.cluster {
+            !links.is_empty() && links.iter().all(|link| link.is_up())
+        } else {
+            links.iter().any(|link| link.is_up())
+        }
+    }
+
+    /// Looks again whether limits are shared, and says so if that changed. `now`: what a link says of itself.
+    fn changed(&self, now: Result<(), String>) {
         if now.is_err() {
             // The node may have gone for good.
             self.look.notify_one();
         }
         let mut said = self.said.lock();
-        if *said == Some(up > 0) {
+        let shared = self.is_shared();
+        if *said == Some(shared) || (said.is_none() && !shared && now.is_ok()) {
             return;
         }
-        *said = Some(up > 0);
-        self.metrics.set_up(up > 0);
+        *said = Some(shared);
+        self.metrics.set_up(shared);
         match now {
+            // Of a cluster's nodes each has been told already.
+            Ok(()) if !shared => {}
+            Err(_) if !self.nodes.load().places.is_empty() => {}
             Ok(()) => log::info!("redis: connected; rate limits are shared"),
             Err(why) => log::warn!("redis: {why}; until it is back, this gateway counts shared rate limits by itself"),
         }
@@ -262,21 +277,27 @@ impl Client {
     async fn look_at_cluster(self: &Arc<Self>) -> bool {
         let before = self.nodes.load_full();
         let seeds = self.settings.target.hosts.iter().chain(before.places.keys());
+        let mut why = None;
         for (host, port) in seeds {
             match link::ask(&self.address(host, *port), &[b"CLUSTER", b"SLOTS"]).await {
                 Ok(reply) => {
                     let ranges = cluster::ranges(&reply);
                     if !ranges.is_empty() {
                         self.nodes.store(Arc::new(self.nodes_of(&before, ranges, host)));
+                        self.changed(Ok(()));
                         return true;
                     }
+                    why.get_or_insert_with(|| format!("{host}:{port}: CLUSTER SLOTS names no node"));
                 }
-                Err(e) => log::debug!("redis: {host}:{port}: {e}"),
+                Err(e) => {
+                    why.get_or_insert_with(|| format!("{host}:{port}: {e}"));
+                }
             }
         }
         let said = self.said.lock().is_some();
         if !said {
-            self.changed(&AtomicBool::new(false), Err("no node of the cluster tells its slots".into()));
+            let why = why.unwrap_or_else(|| "none is known".to_owned());
+            self.changed(Err(format!("no node of the cluster tells its slots: {why}")));
         }
         false
     }

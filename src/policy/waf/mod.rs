@@ -5,6 +5,7 @@
 //! request and can't be interrupted, so it runs in threads of its own, below the priority of those that serve requests,
 //! and what is asked of it has limits: bytes, values in the body, steps of an expression, requests that wait, time.
 
+mod coding;
 #[cfg(feature = "waf")]
 mod engine;
 mod files;
@@ -20,6 +21,7 @@ use http::{HeaderMap, Method};
 
 use crate::observe::WafVerdict;
 
+pub use coding::{check_fields, check_parts};
 pub use files::{Entry, data_beside};
 
 /// Whether this build has the engine.

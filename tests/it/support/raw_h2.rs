@@ -82,6 +82,22 @@ impl RawH2 {
         most
     }
 
+    /// Reads frames until one of this kind comes on this stream; all those before it, as kind, flags and stream.
+    pub fn frames_until(&mut self, kind: u8, stream: u32) -> io::Result<Vec<(u8, u8, u32)>> {
+        let mut before = Vec::new();
+        loop {
+            let mut head = [0; 9];
+            self.stream.read_exact(&mut head)?;
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            io::copy(&mut (&mut self.stream).take(length.into()), &mut io::sink())?;
+            let of = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+            if (head[3], of) == (kind, stream) {
+                return Ok(before);
+            }
+            before.push((head[3], head[4], of));
+        }
+    }
+
     /// Reads what is there; false: the connection has ended.
     pub fn take(&mut self) -> bool {
         let tcp = self.stream.get_ref();
