@@ -312,7 +312,7 @@ pub fn sane_request_id(value: &HeaderValue) -> bool {
 /// Whether a header's value is a secret by its name, so that no log may show it: credentials under any product's prefix, and
 /// what is called as if it were one.
 pub fn is_secret(name: &HeaderName) -> bool {
-    const PARTS: [&str; 14] = [
+    const PARTS: [&str; 17] = [
         "auth",
         "cookie",
         "token",
@@ -327,6 +327,9 @@ pub fn is_secret(name: &HeaderName) -> bool {
         "api-key",
         "access-key",
         "private-key",
+        "dpop",
+        "csrf",
+        "xsrf",
     ];
     let name = name.as_str();
     PARTS.iter().any(|part| name.contains(part)) || name.ends_with("-key")
@@ -606,6 +609,10 @@ mod tests {
             "x-hive-public-a2a-key",
             "x-a2a-notification-token",
             "x-api-key",
+            "dpop",
+            "x-csrftoken",
+            "x-csrf",
+            "x-xsrf",
             "idempotency-key",
         ] {
             assert!(is_secret(&HeaderName::from_static(name)), "{name}");

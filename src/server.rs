@@ -246,9 +246,9 @@ fn http2_options(header_bytes: usize) -> H2Options {
     h2
 }
 
-/// Waits for the signal to end. On SIGTERM no connection is accepted any more, idle ones are closed, and the process
-/// goes as soon as the last request is answered, or after `server.drain`. On SIGUSR2 it does so when another process serves
-/// in its place.
+/// Waits for the signal to end. On SIGTERM, and after `server.shutdown_delay`, no connection is accepted any more, idle ones
+/// are closed, and the process goes as soon as the last request is answered, or after `server.drain`. On SIGUSR2 it does so
+/// when another process serves in its place.
 struct Signals {
     shared: Arc<Shared>,
     sockets: Arc<Sockets>,
@@ -276,12 +276,12 @@ impl ShutdownSignalWatch for Signals {
         };
         let mut ends = Ends { terminate, interrupt, upgrade };
         let Some(why) = self.wait_for_end(&mut ends).await else { return ShutdownSignal::FastShutdown };
+        if why == TERMINATED && !self.withdraw(&mut ends).await {
+            return ShutdownSignal::FastShutdown;
+        }
         let drain = self.shared.snapshot().config.server.drain;
         log::info!("{why}: {} requests may finish within {drain:?}", self.shared.requests());
         self.shared.drain();
-        if why != UPGRADED {
-            notify::tell("STOPPING=1\nSTATUS=Finishing running requests");
-        }
         let _ = self.stop.send_replace(true);
         let deadline = Instant::now() + drain;
         // An answer may still be on its way when its request is done, so the connections are waited for: idle ones are
@@ -303,13 +303,15 @@ impl ShutdownSignalWatch for Signals {
 
 /// Why a process drains that another has taken the place of. To the service manager the service goes on.
 const UPGRADED: &str = "upgraded";
+/// Why one does that nobody takes the place of.
+const TERMINATED: &str = "SIGTERM";
 
 impl Signals {
     /// Waits until the process is to drain, and says why; `None`: it is to end at once.
     async fn wait_for_end(&self, ends: &mut Ends) -> Option<&'static str> {
         loop {
             tokio::select! {
-                _ = ends.terminate.recv() => return Some(self.terminated()),
+                _ = ends.terminate.recv() => return Some(TERMINATED),
                 _ = ends.interrupt.recv() => return None,
                 () = self.failed() => return None,
                 _ = ends.upgrade.recv() => {}
@@ -317,7 +319,7 @@ impl Signals {
             log::info!("SIGUSR2: another process is started to take over");
             let handed_over = tokio::select! {
                 handed_over = upgrade::hand_over(&self.sockets, &self.shared, (self.ready)()) => handed_over,
-                _ = ends.terminate.recv() => return Some(self.terminated()),
+                _ = ends.terminate.recv() => return Some(TERMINATED),
                 _ = ends.interrupt.recv() => return None,
             };
             match handed_over {
@@ -333,10 +335,26 @@ impl Signals {
         }
     }
 
-    /// The admin listener says until the end that the process drains.
-    fn terminated(&self) -> &'static str {
+    /// Says that no more connections are wanted, takes those of `server.shutdown_delay` all the same, and then none. `false`:
+    /// the process is to end at once. The admin listener says until the end that the process drains.
+    async fn withdraw(&self, ends: &mut Ends) -> bool {
+        notify::tell("STOPPING=1\nSTATUS=Finishing running requests");
+        // No other process takes over any more, if one was about to.
+        *self.shared.maintenance.handed_over.lock() = false;
+        self.shared.withdraw();
+        let delay = self.shared.snapshot().config.server.shutdown_delay;
+        if !delay.is_zero() {
+            log::info!("SIGTERM: not ready any more; connections are still taken for {delay:?}");
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                // Whoever asks twice does not want to wait.
+                _ = ends.terminate.recv() => {}
+                _ = ends.interrupt.recv() => return false,
+                () = self.failed() => return false,
+            }
+        }
         self.sockets.close_but(&[self.shared.snapshot().config.admin.address]);
-        "SIGTERM"
+        true
     }
 }
 

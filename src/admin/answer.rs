@@ -191,8 +191,12 @@ fn metrics(state: &AdminState, headers: &HeaderMap) -> Answer {
     Answer { status: 200, content_type: format.content_type(), body, special: Vec::new() }
 }
 
-/// The process lives. The members but `version` are the older gateway's (`hive-contract`, "Routes worth publishing").
+/// The process lives, and its threads get on. The members but `version` are the older gateway's (`hive-contract`, "Routes
+/// worth publishing").
 fn health(state: &AdminState) -> Answer {
+    if !(state.alive)() {
+        return Answer::error(503, "hangs", "The threads that serve requests do not get on.");
+    }
     Answer::json(
         200,
         &json!({
@@ -238,6 +242,7 @@ mod tests {
     fn state(readiness: Readiness) -> AdminState {
         AdminState {
             metrics: Metrics::new(),
+            alive: Box::new(|| true),
             ready: Box::new(move || readiness.clone()),
             status: Box::new(|| json!({ "version": "1" })),
             reload: Box::new(|| Reloaded { ok: false, body: json!({ "error": "config_invalid" }) }),

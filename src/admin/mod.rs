@@ -21,6 +21,7 @@ mod endpoint;
 mod openapi;
 mod origin;
 mod page;
+mod places;
 mod query;
 mod service;
 
@@ -31,6 +32,8 @@ pub use status::Status;
 pub struct AdminState {
     /// For `/v1/metrics`.
     pub metrics: Arc<Metrics>,
+    /// For `/v1/health`: whether the threads that serve requests get on.
+    pub alive: Box<dyn Fn() -> bool + Send + Sync>,
     /// For `/v1/ready`: asked at each request, so it must be quick.
     pub ready: Box<dyn Fn() -> Readiness + Send + Sync>,
     /// For `/v1/status`; [`Status`] has its form.

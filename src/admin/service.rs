@@ -1,29 +1,28 @@
 //! The admin API on a socket: HTTP/1.1 in plain text, with time limits.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use http::Method;
-use pingora::apps::ServerApp;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::l4::stream::Stream as TcpStream;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
-use tokio::sync::{Semaphore, watch};
+use tokio::net::TcpStream as Socket;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::AdminState;
 use super::answer::{Answer, Asked, answer};
+use super::places::{CONNECTIONS_MAX, CONNECTIONS_PER_ADDRESS_MAX, Places};
 use crate::observe::{Line, LineLimit};
 use crate::proxy::socket::Sockets;
 
-/// Connections at once: some scrapers, probes and operators.
-const CONNECTIONS_MAX: usize = 128;
-/// Lines a second about connections beyond them.
+/// Lines a second about connections for which there is no place.
 const CLOSED_LINES_MAX: u32 = 1;
 /// From a connection's begin to the end of its first request's header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -66,10 +65,10 @@ impl AdminService {
                 _ = self.stop.wait_for(|stop| *stop) => return Ok(()),
             };
             match accepted {
-                Ok((tcp, _)) => {
+                Ok((tcp, remote)) => {
                     let _ = tcp.set_nodelay(true);
                     let (app, stop) = (self.app.clone(), self.stop.clone());
-                    tokio::spawn(async move { app.process_new(Box::new(TcpStream::from(tcp)), &stop).await });
+                    tokio::spawn(async move { app.talk(tcp, remote.ip(), &stop).await });
                 }
                 Err(e) => {
                     log::error!("admin: accept: {e}");
@@ -105,7 +104,7 @@ impl Service for AdminService {
 /// Speaks HTTP/1.1 on each connection of the admin listener.
 pub struct AdminApp {
     state: Arc<AdminState>,
-    connections: Semaphore,
+    places: Arc<Places>,
     closed_lines: LineLimit,
 }
 
@@ -113,20 +112,32 @@ impl AdminApp {
     /// See [`AdminService`].
     pub fn new(state: Arc<AdminState>) -> Self {
         let closed_lines = LineLimit::new(CLOSED_LINES_MAX);
-        Self { state, connections: Semaphore::new(CONNECTIONS_MAX), closed_lines }
+        Self { state, places: Arc::default(), closed_lines }
+    }
+
+    /// Answers all requests of a connection, if there is a place for it.
+    pub async fn talk(self: &Arc<Self>, tcp: Socket, remote: IpAddr, shutdown: &ShutdownWatch) {
+        let Some(_place) = self.places.take(remote) else { return self.tell_closed() };
+        let mut next = self.serve(Box::new(TcpStream::from(tcp)), HEADER_TIMEOUT, shutdown).await;
+        while let Some(stream) = next {
+            next = self.serve(stream, KEEP_ALIVE, shutdown).await;
+        }
     }
 
     /// Writes down that a connection was one too many; of a flood a line and a count each second.
     fn tell_closed(self: &Arc<Self>) {
+        let tell = |closed: &str| {
+            let places = format!("{CONNECTIONS_MAX} connections, or {CONNECTIONS_PER_ADDRESS_MAX} of one address");
+            log::warn!("admin: more than {places}: {closed}");
+        };
         match self.closed_lines.admit(Instant::now()) {
-            Line::Write => log::warn!("admin: more than {CONNECTIONS_MAX} connections, one is closed"),
+            Line::Write => tell("one is closed"),
             Line::Omit { tell_at: None } => {}
             Line::Omit { tell_at: Some(at) } => {
                 let this = self.clone();
                 tokio::spawn(async move {
                     tokio::time::sleep_until(at.into()).await;
-                    let more = this.closed_lines.take_omitted();
-                    log::warn!("admin: more than {CONNECTIONS_MAX} connections, {more} more are closed");
+                    tell(&format!("{} more are closed", this.closed_lines.take_omitted()));
                 });
             }
         }
@@ -188,21 +199,6 @@ async fn send(session: &mut ServerSession, answer: Answer, with_body: bool) -> p
         session.write_response_body(answer.body.into(), true).await?;
     }
     Ok(())
-}
-
-#[async_trait]
-impl ServerApp for AdminApp {
-    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let Ok(_permit) = self.connections.try_acquire() else {
-            self.tell_closed();
-            return None;
-        };
-        let mut next = self.serve(stream, HEADER_TIMEOUT, shutdown).await;
-        while let Some(stream) = next {
-            next = self.serve(stream, KEEP_ALIVE, shutdown).await;
-        }
-        None
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream as Socket};
+use tokio::net::TcpListener;
 
 use super::*;
 use crate::admin::{Readiness, Reloaded};
@@ -15,6 +15,7 @@ struct Admin {
 async fn start() -> Admin {
     let state = Arc::new(AdminState {
         metrics: Metrics::new(),
+        alive: Box::new(|| true),
         ready: Box::new(Readiness::default),
         status: Box::new(|| serde_json::json!({ "version": "1" })),
         reload: Box::new(|| Reloaded { ok: true, body: serde_json::json!({ "generation": 2 }) }),
@@ -28,9 +29,9 @@ async fn start() -> Admin {
     let address = listener.local_addr().unwrap();
     let (shutdown, watch) = watch::channel(false);
     tokio::spawn(async move {
-        while let Ok((socket, _)) = listener.accept().await {
+        while let Ok((socket, remote)) = listener.accept().await {
             let (app, watch) = (app.clone(), watch.clone());
-            tokio::spawn(async move { app.process_new(Box::new(TcpStream::from(socket)), &watch).await });
+            tokio::spawn(async move { app.talk(socket, remote.ip(), &watch).await });
         }
     });
     Admin { address, shutdown }
@@ -87,6 +88,24 @@ async fn a_body_is_ignored_and_the_connection_ends() {
     assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
     assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
     assert!(answer.to_ascii_lowercase().contains("allow: get, head\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_address_that_takes_its_places_leaves_some_to_others() {
+    let admin = start().await;
+    let mut silent = Vec::new();
+    for _ in 0..CONNECTIONS_MAX {
+        silent.push(Socket::connect(admin.address).await.unwrap());
+    }
+    // Those beyond its share are closed.
+    assert_eq!(silent[CONNECTIONS_PER_ADDRESS_MAX].read(&mut [0]).await.unwrap(), 0);
+    let other = tokio::net::TcpSocket::new_v4().unwrap();
+    other.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut other = other.connect(admin.address).await.unwrap();
+    other.write_all(b"GET /v1/health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    timeout(Duration::from_secs(5), other.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
 }
 
 #[tokio::test]

@@ -354,7 +354,9 @@ pub struct Tracing {
 pub struct Server {
     /// Threads that serve requests, 1 to 256.
     pub threads: usize,
-    /// How long running requests may go on after SIGTERM.
+    /// How long after SIGTERM connections are still taken.
+    pub shutdown_delay: Duration,
+    /// How long running requests may go on then.
     pub drain: Duration,
     /// Bytes that waiting request bodies may take together.
     pub body_memory: u64,

@@ -139,6 +139,8 @@ impl AccessLog {
             target: target.clone(),
             rotation: rotation.filter(|_| file.is_regular),
             file: Some(file),
+            must_reopen: false,
+            reopen_fails: false,
             torn: false,
             clock,
             complained_at: None,
@@ -276,6 +278,10 @@ struct Writer {
     /// `None`: it could not be opened again; each batch tries.
     file: Option<Output>,
     rotation: Option<Rotation>,
+    /// The file of that name is to be opened anew.
+    must_reopen: bool,
+    /// That failed last, which has been told.
+    reopen_fails: bool,
     /// The last write stopped within a line.
     torn: bool,
     clock: Clock,
@@ -293,8 +299,9 @@ impl Writer {
         let mut buffer = Vec::new();
         loop {
             let batch = queue.next(&mut buffer);
-            if batch.reopen && self.target != AccessLogTarget::Stdout {
-                self.file = None;
+            self.must_reopen |= batch.reopen && self.target != AccessLogTarget::Stdout;
+            if self.must_reopen && self.file.is_some() {
+                self.reopen();
             }
             let events = tell_events(&mut buffer);
             self.write(&buffer, batch.lines - events);
@@ -303,6 +310,25 @@ impl Writer {
             }
         }
         queue.set_ended();
+    }
+
+    /// Goes on with the file of that name. While it can't be opened, lines go where they went, and each batch tries again.
+    fn reopen(&mut self) {
+        match open(&self.target) {
+            Ok(output) => {
+                (self.file, self.torn, self.must_reopen) = (Some(output), false, false);
+                if std::mem::take(&mut self.reopen_fails) {
+                    log::warn!("access log {}: it is open again", self.target);
+                }
+            }
+            Err(e) => {
+                self.errors.inc();
+                if !std::mem::replace(&mut self.reopen_fails, true) {
+                    let meanwhile = "lines go on to the file that was open";
+                    log::error!("access log {}: it can't be opened again: {e}; {meanwhile}", self.target);
+                }
+            }
+        }
     }
 
     fn write(&mut self, bytes: &[u8], lines: usize) {

@@ -161,6 +161,27 @@ fn after_a_reopen_lines_go_to_the_new_file() {
 }
 
 #[test]
+fn while_the_new_file_can_not_be_opened_lines_go_to_the_old_one() {
+    let (dir, metrics) = (Dir::new(), Metrics::new());
+    let (file, away) = (dir.file("log"), dir.file("log.1"));
+    let log = open_log(&file, &metrics);
+    log.record(&record("l", b"/one"));
+    until("it is written", || lines(&file).len() == 1);
+    fs::rename(&file, &away).unwrap();
+    // Nobody, not even root, can open that for writing.
+    fs::create_dir(&file).unwrap();
+    log.reopen();
+    log.record(&record("l", b"/two"));
+    until("the old file has it", || lines(&away).len() == 2);
+    assert!(metrics.access_log_write_errors.get() >= 1, "it is counted");
+    fs::remove_dir(&file).unwrap();
+    log.record(&record("l", b"/three"));
+    until("the new file is there", || file.exists() && lines(&file).len() == 1);
+    assert!(log.close(LONG));
+    assert_eq!((lines(&away).len(), metrics.access_log_dropped.get()), (2, 0));
+}
+
+#[test]
 fn a_file_that_can_not_be_opened_is_named() {
     let target = AccessLogTarget::File("/nowhere/at/all.log".into());
     let error = AccessLog::open(&target.into(), Clock::System, &Metrics::new()).err().unwrap();

@@ -115,7 +115,7 @@ fields! {
     HttpVersion, "http_version", |r| text(some(r.http_version), NAME_BYTES_MAX), "Such as `HTTP/2`.";
     Method, "method", |r| text(some(r.method), NAME_BYTES_MAX), "The method as sent.";
     Host, "host", |r| text(r.host, NAME_BYTES_MAX), "`Host` or `:authority`, in lower case and without port where it was well-formed.";
-    Path, "path", |r| text(some(r.path), PATH_BYTES_MAX), "The path without its query, which may hold secrets.";
+    Path, "path", |r| text(some(r.path), PATH_BYTES_MAX), "The path without what may hold secrets: query, fragment and what follows a `;`, also if the sign is encoded.";
     Route, "route", |r| text(r.route, NAME_BYTES_MAX), "The route's name.";
     RpcMethod, "rpc_method", |r| text(r.rpc_method, NAME_BYTES_MAX), "The JSON-RPC method; of a batch the first call's, or the refused one's.";
     RpcId, "rpc_id", |r| text(r.rpc_id.map(without_quotes), RPC_ID_BYTES_MAX), "The JSON-RPC id, always as a string.";

@@ -24,6 +24,7 @@ use super::process::ProcessMetrics;
 use super::process_log;
 use super::refusals::RefusalTable;
 use super::register::{counter, counters, gauge, gauges, histograms, register, seconds};
+use crate::clock::Clock;
 use crate::names::PeerName;
 
 /// The `path` and `route` of a request that no route took.
@@ -124,7 +125,7 @@ impl Metrics {
             unmatched: RouteMetrics::new(&routes, UNMATCHED, UNMATCHED),
             routes,
             peers: Arc::new(PeerFamilies::new(counters(&r, &PEER_REQUESTS), histograms(&r, &PEER_REQUEST_DURATION))),
-            process: ProcessMetrics::new(&r),
+            process: ProcessMetrics::new(&r, Clock::System.wall()),
             requests_in_flight: gauge(&r, &REQUESTS_IN_FLIGHT),
             refusals: counters(&r, &REFUSALS),
             refusals_by_code: RefusalTable::new(),

@@ -2,6 +2,7 @@
 //! allocator holds. Read when the metrics are asked for.
 
 use std::fs;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus::{Counter, Gauge, Registry};
 
@@ -48,12 +49,13 @@ pub(super) struct ProcessMetrics {
 }
 
 impl ProcessMetrics {
-    pub(super) fn new(registry: &Registry) -> Self {
+    /// For a process that began at `began`.
+    pub(super) fn new(registry: &Registry, began: SystemTime) -> Self {
         let gauge = |d| register(registry, Gauge::with_opts(opts(d)));
         let start = gauge(&START);
-        if let (Some(stat), Some(booted)) = (Stat::read(), boot_time()) {
-            start.set(booted + stat.start_seconds);
-        }
+        // Close to the start of the process. The kernel's own figure counts from the start of the machine, which a service
+        // manager may hide (`ProcSubset=pid` of systemd).
+        start.set(began.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()));
         Self {
             cpu: register(registry, Counter::with_opts(opts(&CPU))),
             resident: gauge(&RESIDENT),
@@ -101,7 +103,6 @@ fn committed() -> (usize, usize) {
 struct Stat {
     cpu_seconds: f64,
     threads: f64,
-    start_seconds: f64,
     virtual_bytes: f64,
     resident_bytes: f64,
 }
@@ -121,39 +122,38 @@ impl Stat {
         Some(Self {
             cpu_seconds: (field(14)? + field(15)?) / ticks,
             threads: field(20)?,
-            start_seconds: field(22)? / ticks,
             virtual_bytes: field(23)?,
             resident_bytes: field(24)? * page,
         })
     }
 }
 
-/// When the machine began, seconds since 1970.
-fn boot_time() -> Option<f64> {
-    let text = fs::read_to_string("/proc/stat").ok()?;
-    text.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn a_command_of_any_name_is_read_right() {
         let text = "7 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 150 50 13 14 15 16 9 0 1000 4096 3 18 19\n";
         let stat = Stat::parse(text, 100.0, 4096.0).unwrap();
-        let read = (stat.cpu_seconds, stat.threads, stat.start_seconds, stat.virtual_bytes, stat.resident_bytes);
-        assert_eq!(read, (2.0, 9.0, 10.0, 4096.0, 12288.0));
+        let read = (stat.cpu_seconds, stat.threads, stat.virtual_bytes, stat.resident_bytes);
+        assert_eq!(read, (2.0, 9.0, 4096.0, 12288.0));
         assert!(Stat::parse("7 (a) S 1", 100.0, 4096.0).is_none());
     }
 
     #[test]
     fn this_process_is_seen_as_it_is() {
-        let metrics = ProcessMetrics::new(&Registry::new());
+        let registry = Registry::new();
+        let metrics = ProcessMetrics::new(&registry, UNIX_EPOCH + Duration::from_millis(1_500));
         metrics.update();
         metrics.update();
         assert!(metrics.resident.get() > 1e6 && metrics.virtual_memory.get() >= metrics.resident.get());
         assert!(metrics.open_fds.get() >= 3.0 && metrics.max_fds.get() >= metrics.open_fds.get());
         assert!(metrics.threads.get() >= 1.0);
+        // Read nowhere, so that it can be hidden nowhere.
+        let start = registry.gather().into_iter().find(|family| family.name() == START.name).unwrap();
+        assert_eq!(start.get_metric()[0].get_gauge().get_value(), 1.5);
     }
 }

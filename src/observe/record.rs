@@ -46,7 +46,7 @@ pub struct AccessRecord<'a> {
     pub method: &'a str,
     /// `Host` or `:authority`.
     pub host: Option<&'a [u8]>,
-    /// The path without its query: a query may hold secrets.
+    /// The path without its query, parameters (`;`) and fragment, also encoded ones: they may hold secrets.
     pub path: &'a [u8],
     /// The route's name.
     pub route: Option<&'a str>,

@@ -151,6 +151,18 @@ pub fn path_of(target: &[u8]) -> &[u8] {
     memchr::memchr(b'?', path).map_or(path, |query| &path[..query])
 }
 
+/// What logs and spans show of a request target: the path, up to where something may begin that holds secrets. That is the
+/// query, and in a target that is refused also what clients write in its place: a parameter (`/a;token=…`), a fragment,
+/// and each of them with its sign encoded.
+pub fn shown_path(target: &[u8]) -> &[u8] {
+    let path = path_of(target);
+    let cut = memchr::memchr3_iter(b';', b'#', b'%', path).find(|at| match path[*at] {
+        b'%' => matches!(path.get(at + 1..at + 3), Some(b"3f" | b"3F" | b"3b" | b"3B" | b"23")),
+        _ => true,
+    });
+    cut.map_or(path, |at| &path[..at])
+}
+
 /// A request target without scheme and host, which have been compared with `Host` (RFC 9112, section 3.2.2).
 pub fn origin_form(target: &[u8]) -> &[u8] {
     if target.first() == Some(&b'/') {
@@ -165,6 +177,23 @@ pub fn origin_form(target: &[u8]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_hold_secrets_is_not_shown() {
+        for (target, shown) in [
+            ("/a/b?c=/d", "/a/b"),
+            ("/a;token=s/b?c", "/a"),
+            ("/a%3Ftoken=s", "/a"),
+            ("/a%3ftoken=s", "/a"),
+            ("/a%3Btoken=s", "/a"),
+            ("/a%23token=s", "/a"),
+            ("/a#token=s", "/a"),
+            ("/a%2Fb%3", "/a%2Fb%3"),
+            ("https://host/a;b", "/a"),
+        ] {
+            assert_eq!(shown_path(target.as_bytes()), shown.as_bytes(), "{target}");
+        }
+    }
 
     #[test]
     fn a_path_is_what_stands_before_the_query() {

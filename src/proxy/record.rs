@@ -81,7 +81,7 @@ fn note_refusal(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun
             client,
             peer: peer.map(str::to_owned),
             route: route.map(str::to_owned),
-            path: readable(check::path_of(session.req_header().raw_path())),
+            path: readable(check::shown_path(session.req_header().raw_path())),
             request_id: ctx.request_id.as_ref().and_then(|id| id.to_str().ok()).map(str::to_owned),
         },
     );
@@ -111,7 +111,7 @@ fn log(shared: &Shared, session: &Session, ctx: &Context, begun: &Begun, status:
             .as_deref()
             .map(str::as_bytes)
             .or_else(|| header.headers.get(headers::HOST).map(|h| h.as_bytes())),
-        path: check::path_of(header.raw_path()),
+        path: check::shown_path(header.raw_path()),
         route: ctx.route.as_ref().map(|r| r.name.as_str()),
         rpc_method: ctx.rpc.as_ref().map(|r| r.method.as_bytes()).filter(|m| !m.is_empty()),
         rpc_id: ctx.rpc.as_ref().and_then(|r| r.id.as_deref()).map(str::as_bytes),

@@ -59,6 +59,7 @@ pub struct Shared {
     /// Connections from accept to close.
     connections: AtomicU64,
     listening: AtomicBool,
+    withdrawn: AtomicBool,
     draining: AtomicBool,
     failure: Mutex<Option<String>>,
 }
@@ -88,6 +89,7 @@ impl Shared {
             requests: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             listening: AtomicBool::new(false),
+            withdrawn: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             failure: Mutex::new(None),
         })
@@ -116,6 +118,16 @@ impl Shared {
     /// Every listener takes connections now.
     pub(super) fn set_listening(&self) {
         self.listening.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the process is to end, and wants no more connections: [`Self::draining`], or soon.
+    pub fn leaving(&self) -> bool {
+        self.withdrawn.load(Ordering::Relaxed) || self.draining()
+    }
+
+    /// The process is to end, but still serves whoever has not learnt of it.
+    pub fn withdraw(&self) {
+        self.withdrawn.store(true, Ordering::Relaxed);
     }
 
     /// Whether the process is ending: no request is kept waiting for a next one.
@@ -245,7 +257,7 @@ impl Unparsed for Shared {
     fn refused(&self, connection: &Connection, answer: &UnparsedAnswer<'_>) {
         let UnparsedAnswer { status, code, request_id, body_bytes, line, took } = answer;
         // Of an absolute form without a path that is the root; of no target at all it is nothing.
-        let path = if line.target.is_empty() { line.target } else { check::path_of(line.target) };
+        let path = if line.target.is_empty() { line.target } else { check::shown_path(line.target) };
         let (status, code, took) = (*status, *code, *took);
         self.metrics.refusal(code);
         self.metrics.unmatched().record(MethodLabel::Other, status, took);

@@ -69,7 +69,7 @@ fn attributes(
     let client = ctx.client.as_ref().map_or_else(|| begun.remote_ip(), |client| client.address);
     let mut all = vec![
         ("http.request.method", method.into()),
-        ("url.path", client_text(check::path_of(header.raw_path()))),
+        ("url.path", client_text(check::shown_path(header.raw_path()))),
         ("url.scheme", if connection.tls.is_some() { "https" } else { "http" }.into()),
         ("http.response.status_code", number(status.into())),
         ("http.request.body.size", number(ctx.body.length)),

@@ -9,7 +9,9 @@ use std::io;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::proxy::Shared;
 
@@ -17,6 +19,8 @@ use crate::proxy::Shared;
 const START_POLL: Duration = Duration::from_millis(20);
 /// The watchdog waits for a whole period; pings come in this part of it.
 const PINGS_PER_PERIOD: u32 = 3;
+/// How long the threads may stand still where no watchdog is asked for; that of the package's unit.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Sends `state` to the service manager, if there is one.
 pub fn tell(state: &str) {
@@ -42,12 +46,22 @@ fn address(path: &[u8]) -> io::Result<SocketAddr> {
     SocketAddr::from_pathname(std::ffi::OsStr::from_bytes(path))
 }
 
-/// How often the service manager wants a ping: `WATCHDOG_USEC`, if it is meant for this process, or for the one that
-/// started it and that it takes the place of.
-fn watchdog(variable: impl Fn(&str) -> Option<String>, own: u32, parent: u32) -> Option<Duration> {
-    if let Some(pid) = variable("WATCHDOG_PID")
-        && pid.parse().is_ok_and(|pid: u32| pid != own && pid != parent)
-    {
+/// How often the service manager wants a ping: `WATCHDOG_USEC`, if it is meant for this process (`sd_watchdog_enabled(3)`).
+pub fn watchdog() -> Option<Duration> {
+    asked_of(|name| env::var(name).ok(), std::process::id())
+}
+
+/// The variables that a process which takes the place of this one must not inherit. What is asked of this process is then
+/// asked of that one, whose id nobody knows before it runs, so none is named; what is asked of another stays with that.
+pub fn not_inherited() -> &'static [&'static str] {
+    match watchdog() {
+        Some(_) => &["WATCHDOG_PID"],
+        None => &["WATCHDOG_PID", "WATCHDOG_USEC"],
+    }
+}
+
+fn asked_of(variable: impl Fn(&str) -> Option<String>, own: u32) -> Option<Duration> {
+    if variable("WATCHDOG_PID").is_some_and(|pid| pid.parse() != Ok(own)) {
         return None;
     }
     let period = variable("WATCHDOG_USEC")?.parse().ok().filter(|usec| *usec > 0)?;
@@ -69,11 +83,10 @@ pub fn start(shared: &Arc<Shared>) {
         }
         let listeners = shared.snapshot().config.listeners.len();
         tell(&format!("READY=1\nSTATUS=Serving on {listeners} listeners"));
-        let period = watchdog(|name| env::var(name).ok(), std::process::id(), std::os::unix::process::parent_id());
-        if let Some(period) = period {
+        if let Some(period) = watchdog() {
             let mut pulse = Pulse::default();
             loop {
-                if pulse.beats(shared.lag.notes()) || shared.draining() {
+                if pulse.beats(shared.lag.notes(), shared.clock.now()) || shared.draining() {
                     tell("WATCHDOG=1");
                 }
                 thread::sleep(period / PINGS_PER_PERIOD);
@@ -85,14 +98,45 @@ pub fn start(shared: &Arc<Shared>) {
     }
 }
 
-/// Whether something goes on that is counted.
+/// Watches something that is counted and goes on all the time.
 #[derive(Debug, Default)]
-struct Pulse(Option<usize>);
+struct Pulse(Option<(usize, Instant)>);
 
 impl Pulse {
-    /// Whether the count has changed since it was last asked for; the first is a beat.
-    fn beats(&mut self, count: usize) -> bool {
-        self.0.replace(count) != Some(count)
+    /// For how long the count is known to have stood still; zero if it has changed since it was last looked at.
+    fn stands_still(&mut self, count: usize, now: Instant) -> Duration {
+        match self.0 {
+            Some((seen, since)) if seen == count => now.saturating_duration_since(since),
+            _ => {
+                self.0 = Some((count, now));
+                Duration::ZERO
+            }
+        }
+    }
+
+    fn beats(&mut self, count: usize, now: Instant) -> bool {
+        self.stands_still(count, now).is_zero()
+    }
+}
+
+/// Whether the threads that serve requests get on, for whoever asks now and then.
+pub struct Liveness {
+    pulse: Mutex<Pulse>,
+    /// They may stand still for so long.
+    patience: Duration,
+}
+
+impl Liveness {
+    /// As patient as the watchdog.
+    pub fn of_this_process() -> Self {
+        Self { pulse: Mutex::default(), patience: watchdog().unwrap_or(PATIENCE) }
+    }
+
+    /// Since the last who asked, or all the time before and after.
+    pub fn get_on(&self, shared: &Shared) -> bool {
+        let still = self.pulse.lock().stands_still(shared.lag.notes(), shared.clock.now());
+        // They begin with the listeners, and end with them.
+        still < self.patience || !shared.listening() || shared.draining()
     }
 }
 
@@ -103,7 +147,10 @@ mod tests {
     #[test]
     fn a_count_that_stands_still_is_no_beat() {
         let mut pulse = Pulse::default();
-        assert_eq!([1, 2, 2, 2, 3].map(|count| pulse.beats(count)), [true, true, false, false, true]);
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let looks = [(1, 0), (2, 1), (2, 3), (2, 6), (3, 7)];
+        assert_eq!(looks.map(|(count, now)| pulse.stands_still(count, at(now)).as_secs()), [0, 0, 2, 5, 0]);
     }
 
     #[test]
@@ -113,12 +160,11 @@ mod tests {
                 "WATCHDOG_PID" => pid.map(str::to_owned),
                 _ => Some(usec.to_owned()),
             };
-            watchdog(variable, 7, 5)
+            asked_of(variable, 7)
         };
         assert_eq!(asked(None, "3000000"), Some(Duration::from_secs(3)));
         assert_eq!(asked(Some("7"), "1"), Some(Duration::from_micros(1)));
-        assert_eq!(asked(Some("5"), "1"), Some(Duration::from_micros(1)));
-        assert_eq!([asked(Some("6"), "1"), asked(None, "0"), asked(None, "x")], [None; 3]);
+        assert_eq!([asked(Some("6"), "1"), asked(Some("x"), "1"), asked(None, "0"), asked(None, "x")], [None; 4]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 
 use super::maintenance;
+use super::notify::Liveness;
 use super::spiffe::Agent;
 use crate::admin::status::{
     AuthoritiesStatus, BreakerStatus, CertificateStatus, ConfigStatus, CrlSourceStatus, CrlStatus, DiscoveryStatus,
@@ -28,8 +29,10 @@ pub fn admin_state(shared: &Arc<Shared>, reloader: &Arc<Reloader>, agent: Option
     let (for_ready, for_status, for_bearer) = (shared.clone(), shared.clone(), shared.clone());
     let (agent_for_ready, for_orders) = (agent.clone(), shared.clone());
     let (reloads, for_reload) = (reloader.clone(), reloader.clone());
+    let (liveness, for_alive) = (Liveness::of_this_process(), shared.clone());
     AdminState {
         metrics: shared.metrics.clone(),
+        alive: Box::new(move || liveness.get_on(&for_alive)),
         ready: Box::new(move || readiness(&for_ready, agent_for_ready.as_deref(), started)),
         status: Box::new(move || status(&for_status, &reloads, agent.as_deref(), started).to_json()),
         reload: Box::new(move || {
@@ -107,7 +110,7 @@ fn readiness(shared: &Shared, agent: Option<&Agent>, started: Instant) -> Readin
     // Who reaches a process that has handed over asked in the moment when it did; the gateway is as ready as before.
     let handed_over = || *shared.maintenance.handed_over.lock();
     Readiness {
-        draining: shared.draining() && !handed_over(),
+        draining: shared.leaving() && !handed_over(),
         crls_awaited: awaited.collect(),
         without_nodes: without_nodes.collect(),
         upstreams_down: down.iter().map(name).collect(),
@@ -128,7 +131,7 @@ fn status(shared: &Shared, reloader: &Reloader, agent: Option<&Agent>, started: 
         uptime_seconds: shared.clock.now().saturating_duration_since(started).as_secs(),
         time: now,
         ready: readiness(shared, agent, started).is_ready(),
-        draining: shared.draining(),
+        draining: shared.leaving(),
         overdue: reload::overdue(&snapshot, now),
         config: ConfigStatus {
             path: config.source.display().to_string(),

@@ -12,6 +12,7 @@
 //! The old process serves until the new one has said that it does. If that ends, or is not ready in time, the old one goes
 //! on as if nothing had been. The pair has no name in any file system: nobody else can come by the sockets.
 
+use std::ffi::{OsStr, OsString};
 use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -29,6 +30,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::notify;
 use crate::admin::Readiness;
 use crate::policy::maintenance::Orders;
 use crate::proxy::Shared;
@@ -84,11 +86,7 @@ async fn try_hand_over(sockets: &Sockets, shared: &Shared, ready: bool) -> Resul
     // As it was called, not as it was found: a link may lead to another version by now.
     let called: Vec<_> = std::env::args_os().collect();
     let (program, arguments) = called.split_first().ok_or("the program's own name is not known")?;
-    let child = Command::new(program)
-        .args(arguments)
-        .env(UPGRADE, "stdin")
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .spawn()
+    let child = start(program, arguments, theirs)
         .map_err(|e| format!("{} can't be started: {e}", program.to_string_lossy()))?;
     let pid = child.id().unwrap_or_default();
     let mut successor = Successor(Some(child));
@@ -113,6 +111,16 @@ async fn try_hand_over(sockets: &Sockets, shared: &Shared, ready: bool) -> Resul
         Ok(Err(e)) => Err(format!("it can't be heard: {e}")),
         Err(_) => Err(format!("it was not ready within {SUCCESSOR_WAIT:?}")),
     }
+}
+
+/// The other end of the channel is the new process' alone, or its end would not be noticed.
+fn start(program: &OsStr, arguments: &[OsString], channel: UnixStream) -> io::Result<Child> {
+    let mut command = Command::new(program);
+    command.args(arguments).env(UPGRADE, "stdin").stdin(Stdio::from(OwnedFd::from(channel)));
+    for name in notify::not_inherited() {
+        command.env_remove(name);
+    }
+    command.spawn()
 }
 
 fn send(channel: &UnixStream, sockets: &[(SocketAddr, std::os::fd::BorrowedFd<'_>)], ready: bool) -> io::Result<()> {

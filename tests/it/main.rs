@@ -48,6 +48,7 @@ mod reload_config;
 mod revocation;
 mod routes;
 mod shared_limits;
+mod shutdown;
 mod spiffe;
 mod spiffe_federation;
 mod stapling;

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::IoSliceMut;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -10,9 +12,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt};
 use nix::unistd::Pid;
 
-use crate::support::gateway::{Gateway, Setup};
+use crate::support::gateway::{Gateway, OWN_PID, Setup, runs};
 use crate::support::node::Node;
 use crate::support::{PATIENCE, TempDir, wait_until};
 
@@ -66,6 +69,7 @@ impl Manager {
         let dir = TempDir::new();
         let path = dir.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
+        setsockopt(&socket, sockopt::PassCred, &true).unwrap();
         Self { socket, path, _dir: dir }
     }
 
@@ -75,17 +79,29 @@ impl Manager {
         setup.environment.push(("NOTIFY_SOCKET".into(), self.path.to_str().unwrap().into()));
         if let Some(period) = watchdog {
             setup.environment.push(("WATCHDOG_USEC".into(), period.as_micros().to_string()));
+            setup.environment.push(("WATCHDOG_PID".into(), OWN_PID.into()));
         }
         (setup.start(), node)
     }
 
-    /// The next message, as variables; none within the time.
+    /// The next message, as variables, and the process that sent it as `SENDER`; none within the time.
     fn next(&self, within: Duration) -> Option<BTreeMap<String, String>> {
         self.socket.set_read_timeout(Some(within)).unwrap();
-        let mut bytes = [0; 512];
-        let length = self.socket.recv(&mut bytes).ok()?;
+        let (mut bytes, mut space) = ([0; 512], nix::cmsg_space!(UnixCredentials));
+        let (length, sender) = {
+            let mut into = [IoSliceMut::new(&mut bytes)];
+            let message =
+                recvmsg::<()>(self.socket.as_raw_fd(), &mut into, Some(&mut space), MsgFlags::empty()).ok()?;
+            let sender = message.cmsgs().unwrap().find_map(|control| match control {
+                ControlMessageOwned::ScmCredentials(of) => Some(of.pid()),
+                _ => None,
+            });
+            (message.bytes, sender.unwrap())
+        };
         let text = std::str::from_utf8(&bytes[..length]).unwrap();
-        Some(text.lines().map(|line| line.split_once('=').map(|(n, v)| (n.into(), v.into())).unwrap()).collect())
+        let sender = ("SENDER".to_owned(), sender.to_string());
+        let said = text.lines().map(|line| line.split_once('=').map(|(n, v)| (n.into(), v.into())).unwrap());
+        Some(said.chain([sender]).collect())
     }
 
     /// Waits for a message that sets `name`, whatever comes before it.
@@ -181,12 +197,36 @@ fn the_watchdog_is_pinged_only_while_requests_are_served() {
     let held = Held::of(gateway.pid());
     // One may have been due already.
     wait_until("the pings end", || !manager.pings_within(period * 2));
-    // The process itself lives and answers: a watchdog that only it feeds would see nothing.
-    assert_eq!(gateway.admin_get("/v1/health").unwrap().status, 200);
+    // The process itself lives and answers: a watchdog that only it feeds would see nothing. Other supervisors ask.
+    wait_until("it is not healthy", || gateway.admin_get("/v1/health").unwrap().status == 503);
+    assert_eq!(gateway.admin_get("/v1/health").unwrap().json()["error"], "hangs");
     assert!(!manager.pings_within(period * 2));
     held.let_go();
     assert!(manager.pings_within(PATIENCE), "they come again");
+    assert_eq!(gateway.admin_get("/v1/health").unwrap().status, 200);
     assert_eq!(gateway.client("alice").get(gateway.address, "/echo").unwrap().status, 200);
+}
+
+#[test]
+fn after_each_upgrade_the_watchdog_is_pinged_by_the_process_that_took_over() {
+    let manager = Manager::new();
+    let period = Duration::from_millis(900);
+    let (gateway, _node) = manager.start(Some(period));
+    manager.wait("READY");
+    let first = gateway.pid().to_string();
+    assert_eq!(manager.wait("WATCHDOG")["SENDER"], first);
+    for _ in 0..2 {
+        let before = gateway.upgrade();
+        let main = manager.wait("MAINPID");
+        assert_eq!((&main["SENDER"], &main["MAINPID"]), (&before.to_string(), &gateway.pid().to_string()));
+        wait_until("the process before has ended", || !runs(before));
+        // Of what was sent by then.
+        while manager.next(Duration::from_millis(1)).is_some() {}
+        for _ in 0..3 {
+            let ping = manager.next(PATIENCE).expect("a ping");
+            assert_eq!((ping.contains_key("WATCHDOG"), &ping["SENDER"]), (true, &gateway.pid().to_string()));
+        }
+    }
 }
 
 fn extras(dir: &TempDir) {

@@ -1,10 +1,11 @@
 //! The status page in a real Chromium.
 
+use hive_gateway::cli::pki::CrlSpec;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::support::browser::Browser;
-use crate::support::certs::{Pki, client_leaf};
+use crate::support::certs::{Pki, client_leaf, from_now};
 use crate::support::client::Client;
 use crate::support::gateway::{Gateway, Setup, upstream};
 use crate::support::node::Node;
@@ -76,6 +77,33 @@ fn with_every_node_drained_the_page_says_that_requests_are_refused() {
     let said = page.text("#verdict-text");
     assert!(said.starts_with("Requests are refused with 503: every node that is up is drained in: hive."), "{said}");
     nothing_is_wrong(&mut page, &gateway);
+}
+
+#[test]
+fn a_list_past_its_end_and_a_failed_reload_are_in_the_headline() {
+    let node = Node::start();
+    let mut setup = Setup::new(&[node.address]);
+    let late = from_now(-7200, -60);
+    let late = CrlSpec::new(late.not_before, late.not_after).issue(&setup.pki.0.intermediate).unwrap();
+    std::fs::write(setup.dir.path().join("mesh.crl"), late).unwrap();
+    std::fs::write(setup.dir.path().join("ca.pem"), setup.pki.0.bundle_pem().unwrap()).unwrap();
+    setup.client_auth = "crl: [mesh.crl]".into();
+    let gateway = setup.start();
+    let mut page = open(&gateway);
+    let seen = "[document.querySelector('#verdict').className, document.querySelector('#verdict-word').textContent]";
+    assert_eq!(page.eval(seen), json!(["bad", "Serving, degraded"]));
+    let said = page.text("#verdict-text");
+    assert!(said.starts_with("Something is in use past the end: listener front: the CRL of"), "{said}");
+    assert!(!said.contains("ready, every node is up") && said.ends_with("its clients are refused."), "{said}");
+
+    gateway.edit("crl: [mesh.crl]", "crl: []");
+    assert_eq!(gateway.reload().status, 200);
+    page.wait("all is well", "document.querySelector('#verdict').className === 'good'");
+    gateway.edit("upstream: hive, json_rpc", "upstream: hvie, json_rpc");
+    assert_eq!(gateway.reload().status, 422);
+    page.wait("it is told", "document.querySelector('#verdict').className === 'warn'");
+    assert_eq!(page.text("#verdict-text"), "The last reload failed; the configuration before it stays in use.");
+    page.wait("it is read out", "document.querySelector('#announce').textContent === 'The last reload failed.'");
 }
 
 /// Says yes, and waits until that is done.

@@ -98,7 +98,10 @@ impl Default for IdentityHeaders {
 pub struct Server {
     /// Threads that serve requests, 1 to 256. Default: one per processor.
     pub threads: Option<u16>,
-    /// How long running requests may go on after SIGTERM, and in the old process after an upgrade. Default 30s.
+    /// How long after SIGTERM connections are still taken, while `/v1/ready` is 503 already, so that whoever sends requests
+    /// here has learnt of it before any is refused. Up to 1h. Default 0s.
+    pub shutdown_delay: Span,
+    /// How long running requests may go on after SIGTERM (and `shutdown_delay`), and in the old process after an upgrade. Default 30s.
     pub drain: Span,
     /// Memory that waiting request bodies may take together. Default 256 MiB. Beyond it: 503.
     pub body_memory: Size,
@@ -123,6 +126,7 @@ impl Default for Server {
     fn default() -> Self {
         Self {
             threads: None,
+            shutdown_delay: seconds(0),
             drain: seconds(30),
             body_memory: Size(256 << 20),
             rate_limit_keys: 100_000,

@@ -86,6 +86,7 @@ pub(super) fn server(r: &mut Resolver<'_>, server: &file::Server, routes: &[Rout
     if let Some(threads) = server.threads {
         r.range("server.threads", &threads, &(1..=256));
     }
+    r.span("server.shutdown_delay", server.shutdown_delay, Duration::ZERO, HOUR);
     r.span("server.drain", server.drain, Duration::ZERO, HOUR);
     if !server.watch.0.is_zero() {
         r.span("server.watch", server.watch, WATCH_LEAST, HOUR);
@@ -107,6 +108,7 @@ pub(super) fn server(r: &mut Resolver<'_>, server: &file::Server, routes: &[Rout
     let processors = || std::thread::available_parallelism().map_or(1, usize::from).min(256);
     Server {
         threads: server.threads.map_or_else(processors, usize::from),
+        shutdown_delay: server.shutdown_delay.0,
         drain: server.drain.0,
         body_memory: server.body_memory.0,
         rate_limit_keys: usize::try_from(server.rate_limit_keys).unwrap_or(usize::MAX),

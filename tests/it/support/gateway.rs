@@ -52,6 +52,9 @@ pub struct Setup {
     pub environment: Vec<(String, String)>,
 }
 
+/// As the value of one variable of [`Setup::environment`]: the process' own id.
+pub const OWN_PID: &str = "$$";
+
 pub const ROUTES: &str = r#"
   - { name: a2a, paths: [/api/a2a/jsonrpc], methods: [POST], peers: [alice], upstream: hive, json_rpc: {} }
   - { name: discovery, paths: ["/.well-known/*"], methods: [GET], peers: any, upstream: hive }
@@ -254,7 +257,18 @@ fn collect(pipe: impl Read + Send + 'static) -> Arc<Mutex<Vec<String>>> {
 
 impl Gateway {
     fn spawn(setup: Setup, config: &Path, [address, plain, admin]: [SocketAddr; 3]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_hive-gateway"))
+        const PROGRAM: &str = env!("CARGO_BIN_EXE_hive-gateway");
+        let own_pid = setup.environment.iter().find(|(_, value)| value == OWN_PID);
+        let mut command = match own_pid {
+            // Known only to the process itself, so a shell that becomes it sets it.
+            Some((name, _)) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("{name}=$$ exec \"$@\""), "sh", PROGRAM]);
+                shell
+            }
+            None => Command::new(PROGRAM),
+        };
+        let mut child = command
             .args(["run", "--config"])
             .arg(config)
             .envs(setup.environment.iter().map(|(name, value)| (name, value)))

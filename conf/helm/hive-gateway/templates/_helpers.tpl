@@ -101,7 +101,8 @@ upstreams:
 {{- if $g.rateLimitRedisUrl }}
 redis: { url: "${REDIS_URL}" }
 {{- end }}
-# A quarter of the memory that the pod may have by default.
-server: { body_memory: 64MiB }
+# A quarter of the memory that the pod may have by default. After SIGTERM a pod still gets connections until all nodes know
+# that it is no endpoint any more.
+server: { body_memory: 64MiB, shutdown_delay: 5s }
 admin: { address: "0.0.0.0:9901", bearer_secret_file: /etc/hive-gateway/secrets/admin }
 {{- end }}

@@ -1,10 +1,9 @@
 //! What keeping requests out costs: deny lists, request rules and, with the feature `waf`, the core rules.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group};
 use hive_gateway::names::RuleName;
 use hive_gateway::observe::Metrics;
 use hive_gateway::policy::deny::{AddressList, Networks};
@@ -116,4 +115,3 @@ fn waf(c: &mut Criterion) {
 fn waf(_: &mut Criterion) {}
 
 criterion_group!(benches, deny, rules, waf);
-criterion_main!(benches);

@@ -1,9 +1,8 @@
 //! Revocation: asking a set of 1, 1,000 and 1,000,000 serials, reading a list of a million, and what a whole handshake
 //! costs with none, 1,000 and 1,000,000 revoked.
 //!
-//! `cargo bench --bench revocation`. The handshakes run over a pipe in memory on one thread, client and server together,
+//! `cargo bench --bench functions -- revocation`. The handshakes run over a pipe in memory on one thread, client and server together,
 //! so their time is both sides' CPU time; memory and reading times are printed before the benches begin.
-#![allow(missing_docs, clippy::unwrap_used)]
 
 use std::hint::black_box;
 use std::io::{self, Read, Write};
@@ -11,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, criterion_group};
 use hive_gateway::cli::pki::{CertificateSpec, CrlSpec, Development, Issued, Validity, write_issued};
 use hive_gateway::clock::Clock;
 use hive_gateway::config::file::{CertificateFiles, ClientAuth, ExpiredCrl, ListenerTls, TlsVersion};
@@ -202,4 +201,3 @@ criterion_group! {
     config = Criterion::default().sample_size(20).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(4));
     targets = revocation
 }
-criterion_main!(benches);

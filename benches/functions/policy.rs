@@ -1,17 +1,14 @@
 //! What each policy costs a call of 300 bytes by itself, and all of them together, on a gateway built from a
 //! configuration as it would run. Each is the gateway's own code, as `proxy::admit` calls it.
 //!
-//! `cargo bench --bench policy`
-#![allow(missing_docs, clippy::unwrap_used)]
-
-mod sample;
+//! `cargo bench --bench functions -- policy`
 
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group};
 use hive_gateway::cli::pki::{CertificateSpec, Development, Validity, write_issued};
 use hive_gateway::clock::Clock;
 use hive_gateway::config::{Surroundings, load_text};
@@ -24,6 +21,8 @@ use hive_gateway::proxy::{check, told};
 use hive_gateway::request::{Head, client_address};
 use hive_gateway::snapshot::{Ground, Snapshot};
 use http::{Method, Version};
+
+use super::sample;
 
 const CONFIG: &str = r#"
 listeners:
@@ -210,4 +209,3 @@ fn policies(c: &mut Criterion) {
 }
 
 criterion_group!(benches, policies);
-criterion_main!(benches);

@@ -1,14 +1,13 @@
 //! What a rate limit costs per decision, key included, with 10 to 10,000,000 keys: keys within their limits, keys
 //! that come now and then, and one key far beyond its limit.
 //!
-//! `cargo bench --bench rate_limit`
-#![allow(missing_docs, clippy::unwrap_used)]
+//! `cargo bench --bench functions -- rate_limit`
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, criterion_group};
 use hive_gateway::observe::Metrics;
 use hive_gateway::policy::rate_limit::{Caller, Facts, KeyPart, Limit, Quota, RateLimiter};
 use hive_gateway::proxy::sketch::CountMin;
@@ -74,4 +73,3 @@ fn decisions(c: &mut Criterion) {
 }
 
 criterion_group!(benches, decisions);
-criterion_main!(benches);

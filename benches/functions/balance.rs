@@ -1,13 +1,11 @@
 //! What it costs to pick a node for one request.
 
-#![allow(clippy::expect_used)] // A bench that can't be set up has nothing to measure.
-
 use std::hint::black_box;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, criterion_group};
 use hive_gateway::config::file::{Balance, HealthCheck, Outlier, UpstreamProtocol, UpstreamTimeouts};
 use hive_gateway::names::UpstreamName;
 use hive_gateway::observe::Metrics;
@@ -93,4 +91,3 @@ fn breaker(c: &mut Criterion) {
 }
 
 criterion_group!(benches, picks, breaker);
-criterion_main!(benches);

@@ -1,20 +1,19 @@
 //! Route look-up among 10, 100 and 1,000 routes, peer look-up among 10 to 100,000 peers, and the checks that every request
 //! passes before them.
 //!
-//! `cargo bench --bench route`
-#![allow(missing_docs, clippy::unwrap_used)]
-
-mod sample;
+//! `cargo bench --bench functions -- route`
 
 use std::hint::black_box;
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, criterion_group};
 use hive_gateway::headers::{ProductHeaders, Spoofable};
 use hive_gateway::names::PeerName;
 use hive_gateway::policy::peers::{PeerMatcher, PeerRule, Peers};
 use hive_gateway::request::{Head, TrustedProxies, check_form, client_address};
 use hive_gateway::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
 use http::{Method, Version};
+
+use super::sample;
 
 fn table(routes: usize) -> Table<usize> {
     let mut builder = TableBuilder::new();
@@ -103,4 +102,3 @@ fn checks(c: &mut Criterion) {
 }
 
 criterion_group!(benches, routes, peers, checks);
-criterion_main!(benches);

@@ -1,12 +1,10 @@
 //! What recording costs a request: the metrics, and a line of the access log.
 
-#![allow(missing_docs, clippy::unwrap_used)]
-
 use std::hint::black_box;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group};
 use hive_gateway::clock::Clock;
 use hive_gateway::observe::recent::{Recent, RefusedRequest};
 use hive_gateway::observe::trace::{Moments, RequestSpan, Sampler};
@@ -174,4 +172,3 @@ fn access_log(c: &mut Criterion) {
 }
 
 criterion_group!(benches, metrics, access_log, tracing);
-criterion_main!(benches);

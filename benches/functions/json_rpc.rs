@@ -1,12 +1,11 @@
 //! The JSON-RPC scanner against `serde_json`'s `IgnoredAny` pass, which builds nothing either.
 //!
-//! `cargo bench --bench json_rpc`
-#![allow(missing_docs, clippy::unwrap_used)]
+//! `cargo bench --bench functions -- json_rpc`
 
 use std::hint::black_box;
 use std::ops::ControlFlow;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use hive_gateway::json_rpc::{Limits, MethodPolicy, scan};
 use serde::de::IgnoredAny;
 
@@ -67,4 +66,3 @@ fn bench(c: &mut Criterion) {
 }
 
 criterion_group!(benches, bench);
-criterion_main!(benches);
