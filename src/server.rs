@@ -199,7 +199,7 @@ fn serve(
     let mut looks = background_service("history", history::Looks(shared.clone()));
     looks.threads = Some(1);
     server.add_service(looks);
-    server.add_service(background_service("maintenance", maintenance::FleetFollower(shared.clone())));
+    server.add_service(background_service("maintenance", maintenance::FleetFollower::new(shared.clone())));
     #[cfg(feature = "otlp")]
     {
         let mut export = background_service("trace export", trace_export::TraceExport(shared.clone()));

@@ -31,6 +31,13 @@ fn split(text: &str) -> (&str, &str) {
     text.split_at(at)
 }
 
+impl Span {
+    /// In seconds, as HTTP counts them, rounded up: nobody is told to come back too early.
+    pub fn whole_seconds(self) -> u32 {
+        u32::try_from(self.0.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
+    }
+}
+
 impl std::str::FromStr for Span {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {

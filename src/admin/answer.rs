@@ -155,8 +155,8 @@ fn command(query: &Query, target: Target, ends: bool) -> Result<Command, String>
         return Err("The fleet's orders persist in Redis; leave out one of fleet and persist.".to_owned());
     }
     let retry_after = query.get("retry_after").map(|text| {
-        let seconds = text.parse::<Span>()?.0.as_secs();
-        let fits = u32::try_from(seconds).ok().filter(|s| (1..=RETRY_AFTER_MAX).contains(s));
+        let seconds = text.parse::<Span>()?.whole_seconds();
+        let fits = (1..=RETRY_AFTER_MAX).contains(&seconds).then_some(seconds);
         fits.ok_or_else(|| format!("retry_after is {text}; write 1s to 7d."))
     });
     Ok(Command { target, ends, retry_after: retry_after.transpose()?, fleet, persist })

@@ -84,6 +84,9 @@ async fn enter(session: &mut Session, ctx: &mut Context, guard: &mut Guard<'_>) 
         };
     }
     ctx.upstream.entry = entered.map_err(|overflow| forward::refused(ctx, overflow))?;
+    if ctx.upstream.queued.is_some() {
+        forward::still_in_service(guard.shared, ctx)?;
+    }
     Ok(())
 }
 

@@ -61,6 +61,15 @@ pub fn refused(ctx: &mut Context, overflow: Overflow) -> Box<Error> {
     Error::explain(ErrorType::ConnectNoRoute, "the circuit breaker is open")
 }
 
+/// To be called after a wait: maintenance may have begun meanwhile.
+pub fn still_in_service(shared: &Shared, ctx: &mut Context) -> Result<()> {
+    let (Some(route), Some(begun)) = (&ctx.route, &ctx.begun) else { return Err(Error::new(ErrorType::InternalError)) };
+    let Err(refusal) = shared.maintenance.check(route, &begun.snapshot.config.maintenance) else { return Ok(()) };
+    ctx.refusal = Some(refusal);
+    ctx.upstream.entry = None;
+    Err(Error::explain(ErrorType::ConnectNoRoute, "maintenance began while the request waited"))
+}
+
 /// Picks a node of the upstream that has not been tried.
 pub fn pick<'a>(shared: &Shared, ctx: &'a mut Context) -> Result<(&'a Upstream, &'a Picked)> {
     let route = ctx.route.as_ref().ok_or_else(|| Error::new(ErrorType::InternalError))?;
@@ -70,7 +79,9 @@ pub fn pick<'a>(shared: &Shared, ctx: &'a mut Context) -> Result<(&'a Upstream, 
     if way.tries > 0 {
         way.retry = way.retry.take().or_else(|| upstream.retry());
         if way.retry.is_none() {
-            // The failure that there was is the answer.
+            // The failure that there was is the answer; the log says also why it is not tried elsewhere.
+            let failure = ctx.error.take().unwrap_or_default();
+            ctx.error = Some(format!("{failure}; retry_budget_exhausted: no other node is tried"));
             ctx.refusal = Some(way.failed().unwrap_or(Refusal::UpstreamFailed));
             return Err(Error::explain(ErrorType::ConnectNoRoute, "no other try: retry_budget is used up"));
         }
@@ -100,6 +111,11 @@ pub fn pick<'a>(shared: &Shared, ctx: &'a mut Context) -> Result<(&'a Upstream, 
 pub fn connected(shared: &Shared, ctx: &mut Context, reused: bool) {
     let now = shared.clock.now();
     ctx.upstream.connected = true;
+    // The budget is there so that nodes don't get the same work many times over. Of a request that no node could be reached
+    // for, none has got any: it counts no longer than until one is reached, however long the answer then takes.
+    if !ctx.upstream.reached && ctx.upstream.unreachable != Some(Refusal::UpstreamFailed) {
+        ctx.upstream.retry = None;
+    }
     if !reused {
         ctx.upstream.add_connect(now);
     }

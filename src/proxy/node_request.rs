@@ -5,7 +5,8 @@
 use std::borrow::Cow;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{HeaderName, HeaderValue, Method};
+use http::uri::Scheme;
+use http::{HeaderName, HeaderValue, Method, Uri};
 use pingora::http::RequestHeader;
 use pingora::{ErrorType, OrErr, Result};
 
@@ -27,6 +28,10 @@ pub struct NodeRequest<'a> {
     traceparent: HeaderValue,
     /// Whether the client's `traceparent` was valid: `tracestate` belongs to it.
     trace_state: bool,
+    /// What the request is for: what the client calls the gateway.
+    host: Option<&'a [u8]>,
+    /// How the nodes are spoken to. HTTP/2 says so in each request.
+    scheme: Scheme,
     /// Whom our own Hive is told of.
     told: Option<(&'a Begun, &'a ClientAddress)>,
 }
@@ -48,7 +53,13 @@ impl<'a> NodeRequest<'a> {
             let query = memchr::memchr(b'?', asked).map_or(&b""[..], |at| &asked[at..]);
             Cow::Owned([path, query].concat())
         });
+        let host = headers.get(headers::HOST).map(HeaderValue::as_bytes);
+        // HTTP/2 names the host in a field of its own.
+        let host = host.or_else(|| header.uri.authority().map(|authority| authority.as_str().as_bytes()));
+        let scheme = if route.upstream.upstream.is_tls() { Scheme::HTTPS } else { Scheme::HTTP };
         Some(Self {
+            host,
+            scheme,
             header,
             target,
             removed: begun.snapshot.spoofable.to_remove(headers),
@@ -72,14 +83,8 @@ impl<'a> NodeRequest<'a> {
         !own && !headers::HOP_BY_HOP.contains(name) && !self.removed.contains(name)
     }
 
-    /// Every field, in order.
+    /// Every field but the host, in order.
     fn each(&self, put: &mut impl FnMut(&HeaderName, &[u8])) {
-        let host = self.header.headers.get(headers::HOST).map(HeaderValue::as_bytes);
-        // HTTP/2 names the host in a field of its own.
-        let host = host.or_else(|| self.header.uri.authority().map(|authority| authority.as_str().as_bytes()));
-        if let Some(host) = host {
-            put(&headers::HOST, host);
-        }
         for (name, value) in self.header.headers.iter().filter(|(name, _)| self.keeps(name)) {
             put(name, value.as_bytes());
         }
@@ -91,7 +96,7 @@ impl<'a> NodeRequest<'a> {
                 address,
                 identity: begun.connection.identity.as_deref(),
                 https: begun.connection.tls.is_some() || begun.proxied_https,
-                host,
+                host: self.host,
             };
             client.tell(&begun.snapshot, put);
         }
@@ -108,6 +113,9 @@ impl<'a> NodeRequest<'a> {
         out.put_slice(b" ");
         out.put_slice(&self.target);
         out.put_slice(b" HTTP/1.1\r\n");
+        if let Some(host) = self.host {
+            put_field(&mut out, &headers::HOST, host);
+        }
         // HTTP/2 splits a cookie into fields, HTTP/1.1 has one (RFC 9113, section 8.2.3).
         let mut cookie: Option<Vec<u8>> = None;
         self.each(&mut |name, value| {
@@ -126,17 +134,17 @@ impl<'a> NodeRequest<'a> {
         out.freeze()
     }
 
-    /// For an HTTP/2 node.
+    /// For an HTTP/2 node. The host stands in `:authority` alone: some servers, nginx among them, take a `host` beside it for
+    /// a second one (RFC 9113, section 8.3.1).
     ///
     /// # Errors
-    /// None that can happen: what came in as a field's value goes out as one.
+    /// None that can happen: what came in as a host or a field's value goes out as one.
     pub fn http2(&self) -> Result<RequestHeader> {
         let fields = self.header.headers.len() + 12;
         let mut out = RequestHeader::build_no_case(self.header.method.clone(), &self.target, Some(fields))?;
-        if *self.target == *self.header.raw_path() {
-            // With the authority.
-            out.set_uri(self.header.uri.clone());
-        }
+        let uri = Uri::builder().scheme(self.scheme.clone()).authority(self.host.unwrap_or_default());
+        let uri = uri.path_and_query(&*self.target).build();
+        out.set_uri(uri.or_err(ErrorType::InvalidHTTPHeader, "a request's host and path")?);
         out.set_version(self.header.version);
         let mut done = Ok(());
         self.each(&mut |name, value| {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use serde_json::{Value, json};
@@ -240,7 +241,10 @@ impl KnowsFleet {
             _ => Err("there is nobody to ask".to_owned()),
         };
         match asked {
-            Ok(orders) => shared.change_orders(|all| all.fleet = orders),
+            Ok(read) => {
+                read.unreadable.iter().for_each(|why| log::warn!("an order of the fleet's can't be read: {why}"));
+                shared.change_orders(|all| all.fleet = read.orders);
+            }
             Err(why) => log::warn!("the fleet's orders can't be read: {why}; this gateway joins it without any"),
         }
         turn
@@ -248,11 +252,11 @@ impl KnowsFleet {
 }
 
 /// The fleet's orders by a connection of its own: that of the next configuration is made when that is in use.
-async fn first(rates: SharedRates) -> Result<Scope, String> {
+async fn first(rates: SharedRates) -> Result<Known, String> {
     let connected = tokio::spawn(rates.client.clone().run());
     let until = Instant::now() + FIRST_WAIT;
     let orders = loop {
-        match read(&rates).await {
+        match read(&rates, &Scope::new()).await {
             Err(_) if Instant::now() < until => tokio::time::sleep(FOLLOW_FIRST).await,
             orders => break orders,
         }
@@ -262,16 +266,43 @@ async fn first(rates: SharedRates) -> Result<Scope, String> {
 }
 
 /// Follows the fleet's orders. What is not known for a while stays as it was known last.
-pub struct FleetFollower(pub Arc<Shared>);
+pub struct FleetFollower {
+    shared: Arc<Shared>,
+    /// The orders that can't be read, as they were told last.
+    unreadable: Mutex<Vec<String>>,
+}
 
 impl FleetFollower {
+    /// For the gateway that serves.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, unreadable: Mutex::default() }
+    }
+
+    /// Says which orders can't be read, once for each change.
+    fn tell_unreadable(&self, now: Vec<String>) {
+        let mut told = self.unreadable.lock();
+        for why in now.iter().filter(|why| !told.contains(why)) {
+            log::warn!("an order of the fleet's can't be read, what is known of it stays in force: {why}");
+        }
+        *told = now;
+    }
+
     async fn look(&self) -> Result<(), String> {
-        let shared = &self.0;
+        let shared = &self.shared;
         let _turn = shared.maintenance.fleet.lock().await;
         // Not before it is this one's turn: a reload may have joined the fleet meanwhile.
         let fleet = shared.snapshot().config.maintenance.fleet;
+        let known = shared.maintenance.orders();
         let orders = match shared.fleet_rates.load_full().filter(|_| fleet) {
-            Some(redis) => read(&redis).await?,
+            Some(redis) => {
+                let read = read(&redis, &known.fleet).await?;
+                self.tell_unreadable(read.unreadable);
+                if read.orders.is_empty() && known.fleet.len() > 1 {
+                    let (ended, key) = (known.fleet.len(), redis.own_key(KEY));
+                    log::warn!("all {ended} orders of the fleet's end at once: Redis has no {key} any more");
+                }
+                read.orders
+            }
             None if fleet => return Err("there is no Redis yet".to_owned()),
             None => Scope::new(),
         };
@@ -282,8 +313,8 @@ impl FleetFollower {
 
     /// Keeps the orders for a start without Redis, if they are others than those `saved`.
     async fn save(&self, saved: &mut Scope) {
-        let orders = self.0.maintenance.orders();
-        let Some(path) = file(&self.0.snapshot(), FLEET_FILE).filter(|_| orders.fleet != *saved) else { return };
+        let orders = self.shared.maintenance.orders();
+        let Some(path) = file(&self.shared.snapshot(), FLEET_FILE).filter(|_| orders.fleet != *saved) else { return };
         saved.clone_from(&orders.fleet);
         let all = saved.iter().map(|(target, order)| (target.clone(), Order { kept: true, ..order.clone() })).collect();
         let written = tokio::task::spawn_blocking(move || {
@@ -295,37 +326,48 @@ impl FleetFollower {
     }
 
     fn is_without(&self, why: &str) {
-        if !self.0.maintenance.awaits_fleet() {
+        if !self.shared.maintenance.awaits_fleet() {
             return log::warn!("the fleet's orders can't be read: {why}; those known last stay in force");
         }
-        let known = self.0.maintenance.orders().fleet.len();
+        let known = self.shared.maintenance.orders().fleet.len();
         log::warn!("the fleet's orders can't be read: {why}; this gateway begins with {known} that it knew last");
-        self.0.maintenance.fleet_orders.send_replace(FleetOrders::Unknown);
+        self.shared.maintenance.fleet_orders.send_replace(FleetOrders::Unknown);
     }
 }
 
-async fn read(redis: &SharedRates) -> Result<Scope, String> {
+/// The fleet's orders as Redis has them.
+#[derive(Default)]
+struct Known {
+    orders: Scope,
+    /// Which ones are not understood, and why.
+    unreadable: Vec<String>,
+}
+
+/// One that is not understood keeps no other back. It stays what it was among those `known`: to leave it out would end it.
+async fn read(redis: &SharedRates, known: &Scope) -> Result<Known, String> {
     let key = redis.own_key(KEY);
     let reply = redis.client.ask(key.as_bytes(), &[b"HGETALL", key.as_bytes()]).await?;
-    let mut orders = Scope::new();
+    let mut read = Known::default();
     for pair in reply.array().chunks_exact(2).take(ORDERS_MAX) {
         let [Reply::Bulk(Some(field)), Reply::Bulk(Some(value))] = pair else {
             return Err(format!("{key} is not understood"));
         };
         // One that a later version has set does not concern this one.
         let Some(target) = std::str::from_utf8(field).ok().and_then(Target::parse) else { continue };
-        // To leave a broken one out would end it.
-        let order = serde_json::from_slice(value).map_err(|e| format!("{key}, field {}: {e}", target.key()))?;
-        orders.insert(target, order);
+        let order = serde_json::from_slice(value).map(Some).unwrap_or_else(|e| {
+            read.unreadable.push(format!("{key}, field {}: {e}", target.key()));
+            known.get(&target).cloned()
+        });
+        read.orders.extend(order.map(|order| (target, order)));
     }
-    Ok(orders)
+    Ok(read)
 }
 
 #[async_trait]
 impl BackgroundService for FleetFollower {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let (first_until, mut silent) = (Instant::now() + FIRST_WAIT, false);
-        let mut saved = self.0.maintenance.orders().fleet.clone();
+        let mut saved = self.shared.maintenance.orders().fleet.clone();
         loop {
             match self.look().await {
                 Ok(()) => {
@@ -334,13 +376,13 @@ impl BackgroundService for FleetFollower {
                     }
                     self.save(&mut saved).await;
                 }
-                Err(_) if silent || (self.0.maintenance.awaits_fleet() && Instant::now() < first_until) => {}
+                Err(_) if silent || (self.shared.maintenance.awaits_fleet() && Instant::now() < first_until) => {}
                 Err(why) => {
                     self.is_without(&why);
                     silent = true;
                 }
             }
-            let wait = if self.0.maintenance.awaits_fleet() { FOLLOW_FIRST } else { FOLLOW_EVERY };
+            let wait = if self.shared.maintenance.awaits_fleet() { FOLLOW_FIRST } else { FOLLOW_EVERY };
             tokio::select! {
                 // An error means that the sender is gone, which is an end too.
                 _ = shutdown.wait_for(|stop| *stop) => return,

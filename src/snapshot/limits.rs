@@ -74,7 +74,7 @@ pub(super) fn of_process(config: &file::Overload) -> overload::Limits {
         requests_critical: all,
         scaling: config.event_loop_lag.scaling_threshold.0,
         saturation: config.event_loop_lag.saturation_threshold.0,
-        retry_after_seconds: u32::try_from(config.retry_after.0.as_secs()).unwrap_or(u32::MAX),
+        retry_after_seconds: config.retry_after.whole_seconds(),
     }
 }
 

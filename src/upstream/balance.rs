@@ -137,10 +137,18 @@ impl<'v> Pick<'v, '_> {
         !self.ask.tried.contains(&node.id()) && group.takes(node)
     }
 
-    /// The first acceptable member of the group's order, from the given turn on. A node may have gone down since the order was
-    /// laid out.
+    /// The member of the group's order whose turn it is. If that one may not have the request (it has gone down since the order
+    /// was laid out, or is half open and has its one request), the others have its turns by turns, not its successor alone.
     fn in_turn(&self, group: &Group, turn: u64) -> Option<u16> {
-        from_turn(&group.order, turn).find(|&index| self.may_take(group, index))
+        let length = u64::try_from(group.order.len()).ok().filter(|&n| n > 0)?;
+        let whose = group.order[usize::try_from(turn % length).ok()?];
+        if self.may_take(group, whose) {
+            return Some(whose);
+        }
+        let others = || group.order.iter().copied().filter(|&index| self.may_take(group, index));
+        let count = u64::try_from(others().count()).ok().filter(|&n| n > 0)?;
+        // Between the two looks at them there may have come to be fewer.
+        others().nth(usize::try_from(turn / length % count).ok()?).or_else(|| others().next())
     }
 
     /// A node at random that is not `first`.

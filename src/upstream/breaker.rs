@@ -11,6 +11,9 @@
 //! | `max_requests` | refused at once |
 //! | `retry_budget` | no other node is tried; the first try's failure is the answer |
 //!
+//! A later try counts until its answer begins; but if no node could be connected to before, only until one is. Envoy counts it
+//! to the end in any case, so that slow answers use the budget up, and a node that is gone makes requests fail.
+//!
 //! Over HTTP/1.1 a request has a connection of its own from before it is opened until the answer's end. To all nodes together
 //! there are no more than `max_connections`, those that rest included: where one more is needed, one that rests makes room, so
 //! that a request waits only while all of them carry requests. Those of probes don't count, as in Envoy. Over HTTP/2 there is

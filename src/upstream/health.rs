@@ -10,8 +10,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::HeaderValue;
 use http::header::{ACCEPT, HOST, HeaderName, USER_AGENT};
+use http::uri::Scheme;
+use http::{HeaderValue, Uri};
 use log::{info, warn};
 use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -20,7 +21,7 @@ use pingora::lb::health_check::HealthCheck;
 use pingora::protocols::http::client::HttpSession;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::server::ShutdownWatch;
-use pingora::{Error, ErrorType, OkOrErr};
+use pingora::{Error, ErrorType, OkOrErr, OrErr};
 use tokio::sync::watch;
 
 use super::node::{Health, Node, NodeId, Thresholds};
@@ -175,6 +176,15 @@ impl NodeWatch {
     }
 }
 
+impl Node {
+    /// What HTTP/2 makes `:scheme`, `:authority` and `:path` of.
+    fn uri(&self, path: &str) -> pingora::Result<Uri> {
+        let scheme = if self.is_tls() { Scheme::HTTPS } else { Scheme::HTTP };
+        let uri = Uri::builder().scheme(scheme).authority(self.host.as_bytes()).path_and_query(path).build();
+        uri.or_err(ErrorType::InvalidHTTPHeader, "the probe's host and path")
+    }
+}
+
 /// Asks a node for its health path.
 struct Probe {
     path: String,
@@ -193,7 +203,12 @@ impl HealthCheck for Probe {
     async fn check(&self, target: &Backend) -> pingora::Result<()> {
         let node = target.ext.get::<Arc<Node>>().or_err(ErrorType::InternalError, "a target without its node")?;
         let mut request = RequestHeader::build("GET", self.path.as_bytes(), Some(4))?;
-        request.insert_header(HOST, &node.host)?;
+        if node.speaks_http2() {
+            // Never both: some servers, nginx among them, take that for two hosts.
+            request.set_uri(node.uri(&self.path)?);
+        } else {
+            request.insert_header(HOST, &node.host)?;
+        }
         request.insert_header(USER_AGENT, PROBE_AGENT)?;
         request.insert_header(ACCEPT, PROBE_ACCEPT)?;
         request.insert_header(X_REAL_IP, PROBE_ADDRESS)?;

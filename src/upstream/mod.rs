@@ -79,6 +79,7 @@ pub struct Upstream {
     breaker: Breaker,
     metrics: Arc<UpstreamMetrics>,
     http2: bool,
+    tls: bool,
     /// Where its nodes come from, if not from the configuration.
     source: Option<Arc<Source>>,
     following: Following,
@@ -133,6 +134,7 @@ impl Upstream {
             breaker: Breaker::new(settings.circuit_breaker, name, metrics, previous.map(|p| &p.breaker)),
             metrics: metrics.upstream(name),
             http2: matches!(settings.protocol, file::UpstreamProtocol::Http2),
+            tls: settings.tls.is_some(),
             name: settings.name,
             source,
             following,
@@ -158,6 +160,11 @@ impl Upstream {
     /// Whether the nodes are spoken to in HTTP/2.
     pub fn speaks_http2(&self) -> bool {
         self.http2
+    }
+
+    /// Whether the nodes are spoken to over TLS: all of them are, or none.
+    pub fn is_tls(&self) -> bool {
+        self.tls
     }
 
     /// Every node, usable or not, in the order of the configuration.

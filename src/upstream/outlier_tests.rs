@@ -139,6 +139,27 @@ fn after_its_time_one_request_shows_whether_it_is_well() {
 }
 
 #[test]
+fn while_a_node_is_tried_again_the_others_share_its_turns() {
+    for balance in [Balance::RoundRobin, Balance::LeastRequests] {
+        let upstream = build(Settings { balance, ..with(4, quick()) });
+        let start = Instant::now();
+        fail(&upstream, 1, 3, start);
+        let later = start + 10 * SECOND;
+        let probe = at(&upstream, 1, later).unwrap();
+        let mut counts = [0u32; 4];
+        for _ in 0..1200 {
+            let picked = upstream.pick(&Ask { now: later, ..plain() }).unwrap();
+            counts[usize::from(picked.node().index)] += 1;
+        }
+        assert!(
+            counts.iter().enumerate().all(|(i, n)| if i == 1 { *n == 0 } else { n.abs_diff(400) <= 2 }),
+            "{counts:?}"
+        );
+        drop(probe);
+    }
+}
+
+#[test]
 fn a_probe_that_fails_ejects_for_longer_and_time_in_good_order_shortens() {
     let (upstream, start) = (upstream(2), Instant::now());
     let length = |from: Instant| (1..).find(|s| at(&upstream, 0, from + *s * SECOND).is_some()).unwrap();

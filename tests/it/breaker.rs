@@ -256,7 +256,50 @@ fn without_a_retry_budget_the_first_failure_is_the_answer() {
         assert_eq!(statuses.iter().filter(|s| **s == 200).count(), if all_served { 4 } else { 2 }, "{statuses:?}");
         assert_eq!(statuses.iter().filter(|s| **s == 502).count(), if all_served { 0 } else { 2 }, "{statuses:?}");
         gateway.wait_metric(OVERFLOW, &[("limit", "retries")], if all_served { 0.0 } else { 2.0 });
+        if !all_served {
+            gateway.wait_log(|l| l["error"].as_str().is_some_and(|e| e.contains("retry_budget_exhausted")));
+        }
     }
+}
+
+/// Nothing was delivered twice by it, so a slow answer does not keep others from being tried elsewhere.
+#[test]
+fn a_request_that_found_a_connection_elsewhere_leaves_the_retry_budget() {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    let dead = socket.local_addr().unwrap().as_socket().unwrap();
+    let (node, tokens) = gated();
+    let mut setup = Setup::new(&[]);
+    let more = "balance: round_robin, outlier: { enabled: false }, health_check: { enabled: false }, \
+                circuit_breaker: { retry_budget: 0%, min_retry_concurrency: 1 }";
+    setup.upstreams = upstream("hive", "http", &[dead, node.address], more);
+    let gateway = setup.start();
+    let mut clients = Vec::new();
+    for n in 1..=6 {
+        clients.push(begin(&gateway, "/echo"));
+        node.wait_count(n);
+    }
+    clients.iter().for_each(|_| tokens.send(()).unwrap());
+    assert!(clients.iter_mut().all(|client| client.response(false).unwrap().status == 200));
+}
+
+#[test]
+fn a_request_that_waits_is_refused_if_maintenance_begins_meanwhile() {
+    let (node, tokens) = gated();
+    let gateway = gateway(&node, "max_connections: 1, pending_timeout: 1h");
+    let mut first = begin(&gateway, "/echo/0");
+    node.wait_count(1);
+    let mut second = begin(&gateway, "/echo/1");
+    gateway.wait_metric(PENDING, &[("upstream", "hive")], 1.0);
+    assert_eq!(gateway.admin_ask("POST", "/v1/maintenance").status, 200);
+    // One for the first, and one for the second if it went to the node.
+    (0..2).for_each(|_| tokens.send(()).unwrap());
+    assert_eq!(first.response(false).unwrap().status, 200);
+    assert_refused(&second.response(false).unwrap(), "maintenance");
+    assert_eq!(node.count(), 1);
+    // Its place is free again.
+    assert_eq!(gateway.admin_ask("DELETE", "/v1/maintenance").status, 200);
+    assert_eq!(begin(&gateway, "/echo/2").response(false).unwrap().status, 200);
 }
 
 #[test]

@@ -125,8 +125,9 @@ pub struct CircuitBreaker {
     pub pending_timeout: Option<Span>,
     /// Requests at the nodes, 1 to 1000000. Beyond: refused. Default 1024.
     pub max_requests: u32,
-    /// Tries after the first one that run at once, as a share of the requests that run or wait. Beyond: no other try.
-    /// Default 20%.
+    /// Tries after the first one that run at once, as a share of the requests that run or wait. Beyond: no other try, and
+    /// `retry_budget_exhausted` in the access log's `error`. One counts until its answer begins; after nothing but connections
+    /// that failed, only until it has a connection. Default 20%.
     pub retry_budget: Percent,
     /// So many such tries may run in any case, 0 to 1000. Default 3.
     pub min_retry_concurrency: u32,

@@ -39,7 +39,7 @@ pub(super) fn resolve(r: &mut Resolver<'_>, raw: file::Maintenance, redis: bool)
     let content_type = raw.content_type.unwrap_or_else(|| HTML.into());
     let page = raw.body.map(|body| Page { content_type, body });
     Maintenance {
-        retry_after: u32::try_from(raw.retry_after.0.as_secs()).unwrap_or(u32::MAX).max(1),
+        retry_after: raw.retry_after.whole_seconds().max(1),
         notice: Arc::new(Notice { message: raw.message, page }),
         fleet: raw.fleet,
     }

@@ -1,4 +1,5 @@
-//! A Hive node that speaks HTTP/2, with prior knowledge or over mutual TLS: it says what it got.
+//! A Hive node that speaks HTTP/2, with prior knowledge or over mutual TLS: it says what it got. Like nginx it refuses a
+//! request with a `host` beside `:authority`; also one whose `:scheme` is not its connection's.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -42,10 +43,10 @@ impl NodeH2 {
             while let Ok((tcp, _)) = listener.accept().await {
                 let (tls, sink) = (tls.clone(), sink.clone());
                 tokio::spawn(async move {
-                    let Some(context) = tls else { return serve(tcp, sink).await };
+                    let Some(context) = tls else { return serve(tcp, "http", sink).await };
                     let mut stream = tokio_openssl::SslStream::new(Ssl::new(&context).unwrap(), tcp).unwrap();
                     if Pin::new(&mut stream).accept().await.is_ok() {
-                        serve(stream, sink).await;
+                        serve(stream, "https", sink).await;
                     }
                 });
             }
@@ -58,7 +59,7 @@ impl NodeH2 {
     }
 }
 
-async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, seen: Arc<Mutex<Vec<Seen>>>) {
+async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, scheme: &'static str, seen: Arc<Mutex<Vec<Seen>>>) {
     let Ok(mut connection) = h2::server::Builder::new().initial_window_size(1 << 20).handshake::<_, Bytes>(io).await
     else {
         return;
@@ -71,6 +72,12 @@ async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, seen: Arc<Mutex<Vec<Seen
             while let Some(Ok(data)) = stream.data().await {
                 body.extend_from_slice(&data);
                 let _ = stream.flow_control().release_capacity(data.len());
+            }
+            let authority = parts.uri.authority().is_some();
+            if !authority || parts.headers.contains_key("host") || parts.uri.scheme_str() != Some(scheme) {
+                let refused = Response::builder().status(400).body(()).unwrap();
+                _ = respond.send_response(refused, true);
+                return;
             }
             let path = parts.uri.path().to_owned();
             let answer = serde_json::json!({ "length": body.len(), "sha256": sha256(&body) }).to_string();
