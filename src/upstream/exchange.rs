@@ -1,5 +1,6 @@
 //! One request and its answer, on a connection to a node: HTTP/1.1 by our own [`Link`], HTTP/2 by Pingora's client.
 
+use std::os::fd::BorrowedFd;
 use std::sync::LazyLock;
 use std::time::Instant;
 
@@ -93,6 +94,10 @@ impl Picked {
     }
 }
 
+/// How many connections that rest are tried before a new one is made.
+const REUSE_ATTEMPTS: u32 = 4;
+/// How often it is waited until what lies on one has been read.
+const LOOKS: u32 = 3;
 /// How often a connection that rests is looked for, of which others take one after the other.
 const ROOM_ATTEMPTS: u32 = 16;
 
@@ -119,8 +124,12 @@ impl Upstream {
 async fn connect_http2(node: &Node) -> Result<Exchange> {
     let peer = Box::new(node.peer_for_exchange());
     // A connection that is found to be broken says nothing of the next one.
-    if let Ok(Some(session)) = HTTP2.reused_http_session(&*peer).await {
-        return Ok(Exchange::Http2 { session: Box::new(session), peer, reused: true, unread: None });
+    for _ in 0..REUSE_ATTEMPTS {
+        let Ok(Some(session)) = HTTP2.reused_http_session(&*peer).await else { break };
+        if stays(&session).await {
+            return Ok(Exchange::Http2 { session: Box::new(session), peer, reused: true, unread: None });
+        }
+        HTTP2.release_http_session(session, &*peer, None);
     }
     match HTTP2.new_http_session::<_, ()>(&*peer).await? {
         HttpSession::H2(session) => {
@@ -128,6 +137,22 @@ async fn connect_http2(node: &Node) -> Result<Exchange> {
         }
         _ => Error::e_explain(ErrorType::TLSHandshakeFailure, "the node does not speak HTTP/2"),
     }
+}
+
+/// Whether the connection is still there once what the node has said on it has been read, so far as it is read at once: the
+/// end may have come unseen, and GOAWAY before it.
+async fn stays(session: &Http2Session) -> bool {
+    for _ in 0..LOOKS {
+        // SAFETY: the number is that of the connection's socket. Once it is closed the number may be another's, of which it is
+        // only asked whether something lies there unread; it is not kept.
+        let socket = unsafe { BorrowedFd::borrow_raw(session.conn.id()) };
+        if session.conn.is_closed() || unread::is_silent(socket) {
+            break;
+        }
+        // Another task reads.
+        tokio::task::yield_now().await;
+    }
+    !session.conn.is_closed()
 }
 
 async fn connect_http1(node: &Node) -> Result<Link> {
