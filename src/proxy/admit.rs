@@ -145,7 +145,7 @@ async fn take_body(
         check_media_type(&session.req_header().headers)?;
     }
     if !session.is_body_empty() {
-        check::coding(limits.listener, route, &session.req_header().headers, None)?;
+        check::coding(limits.listener, route, &session.req_header().headers)?;
     }
     let within = limits.listener.deadlines.request_body;
     let body_limit = check::body_limit(limits.listener, route);
@@ -156,7 +156,7 @@ async fn take_body(
         gone = gone_meanwhile(shared, limits.connection, every) => return Err(gone.into()),
     };
     if !body.is_empty() {
-        check::coding(limits.listener, route, &session.req_header().headers, Some(&body))?;
+        check::coding_of_parts(limits.listener, route, &session.req_header().headers, &body)?;
         // It may have taken its time, and the client been revoked meanwhile.
         let snapshot = shared.snapshot();
         if let Some(listener) = snapshot.listener(limits.connection.listener.index) {

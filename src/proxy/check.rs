@@ -138,18 +138,23 @@ pub fn body_limit(listener: &ListenerSnapshot, route: &Route) -> u64 {
     }
 }
 
-/// Whether the firewall, if one blocks here, can read a body under these header fields; where the body is there, of it too.
-pub fn coding(
+/// Whether the firewall, if one blocks here, can read a body under these header fields.
+pub fn coding(listener: &ListenerSnapshot, route: &Route, headers: &HeaderMap) -> Result<(), Refusal> {
+    if firewall_blocks(listener, route) { waf::check_fields(headers) } else { Ok(()) }
+}
+
+/// The same of the body's parts, now that it is there.
+pub fn coding_of_parts(
     listener: &ListenerSnapshot,
     route: &Route,
     headers: &HeaderMap,
-    body: Option<&[u8]>,
+    body: &[u8],
 ) -> Result<(), Refusal> {
-    if route.waf.or(listener.waf.as_ref()).is_none_or(|waf| waf.mode() != Mode::Blocking) {
-        return Ok(());
-    }
-    waf::check_fields(headers)?;
-    body.map_or(Ok(()), |body| waf::check_parts(headers, body))
+    if firewall_blocks(listener, route) { waf::check_parts(headers, body) } else { Ok(()) }
+}
+
+fn firewall_blocks(listener: &ListenerSnapshot, route: &Route) -> bool {
+    route.waf.or(listener.waf.as_ref()).is_some_and(|waf| waf.mode() == Mode::Blocking)
 }
 
 /// What the web application firewall's word means.

@@ -278,7 +278,11 @@ fn body(way: &mut Way<'_>) -> Result<(), Stop> {
         return Err(Refusal::BodyTooLarge.into());
     }
     if has_body(way) {
-        check::coding(way.listener(), route, way.asked.head().headers, way.asked.body.as_deref())?;
+        let (listener, headers) = (way.listener(), way.asked.head().headers);
+        check::coding(listener, route, headers)?;
+        if let Some(body) = &way.asked.body {
+            check::coding_of_parts(listener, route, headers, body)?;
+        }
     }
     Ok(())
 }
