@@ -18,9 +18,9 @@ use hive_gateway::policy::rate_limit::{Caller, Facts, Limit, RateLimiter};
 use hive_gateway::policy::rules;
 use hive_gateway::proxy::sketch::CountMin;
 use hive_gateway::proxy::{check, told};
-use hive_gateway::request::{Head, client_address};
+use hive_gateway::request::client_address;
 use hive_gateway::snapshot::{Ground, Snapshot};
-use http::{Method, Version};
+use http::Method;
 
 use super::sample;
 
@@ -110,15 +110,7 @@ fn policies(c: &mut Criterion) {
     let listener = &snapshot.listeners[0];
     let context = listener.tls.as_ref().unwrap();
     let headers = sample::fields(HEAD);
-    let head = Head {
-        method: &Method::POST,
-        target: b"/api/a2a/jsonrpc",
-        authority: None,
-        scheme: None,
-        headers: &headers,
-        version: Version::HTTP_11,
-        raw: Some(HEAD.as_bytes()),
-    };
+    let head = sample::head(&headers, HEAD);
     let (host, remote, identity) = (
         "federation.example.com",
         "203.0.113.9".parse().unwrap(),

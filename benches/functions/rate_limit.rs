@@ -19,6 +19,18 @@ fn limit(burst: u32) -> Limit {
     Limit::new("route/a2a/address".into(), &[KeyPart::Address], quota, true, false, &Metrics::new())
 }
 
+fn facts(address: IpAddr, headers: &HeaderMap) -> Facts<'_> {
+    Facts {
+        address: black_box(address),
+        caller: Caller::Peer("alice"),
+        sni: None,
+        route: Some("a2a"),
+        method: None,
+        issuer: None,
+        headers,
+    }
+}
+
 fn decisions(c: &mut Criterion) {
     let mut group = c.benchmark_group("rate_limit");
     // Half a million decisions a second, so that time passes as it does under load.
@@ -36,15 +48,7 @@ fn decisions(c: &mut Criterion) {
                     n = n.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                     now += each;
                     let address = IpAddr::V4(Ipv4Addr::from((n >> 8) % keys));
-                    let facts = Facts {
-                        address: black_box(address),
-                        caller: Caller::Peer("alice"),
-                        sni: None,
-                        route: Some("a2a"),
-                        method: None,
-                        issuer: None,
-                        headers: &headers,
-                    };
+                    let facts = facts(address, &headers);
                     limiter.decide(&limit, limiter.key(&limit, &facts), 1, now).is_ok()
                 });
             });
@@ -57,15 +61,7 @@ fn decisions(c: &mut Criterion) {
     group.bench_function("abuser", |b| {
         b.iter(|| {
             now += each;
-            let facts = Facts {
-                address: black_box(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-                caller: Caller::Peer("alice"),
-                sni: None,
-                route: Some("a2a"),
-                method: None,
-                issuer: None,
-                headers: &headers,
-            };
+            let facts = facts(IpAddr::V4(Ipv4Addr::LOCALHOST), &headers);
             limiter.decide(&limit, limiter.key(&limit, &facts), 1, now).is_ok()
         });
     });

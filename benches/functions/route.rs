@@ -9,9 +9,9 @@ use criterion::{BenchmarkId, Criterion, criterion_group};
 use hive_gateway::headers::{ProductHeaders, Spoofable};
 use hive_gateway::names::PeerName;
 use hive_gateway::policy::peers::{PeerMatcher, PeerRule, Peers};
-use hive_gateway::request::{Head, TrustedProxies, check_form, client_address};
+use hive_gateway::request::{TrustedProxies, check_form, client_address};
 use hive_gateway::route::{HostPattern, MethodSet, PathPattern, Table, TableBuilder};
-use http::{Method, Version};
+use http::Method;
 
 use super::sample;
 
@@ -81,15 +81,7 @@ const HEAD: &str = "POST /api/a2a/jsonrpc HTTP/1.1\r\nHost: federation.example.c
 fn checks(c: &mut Criterion) {
     let raw = format!("{HEAD}{}\r\n\r\n", "eyJhbGciOiJFZERTQSJ9.".repeat(20));
     let headers = sample::fields(&raw);
-    let head = Head {
-        method: &Method::POST,
-        target: b"/api/a2a/jsonrpc",
-        authority: None,
-        scheme: None,
-        headers: &headers,
-        version: Version::HTTP_11,
-        raw: Some(raw.as_bytes()),
-    };
+    let head = sample::head(&headers, &raw);
     assert!(check_form(&head).is_ok());
     let spoofable = Spoofable::new(&ProductHeaders::with_prefix("X-Hive").unwrap());
     let trusted = TrustedProxies::new(vec!["10.0.0.0/8".parse().unwrap()]);

@@ -1,9 +1,8 @@
 //! What a request brings with it, for benches.
-// A bench that can't be set up has nothing to measure.
-#![allow(clippy::unwrap_used)]
 
 use hive_gateway::identity::{PeerIdentity, SpiffeId};
-use http::{HeaderMap, HeaderName};
+use hive_gateway::request::Head;
+use http::{HeaderMap, HeaderName, Method, Version};
 
 /// The certificate of a peer with this URI.
 pub fn identity(uri: String) -> PeerIdentity {
@@ -29,4 +28,17 @@ pub fn fields(head: &str) -> HeaderMap {
         headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
     }
     headers
+}
+
+/// A call over HTTP/1.1, of the fields that [`fields`] made of `raw`.
+pub fn head<'a>(headers: &'a HeaderMap, raw: &'a str) -> Head<'a> {
+    Head {
+        method: &Method::POST,
+        target: b"/api/a2a/jsonrpc",
+        authority: None,
+        scheme: None,
+        headers,
+        version: Version::HTTP_11,
+        raw: Some(raw.as_bytes()),
+    }
 }
