@@ -6,18 +6,18 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use pingora::connectors::TransportConnector;
-use pingora::connectors::http::v2 as http2;
+use pingora::connectors::http::v2::{self as http2, H2HandshakeSettings};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::protocols::TcpKeepalive;
-use pingora::protocols::http::client::HttpSession;
 use pingora::protocols::http::v2::client::Http2Session;
-use pingora::upstreams::peer::{HttpPeer, Peer};
-use pingora::{Error, ErrorType, OrErr, Result};
+use pingora::upstreams::peer::{ALPN, HttpPeer, Peer};
+use pingora::{Error, ErrorType, OkOrErr, OrErr, Result};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::breaker::Counted;
+use super::last_words::LastWords;
 use super::link::{Broken, Io, Link};
 use super::unread::{self, Unread, told_by_http2};
 use super::{Node, Picked, Upstream};
@@ -131,12 +131,25 @@ async fn connect_http2(node: &Node) -> Result<Exchange> {
         }
         HTTP2.release_http_session(session, &*peer, None);
     }
-    match HTTP2.new_http_session::<_, ()>(&*peer).await? {
-        HttpSession::H2(session) => {
-            Ok(Exchange::Http2 { session: Box::new(session), peer, reused: false, unread: None })
-        }
-        _ => Error::e_explain(ErrorType::TLSHandshakeFailure, "the node does not speak HTTP/2"),
+    let session = Box::new(new_http2(&peer).await?);
+    Ok(Exchange::Http2 { session, peer, reused: false, unread: None })
+}
+
+/// As Pingora's `new_http_session`, but for [`LastWords`].
+async fn new_http2(peer: &HttpPeer) -> Result<Http2Session> {
+    let stream = HTTP2.transport().new_stream(peer).await?;
+    if peer.is_tls() && !matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+        return Error::e_explain(ErrorType::TLSHandshakeFailure, "the node does not speak HTTP/2");
     }
+    let mut settings = H2HandshakeSettings::new();
+    settings.max_streams = peer.options.max_h2_streams;
+    let connection = http2::handshake(Box::new(LastWords::new(stream)), settings).await?;
+    let session = connection.spawn_stream().await?;
+    let session = session.or_err(ErrorType::H2Error, "the node's new connection takes no stream")?;
+    if connection.more_streams_allowed() {
+        HTTP2.in_use_pool().insert(peer.reuse_hash(), connection);
+    }
+    Ok(session)
 }
 
 /// Whether the connection is still there once what the node has said on it has been read, so far as it is read at once: the

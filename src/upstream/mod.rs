@@ -23,6 +23,7 @@ mod follow;
 mod health;
 mod http1;
 mod idle_links;
+mod last_words;
 mod link;
 mod maglev;
 mod node;

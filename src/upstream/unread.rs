@@ -11,7 +11,8 @@
 //!   2. To this moment none of the request's bytes is acknowledged (`tcpi_bytes_acked`), so the FIN did not either: the node
 //!      had said its last word when the first byte came, and had no answer left to give to it.
 //!   3. The RST says that nobody will read what came after the FIN: the node did not only end its own half, it closed.
-//! * **HTTP/2 says so**: a stream above the last one of GOAWAY, or `REFUSED_STREAM` (RFC 9113, section 8.7).
+//! * **HTTP/2 says so**: a stream above the last one of GOAWAY, or `REFUSED_STREAM` (RFC 9113, section 8.7). That is read to
+//!   its end, also when nothing can be written any more ([`super::last_words`]).
 //!
 //! What is no proof: a RST without a FIN (a process that has read the request and dies sends it before the kernel has
 //! acknowledged anything, for acknowledgements are delayed, and those within a RST don't count), a FIN alone (whoever ends
@@ -54,10 +55,26 @@ pub(super) fn is_silent(socket: BorrowedFd<'_>) -> bool {
 /// How many bytes the other side's kernel has acknowledged since there was a connection. `None`: the system does not say.
 #[cfg(target_os = "linux")]
 pub(super) fn acknowledged(socket: BorrowedFd<'_>) -> Option<u64> {
-    use std::mem::{offset_of, size_of};
-    use std::os::fd::AsRawFd;
+    use std::mem::offset_of;
 
     const END: usize = offset_of!(libc::tcp_info, tcpi_bytes_acked) + size_of::<u64>();
+    tcp_info(socket).filter(|(_, length)| *length >= END).map(|(info, _)| info.tcpi_bytes_acked)
+}
+
+/// Whether the connection is over in both directions: what was received can still be read, and then the end. `false` also
+/// where the system does not say.
+#[cfg(target_os = "linux")]
+pub(super) fn has_ended(socket: BorrowedFd<'_>) -> bool {
+    /// `TCP_CLOSE` of the kernel's `tcp_states.h`.
+    const CLOSED: u8 = 7;
+    tcp_info(socket).is_some_and(|(info, length)| length > 0 && info.tcpi_state == CLOSED)
+}
+
+/// What the kernel says of a connection, and how many bytes of that it knows.
+#[cfg(target_os = "linux")]
+fn tcp_info(socket: BorrowedFd<'_>) -> Option<(libc::tcp_info, usize)> {
+    use std::os::fd::AsRawFd;
+
     let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
     let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes, which is what `info` has.
@@ -67,13 +84,19 @@ pub(super) fn acknowledged(socket: BorrowedFd<'_>) -> Option<u64> {
     };
     // SAFETY: integers, all of them zero or written by the kernel.
     let info = unsafe { info.assume_init() };
-    (told == 0 && length as usize >= END).then_some(info.tcpi_bytes_acked)
+    (told == 0).then_some((info, length as usize))
 }
 
 /// Other systems don't say.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn acknowledged(_socket: BorrowedFd<'_>) -> Option<u64> {
     None
+}
+
+/// Other systems don't say.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn has_ended(_socket: BorrowedFd<'_>) -> bool {
+    false
 }
 
 /// After an exchange that ended with `error` (`None`: with the node's FIN) and of which no byte of an answer was read:

@@ -4,16 +4,21 @@
 //! wrong with a connection, before anybody can know which request it hits, is left to chance.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Response;
+use openssl::ssl::{Ssl, SslContext};
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
 
 /// Chance that can be had again (xorshift64*).
 #[derive(Clone)]
@@ -188,6 +193,28 @@ impl FaultNodes {
         address
     }
 
+    /// An HTTP/2 node, over TLS or not, that ends each connection after a request: it says GOAWAY and closes, in the very
+    /// moment in which another request may be on its way. It answers whatever it reads.
+    pub fn http2_that_leaves(&self, number: u64, tls: Option<SslContext>) -> SocketAddr {
+        let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (ledger, seed) = (self.ledger.clone(), self.seed);
+        self.runtime.spawn(async move {
+            for accepted in 1u64.. {
+                let Ok((tcp, _)) = listener.accept().await else { continue };
+                let (dice, ledger, tls) = (Dice::new(seed, number << 32 | accepted), ledger.clone(), tls.clone());
+                tokio::spawn(async move {
+                    let Some(context) = tls else { return answer_and_leave(tcp, dice, ledger).await };
+                    let mut stream = tokio_openssl::SslStream::new(Ssl::new(&context).unwrap(), tcp).unwrap();
+                    if Pin::new(&mut stream).accept().await.is_ok() {
+                        answer_and_leave(stream, dice, ledger).await;
+                    }
+                });
+            }
+        });
+        address
+    }
+
     /// An HTTP/2 node that answers the first request of every second connection with GOAWAY: it has not processed it.
     pub fn http2_that_goes_away(&self, reason: h2::Reason) -> SocketAddr {
         let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
@@ -242,6 +269,14 @@ fn good_answer(id: u64) -> Vec<u8> {
     format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into()
 }
 
+/// From nothing to a third of a millisecond, for which a sleep is too coarse.
+fn wait_a_moment(dice: &mut Dice) {
+    let until = Instant::now() + Duration::from_micros(dice.of(300));
+    while Instant::now() < until {
+        std::thread::yield_now();
+    }
+}
+
 struct Http1 {
     tcp: TcpStream,
     buffer: Vec<u8>,
@@ -261,17 +296,9 @@ impl Http1 {
         }
         while let Ok(true) = self.one().await {
             if self.dice.of(1000) < self.chances.at_rest {
-                self.wait_a_moment();
+                wait_a_moment(&mut self.dice);
                 return;
             }
-        }
-    }
-
-    /// From nothing to a third of a millisecond, for which a sleep is too coarse.
-    fn wait_a_moment(&mut self) {
-        let until = Instant::now() + Duration::from_micros(self.dice.of(300));
-        while Instant::now() < until {
-            std::thread::yield_now();
         }
     }
 
@@ -305,7 +332,7 @@ impl Http1 {
             }
             Fault::CloseAfter => {
                 self.tcp.write_all(&good).await?;
-                self.wait_a_moment();
+                wait_a_moment(&mut self.dice);
             }
             Fault::CloseWith => {
                 SockRef::from(&self.tcp).set_tcp_cork(true)?;
@@ -395,6 +422,30 @@ async fn serve_http2(tcp: TcpStream, mut dice: Dice, ledger: Arc<Ledger>, chance
             }
         }
     }
+}
+
+async fn answer_and_leave(io: impl AsyncRead + AsyncWrite + Unpin, mut dice: Dice, ledger: Arc<Ledger>) {
+    let Ok(mut connection) = h2::server::handshake(io).await else { return };
+    let Some(Ok(mut next)) = connection.accept().await else { return };
+    let mut answers = JoinSet::new();
+    loop {
+        answers.spawn(answer_http2(next.0, next.1, ledger.clone()));
+        // The bodies come, and the answers go, while the connection is driven.
+        let another = poll_fn(|cx| {
+            while let Poll::Ready(Some(_)) = answers.poll_join_next(cx) {}
+            match connection.poll_accept(cx) {
+                Poll::Pending if answers.is_empty() => Poll::Ready(None),
+                other => other,
+            }
+        });
+        match another.await {
+            Some(Ok(another)) => next = another,
+            _ => break,
+        }
+    }
+    wait_a_moment(&mut dice);
+    connection.abrupt_shutdown(h2::Reason::NO_ERROR);
+    while connection.accept().await.is_some() {}
 }
 
 async fn answer_http2(
