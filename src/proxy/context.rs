@@ -145,6 +145,9 @@ pub struct UpstreamWay {
     pub tried: Vec<NodeId>,
     /// Why the last of them could not.
     pub unreachable: Option<Refusal>,
+    /// Whether the last try met no more than a connection that the node had left: nobody has worked for it, so the next one
+    /// is none of those that the retry budget limits.
+    pub stale: bool,
     /// Whether a node that did not answer may have read it.
     pub reached: bool,
     /// How often a node was picked.

@@ -76,13 +76,13 @@ pub fn pick<'a>(shared: &Shared, ctx: &'a mut Context) -> Result<(&'a Upstream, 
     let upstream = &route.upstream.upstream;
     let way = &mut ctx.upstream;
     way.picked = None;
-    if way.tries > 0 {
+    if way.tries > 0 && !std::mem::take(&mut way.stale) {
         way.retry = way.retry.take().or_else(|| upstream.retry());
         if way.retry.is_none() {
-            // The failure that there was is the answer; the log says also why it is not tried elsewhere.
             let failure = ctx.error.take().unwrap_or_default();
             ctx.error = Some(format!("{failure}; retry_budget_exhausted: no other node is tried"));
-            ctx.refusal = Some(way.failed().unwrap_or(Refusal::UpstreamFailed));
+            // Of what a node may have read nobody is told to come again.
+            ctx.refusal = Some(if way.reached { Refusal::UpstreamFailed } else { Refusal::RetryBudgetExhausted });
             return Err(Error::explain(ErrorType::ConnectNoRoute, "no other try: retry_budget is used up"));
         }
     }
@@ -172,6 +172,7 @@ pub fn broke(
     let tls_failure = ctx.upstream.picked.as_ref().and_then(|picked| picked.node().tls_failure(&error));
     ctx.error = Some(tls_failure.unwrap_or_else(|| describe(&error)));
     ctx.upstream.reached |= !client && unread.is_none();
+    ctx.upstream.stale = unread == Some(Unread::Closed) && exchange.reused() && !left_in_error(&error);
     if unread == Some(Unread::Refused)
         && let Some(picked) = &ctx.upstream.picked
     {

@@ -108,7 +108,10 @@ impl Tried {
             // These say that no node has it.
             (502, "upstream_connect_failed")
             | (504, "upstream_connect_timeout")
-            | (503, "no_healthy_upstream" | "upstream_max_pending" | "upstream_pending_timeout") => seen == 0,
+            | (
+                503,
+                "no_healthy_upstream" | "upstream_max_pending" | "upstream_pending_timeout" | "retry_budget_exhausted",
+            ) => seen == 0,
             // A node that reads a request and answers it has not failed.
             (502, "upstream_failed") => {
                 let answers = [Fault::Good, Fault::CloseAfter, Fault::LongBody, Fault::Interim];
@@ -459,8 +462,10 @@ fn a_node_that_says_goaway_and_closes_in_the_racy_instant_costs_no_post() {
     let nodes = FaultNodes::new(6);
     let mesh = Pki::new("Hive");
     let context = server_context(&mesh.leaf(&server_leaf(&["hive.internal"])), &mesh, b"\x02h2");
-    let plain = lenient_to(nodes.http2_that_leaves(1, None), ", protocol: http2");
-    let tls = lenient_tls_to(&mesh, nodes.http2_that_leaves(2, Some(context)), ", protocol: http2");
+    // Nobody has worked for what nobody has read: it is not for the budget to limit.
+    let more = ", protocol: http2, circuit_breaker: { retry_budget: 0%, min_retry_concurrency: 0 }";
+    let plain = lenient_to(nodes.http2_that_leaves(1, None), more);
+    let tls = lenient_tls_to(&mesh, nodes.http2_that_leaves(2, Some(context)), more);
     std::thread::scope(|scope| {
         for client in 0..4 {
             let (gateway, nodes) = (if client < 2 { &plain } else { &tls }, &nodes);
