@@ -118,6 +118,9 @@ pub fn connected(shared: &Shared, ctx: &mut Context, reused: bool) {
     }
     if !reused {
         ctx.upstream.add_connect(now);
+        if let Some(picked) = &ctx.upstream.picked {
+            picked.node().connected();
+        }
     }
     if let Some(trace) = &mut ctx.trace {
         trace.connected(reused, now);
