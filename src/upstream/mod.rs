@@ -22,6 +22,7 @@ mod fakes;
 mod follow;
 mod health;
 mod http1;
+mod http2;
 mod idle_links;
 mod last_words;
 mod link;

@@ -485,6 +485,40 @@ fn a_node_that_says_goaway_and_closes_in_the_racy_instant_costs_no_post() {
     }
 }
 
+/// Only the requests on it can tell that a connection of HTTP/2 is dead: by a deadline, or by a client that has no more patience.
+#[test]
+fn a_connection_that_has_fallen_silent_gets_no_other_request() {
+    let nodes = FaultNodes::new(7);
+    let mut setup = Setup::new(&[]);
+    let more = "protocol: http2, health_check: { enabled: false }, outlier: { enabled: false }";
+    setup.upstreams = upstream("hive", "http", &[nodes.http2_that_falls_silent()], more);
+    let rest = "methods: [POST], peers: any, upstream: hive, timeouts: { response";
+    setup.routes = format!(
+        "
+  - {{ name: soon, paths: [\"/soon/*\"], {rest}: 300ms }} }}
+  - {{ name: late, paths: [\"/late/*\"], {rest}: 1h }} }}
+"
+    );
+    setup.plain = Some(String::new());
+    let gateway = setup.start();
+    let mut speaks = Speaks::new(&gateway, 0);
+    let mut ask = |id: u64| speaks.ask(&format!("/soon/Good/{id}"), Some("{}"));
+    assert_eq!(ask(1), good(1));
+    for id in [2, 4, 6] {
+        let got = ask(id);
+        assert!(matches!(&got, Got::Answer { status: 504, .. }), "{got:?}");
+        assert_eq!(ask(id + 1), good(id + 1), "on a connection of its own");
+    }
+    let mut impatient = Connection::plain(gateway.plain).unwrap();
+    impatient.send(b"POST /late/Good/8 HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 2\r\n\r\n{}").unwrap();
+    impatient.tcp().set_read_timeout(Some(Duration::from_millis(1100))).unwrap();
+    assert!(impatient.tcp().peek(&mut [0]).is_err(), "there is no answer");
+    drop(impatient);
+    gateway.wait_metric("hive_gateway_requests_in_flight", &[], 0.0);
+    assert_eq!(ask(9), good(9));
+    assert_eq!([2, 4, 6, 8].map(|id| nodes.ledger.seen(id)), [0; 4]);
+}
+
 #[test]
 fn a_refused_stream_goes_to_another_node_and_a_broken_one_does_not() {
     let nodes = FaultNodes::new(4);

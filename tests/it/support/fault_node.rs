@@ -126,6 +126,13 @@ impl Ledger {
     }
 }
 
+/// What becomes of a connection after its request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Leaves,
+    IsSilent,
+}
+
 /// Nodes that share a ledger and a seed.
 pub struct FaultNodes {
     pub ledger: Arc<Ledger>,
@@ -196,6 +203,15 @@ impl FaultNodes {
     /// An HTTP/2 node, over TLS or not, that ends each connection after a request: it says GOAWAY and closes, in the very
     /// moment in which another request may be on its way. It answers whatever it reads.
     pub fn http2_that_leaves(&self, number: u64, tls: Option<SslContext>) -> SocketAddr {
+        self.http2_for_one_request(number, tls, Then::Leaves)
+    }
+
+    /// An HTTP/2 node of which each connection answers a request, and falls silent: it takes what comes, and that is all.
+    pub fn http2_that_falls_silent(&self) -> SocketAddr {
+        self.http2_for_one_request(1, None, Then::IsSilent)
+    }
+
+    fn http2_for_one_request(&self, number: u64, tls: Option<SslContext>, then: Then) -> SocketAddr {
         let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         let (ledger, seed) = (self.ledger.clone(), self.seed);
@@ -204,10 +220,10 @@ impl FaultNodes {
                 let Ok((tcp, _)) = listener.accept().await else { continue };
                 let (dice, ledger, tls) = (Dice::new(seed, number << 32 | accepted), ledger.clone(), tls.clone());
                 tokio::spawn(async move {
-                    let Some(context) = tls else { return answer_and_leave(tcp, dice, ledger).await };
+                    let Some(context) = tls else { return answer_and(then, tcp, dice, ledger).await };
                     let mut stream = tokio_openssl::SslStream::new(Ssl::new(&context).unwrap(), tcp).unwrap();
                     if Pin::new(&mut stream).accept().await.is_ok() {
-                        answer_and_leave(stream, dice, ledger).await;
+                        answer_and(then, stream, dice, ledger).await;
                     }
                 });
             }
@@ -424,7 +440,7 @@ async fn serve_http2(tcp: TcpStream, mut dice: Dice, ledger: Arc<Ledger>, chance
     }
 }
 
-async fn answer_and_leave(io: impl AsyncRead + AsyncWrite + Unpin, mut dice: Dice, ledger: Arc<Ledger>) {
+async fn answer_and(then: Then, io: impl AsyncRead + AsyncWrite + Unpin, mut dice: Dice, ledger: Arc<Ledger>) {
     let Ok(mut connection) = h2::server::handshake(io).await else { return };
     let Some(Ok(mut next)) = connection.accept().await else { return };
     let mut answers = JoinSet::new();
@@ -442,6 +458,9 @@ async fn answer_and_leave(io: impl AsyncRead + AsyncWrite + Unpin, mut dice: Dic
             Some(Ok(another)) => next = another,
             _ => break,
         }
+    }
+    if then == Then::IsSilent {
+        return std::future::pending().await;
     }
     wait_a_moment(&mut dice);
     connection.abrupt_shutdown(h2::Reason::NO_ERROR);
