@@ -65,6 +65,13 @@ pub async fn run(shared: &Arc<Shared>, session: &mut Session, ctx: &mut Context,
         if !error.retry() {
             return Err(error);
         }
+        if let Some(pause) = forward::pause(ctx) {
+            tokio::select! {
+                biased;
+                over = guard.over(session) => return Err(forward::ended(shared, ctx, over)),
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
         forward::prepare_again(session, ctx, &mut request)?;
     }
 }

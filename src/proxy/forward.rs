@@ -1,6 +1,6 @@
 //! From an admitted request to a node and back: which node, what it is told, when another is tried.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
@@ -87,7 +87,14 @@ pub fn pick<'a>(shared: &Shared, ctx: &'a mut Context) -> Result<(&'a Upstream, 
         }
     }
     let now = shared.clock.now();
-    let Some(picked) = upstream.pick(&Ask { tried: &way.tried, key: way.key, now }) else {
+    let mut picked = upstream.pick(&Ask { tried: &way.tried, key: way.key, now });
+    if picked.is_none() && !way.without_room.is_empty() {
+        // Nobody else is left. There may be room by now.
+        way.tried.retain(|node| !way.without_room.contains(node));
+        way.without_room.clear();
+        picked = upstream.pick(&Ask { tried: &way.tried, key: way.key, now });
+    }
+    let Some(picked) = picked else {
         // After a try that failed, that try's reason is the better answer.
         ctx.refusal = Some(way.failed().unwrap_or(Refusal::NoHealthyUpstream));
         if let Some(why) = upstream.why_empty() {
@@ -170,20 +177,32 @@ pub fn broke(
     // A node may close a connection that rests; that says nothing against it.
     let stale = unread == Some(Unread::Closed) || (unanswered && harmless && exchange.was_closed(&error));
     let result = if client { UpstreamResult::ClientGone } else { UpstreamResult::Broken };
-    record_failure(ctx, result, !stale || left_in_error(&error), shared.clock.now());
+    let fair = !(stale || unread == Some(Unread::NoRoom)) || left_in_error(&error);
+    record_failure(ctx, result, fair, shared.clock.now());
     // With TLS 1.3 a node may refuse the gateway's certificate when the request is already on its way.
     let tls_failure = ctx.upstream.picked.as_ref().and_then(|picked| picked.node().tls_failure(&error));
     ctx.error = Some(tls_failure.unwrap_or_else(|| describe(&error)));
     ctx.upstream.reached |= !client && unread.is_none();
     ctx.upstream.stale = unread == Some(Unread::Closed) && exchange.reused() && !left_in_error(&error);
-    if unread == Some(Unread::Refused)
-        && let Some(picked) = &ctx.upstream.picked
-    {
+    if let (Some(Unread::Refused | Unread::NoRoom), Some(picked)) = (unread, &ctx.upstream.picked) {
         ctx.upstream.tried.push(picked.node().id());
         ctx.upstream.unreachable = Some(Refusal::UpstreamFailed);
+        if unread == Some(Unread::NoRoom) {
+            ctx.upstream.without_room.push(picked.node().id());
+            ctx.upstream.no_room += 1;
+        }
     }
     error.set_retry((stale || unread.is_some()) && (ctx.upstream.tries as usize) < TRIES_MAX);
     error
+}
+
+/// How long to wait before the next try. Not before the second; then, each time that a node had no room, twice as long.
+pub fn pause(ctx: &mut Context) -> Option<Duration> {
+    const FIRST: Duration = Duration::from_millis(10);
+    let doublings = ctx.upstream.no_room.checked_sub(2)?;
+    // It is at no node meanwhile.
+    ctx.upstream.picked = None;
+    Some(FIRST * 2u32.saturating_pow(doublings))
 }
 
 /// The exchange was given up.

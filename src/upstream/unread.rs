@@ -42,8 +42,10 @@ const VERDICT_POLL: Duration = Duration::from_millis(5);
 pub enum Unread {
     /// Its connection was gone. Nothing is said of the node.
     Closed,
-    /// The node did not take it: it said so, or closed a connection that was made for this request.
+    /// The node closed a connection that was made for this request.
     Refused,
+    /// `REFUSED_STREAM`: the node has no room for another stream now. Nothing is said against it.
+    NoRoom,
 }
 
 /// Whether nothing has come that was not read: no byte, no FIN, no RST.
@@ -156,5 +158,5 @@ pub(super) fn told_by_http2(error: &Error) -> Option<Unread> {
         // Only streams above the last one that GOAWAY names, and those that were never begun, end with it.
         return Some(Unread::Closed);
     }
-    (error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM)).then_some(Unread::Refused)
+    (error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM)).then_some(Unread::NoRoom)
 }

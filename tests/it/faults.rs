@@ -539,6 +539,53 @@ fn a_refused_stream_goes_to_another_node_and_a_broken_one_does_not() {
     }
 }
 
+/// RFC 9113, section 8.7: it may be sent again, to whomever. Nor does it speak against a node that it is full.
+#[test]
+fn a_refused_stream_goes_to_the_same_node_again_if_there_is_no_other() {
+    let nodes = FaultNodes::new(8);
+    let mut setup = Setup::new(&[]);
+    let more = "protocol: http2, health_check: { enabled: false }, outlier: { consecutive_failures: 1 }";
+    setup.upstreams = upstream("hive", "http", &[nodes.http2(1, 0)], more);
+    setup.plain = Some(String::new());
+    let gateway = setup.start();
+    let mut speaks = Speaks::new(&gateway, 0);
+    for id in 0..20 {
+        assert_eq!(post(&mut speaks, Fault::Refuse, id), good(id));
+        assert_eq!(nodes.ledger.seen(id), 1);
+    }
+    // Not for ever.
+    let got = post(&mut speaks, Fault::RefuseEach, 100);
+    assert!(matches!(&got, Got::Answer { status: 502, .. }), "{got:?}");
+    assert_eq!(gateway.wait_log(|l| l["path"] == "/echo/RefuseEach/100")["tries"], 8);
+    assert_eq!(post(&mut speaks, Fault::Good, 101), good(101));
+    assert_eq!(gateway.metric("hive_gateway_upstream_ejections_total", &[]), 0.0);
+}
+
+/// The gateway does not know how many streams a new connection takes before the node has said so.
+#[test]
+fn a_node_that_takes_few_streams_serves_a_burst() {
+    const CLIENTS: u64 = 24;
+    let nodes = FaultNodes::new(9);
+    let node = nodes.http2_of(3, 1, 0);
+    for round in 0..5 {
+        // A new gateway has no connection yet.
+        let gateway = lenient_to(node, ", protocol: http2");
+        std::thread::scope(|scope| {
+            for client in 0..CLIENTS {
+                let (gateway, nodes) = (&gateway, &nodes);
+                scope.spawn(move || {
+                    let mut speaks = Speaks::new(gateway, 0);
+                    for n in 0..3 {
+                        let id = (round * CLIENTS + client) * 3 + n;
+                        assert_eq!(post(&mut speaks, Fault::Good, id), good(id));
+                        assert_eq!(nodes.ledger.seen(id), 1);
+                    }
+                });
+            }
+        });
+    }
+}
+
 /// Resets of streams count as closed connections do, whether or not the connection has carried others, and so does GOAWAY
 /// that says that something is wrong.
 #[test]

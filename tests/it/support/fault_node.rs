@@ -100,6 +100,8 @@ faults! {
     Switch,
     /// HTTP/2: refuses the stream the first time.
     Refuse,
+    /// HTTP/2: refuses it each time.
+    RefuseEach,
 }
 
 /// How often each request was read by a node.
@@ -125,6 +127,9 @@ impl Ledger {
         *times == 1
     }
 }
+
+/// Streams at once, where they are not what it is about.
+const MANY: u32 = 1000;
 
 /// What becomes of a connection after its request.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -188,13 +193,24 @@ impl FaultNodes {
 
     /// A node that speaks HTTP/2 with prior knowledge. Of 1000 requests `chance` end its connection, this way or that.
     pub fn http2(&self, number: u64, chance: u64) -> SocketAddr {
+        self.http2_of(MANY, number, chance)
+    }
+
+    /// The same, of which a connection takes so many streams at once.
+    pub fn http2_of(&self, streams: u32, number: u64, chance: u64) -> SocketAddr {
         let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         let (ledger, seed) = (self.ledger.clone(), self.seed);
         self.runtime.spawn(async move {
             for accepted in 1u64.. {
                 let Ok((tcp, _)) = listener.accept().await else { continue };
-                tokio::spawn(serve_http2(tcp, Dice::new(seed, number << 32 | accepted), ledger.clone(), chance));
+                tokio::spawn(serve_http2(
+                    tcp,
+                    streams,
+                    Dice::new(seed, number << 32 | accepted),
+                    ledger.clone(),
+                    chance,
+                ));
             }
         });
         address
@@ -242,7 +258,7 @@ impl FaultNodes {
                 if accepted % 2 == 0 {
                     tokio::spawn(go_away(tcp, reason));
                 } else {
-                    tokio::spawn(serve_http2(tcp, Dice::new(seed, accepted), ledger.clone(), 0));
+                    tokio::spawn(serve_http2(tcp, MANY, Dice::new(seed, accepted), ledger.clone(), 0));
                 }
             }
         });
@@ -354,7 +370,7 @@ impl Http1 {
                 SockRef::from(&self.tcp).set_tcp_cork(true)?;
                 self.tcp.write_all(&good).await?;
             }
-            Fault::Crash | Fault::Refuse => {}
+            Fault::Crash | Fault::Refuse | Fault::RefuseEach => {}
             Fault::Reset => self.reset(),
             Fault::MidHeader => self.tcp.write_all(&good[..30]).await?,
             Fault::MidBody => self.tcp.write_all(&head("Transfer-Encoding: chunked\r\n\r\n5\r\n{\"id\"")).await?,
@@ -425,8 +441,10 @@ impl Http1 {
     }
 }
 
-async fn serve_http2(tcp: TcpStream, mut dice: Dice, ledger: Arc<Ledger>, chance: u64) {
-    let Ok(mut connection) = h2::server::handshake(tcp).await else { return };
+async fn serve_http2(tcp: TcpStream, streams: u32, mut dice: Dice, ledger: Arc<Ledger>, chance: u64) {
+    let Ok(mut connection) = h2::server::Builder::new().max_concurrent_streams(streams).handshake(tcp).await else {
+        return;
+    };
     while let Some(Ok((request, respond))) = connection.accept().await {
         tokio::spawn(answer_http2(request, respond, ledger.clone()));
         if dice.of(1000) < chance {
@@ -474,8 +492,8 @@ async fn answer_http2(
 ) {
     let (parts, mut stream) = request.into_parts();
     let told = told(parts.uri.path());
-    if let Some((Fault::Refuse, id)) = told
-        && ledger.first_refusal(id)
+    if let Some((fault @ (Fault::Refuse | Fault::RefuseEach), id)) = told
+        && (ledger.first_refusal(id) || fault == Fault::RefuseEach)
     {
         return respond.send_reset(h2::Reason::REFUSED_STREAM);
     }
