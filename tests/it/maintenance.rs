@@ -135,6 +135,8 @@ fn a_route_in_maintenance_answers_in_its_own_form_and_nothing_reaches_a_node() {
     gateway.wait_metric("hive_gateway_refusals_total", &[("reason", "maintenance")], 1.0);
     assert_eq!(gateway.wait_log(|l| l["refusal"] == "maintenance")["route"], "a2a");
 
+    done(&gateway, "POST", "/v1/maintenance?route=a2a&retry_after=1001ms");
+    assert_eq!(call(&gateway, "1").header("retry-after"), Some("2"), "never too early");
     done(&gateway, "POST", "/v1/maintenance?retry_after=10m");
     let refused = echo(&gateway);
     assert_eq!(
