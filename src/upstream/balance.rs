@@ -101,7 +101,7 @@ impl Balancer {
         }
         // A node that can't be reached is the idlest of all, and without probes and ejection would be everybody's favourite.
         // It counts as busier than any other until a connection is made; some of its turns show when that is.
-        let shunned = node(first).is_unreached() && pick.random % UNREACHED_TURNS != 0;
+        let shunned = node(first).is_unreached() && !pick.random.is_multiple_of(UNREACHED_TURNS);
         // The first of the two is the one whose turn it is, so that idle nodes share exactly by weight; and an idle node
         // can't be beaten.
         if node(first).in_flight() == 0 && !shunned {
