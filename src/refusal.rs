@@ -126,6 +126,8 @@ pub enum Refusal {
     UpstreamMaxPending,
     /// No connection came free within `circuit_breaker.pending_timeout`.
     UpstreamPendingTimeout,
+    /// The first node did not take it, and `circuit_breaker.retry_budget` allows no try at another.
+    RetryBudgetExhausted,
     /// No node took the connection.
     UpstreamConnectFailed,
     /// No node took the connection in time.
@@ -218,6 +220,7 @@ const OWN_CODES: &[&str] = &[
     "upstream_max_requests",
     "upstream_max_pending",
     "upstream_pending_timeout",
+    "retry_budget_exhausted",
     "upstream_connect_failed",
     "upstream_connect_timeout",
     "upstream_failed",
@@ -317,6 +320,7 @@ impl Refusal {
             | Refusal::UpstreamMaxRequests
             | Refusal::UpstreamMaxPending
             | Refusal::UpstreamPendingTimeout
+            | Refusal::RetryBudgetExhausted
             | Refusal::BodyMemoryExhausted
             | Refusal::ShuttingDown
             | Refusal::AddressRequestsExhausted { .. }
@@ -336,6 +340,7 @@ impl Refusal {
             | Refusal::UpstreamMaxRequests
             | Refusal::UpstreamMaxPending
             | Refusal::UpstreamPendingTimeout
+            | Refusal::RetryBudgetExhausted
             | Refusal::UpstreamBusy
             | Refusal::UpstreamConnectFailed
             | Refusal::UpstreamFailed => (503, "origin_unavailable"),
@@ -430,6 +435,7 @@ impl Refusal {
             Refusal::UpstreamMaxRequests => (503, "upstream_max_requests", -32603, BUSY),
             Refusal::UpstreamMaxPending => (503, "upstream_max_pending", -32603, BUSY),
             Refusal::UpstreamPendingTimeout => (503, "upstream_pending_timeout", -32603, BUSY),
+            Refusal::RetryBudgetExhausted => (503, "retry_budget_exhausted", -32603, BUSY),
             Refusal::UpstreamConnectFailed => (502, "upstream_connect_failed", -32603, "No Hive node could be reached."),
             Refusal::UpstreamConnectTimeout => (504, "upstream_connect_timeout", -32603, "No Hive node could be reached in time."),
             Refusal::UpstreamFailed => (502, "upstream_failed", -32603, "The Hive node did not answer properly."),

@@ -3,6 +3,7 @@
 mod crl_refresh;
 mod fleet;
 mod history;
+mod kept_orders;
 mod maintenance;
 pub mod notify;
 mod reload_service;
@@ -106,7 +107,7 @@ pub fn run(file: &Path) -> Result<(), RunError> {
     let agent = config.spiffe.clone().map(|endpoint| Agent::new(endpoint, metrics.clone(), clock.clone()));
     let snapshot = first_snapshot(Arc::new(config), agent.as_deref(), &metrics, &clock).map_err(RunError::Start)?;
     let shared = Shared::new(snapshot, clock, metrics, log);
-    maintenance::restore(&shared);
+    kept_orders::restore(&shared);
     let fleet = Fleet::new(shared.clone()).map_err(RunError::Start)?;
     let reloader = Reloader::new(origin, Arc::new(maintenance::KnowsFleet(shared.clone())));
     notify::start(&shared);

@@ -202,6 +202,14 @@ mod tests {
     }
 
     #[test]
+    fn whole_seconds_are_never_too_few() {
+        for (text, seconds) in [("1ms", 1), ("1s", 1), ("1001ms", 2), ("1500ms", 2), ("2m", 120), ("60000d", u32::MAX)]
+        {
+            assert_eq!(text.parse::<Span>().unwrap().whole_seconds(), seconds, "{text}");
+        }
+    }
+
+    #[test]
     fn a_wrong_unit_is_refused_with_the_right_ones() {
         assert!("30".parse::<Span>().unwrap_err().contains("30s"));
         assert!("30sec".parse::<Span>().is_err());

@@ -21,7 +21,7 @@ use crate::snapshot::{Route, Snapshot};
 use crate::tls::Gone;
 use crate::upstream::{self, Node, NodeId, Picked, RetryPermit};
 
-/// Most nodes that one request is offered to.
+/// How often one request is offered, to other nodes or on other connections.
 pub const TRIES_MAX: usize = 8;
 
 /// A request's way so far. Filled in as it goes; what is `None` has not been reached.
@@ -143,8 +143,15 @@ pub struct UpstreamWay {
     pub key: Option<u64>,
     /// Nodes that could not be reached.
     pub tried: Vec<NodeId>,
+    /// Those among them that had no room for it at that moment.
+    pub without_room: Vec<NodeId>,
+    /// How often that was.
+    pub no_room: u32,
     /// Why the last of them could not.
     pub unreachable: Option<Refusal>,
+    /// Whether the last try met no more than a connection that the node had left: nobody has worked for it, so the next one
+    /// is none of those that the retry budget limits.
+    pub stale: bool,
     /// Whether a node that did not answer may have read it.
     pub reached: bool,
     /// How often a node was picked.

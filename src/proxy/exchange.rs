@@ -32,6 +32,10 @@ pub const DEADLINE: ErrorType = ErrorType::Custom("Deadline");
 /// The client's certificate is gone while its answer ran.
 pub const GONE: ErrorType = ErrorType::Custom("CertificateGone");
 
+/// A client that leaves after so long without an answer says that its node's connection may be dead, as a deadline does: with
+/// HTTP/2 nothing else may ever say so.
+const LONG_WAIT: Duration = Duration::from_secs(1);
+
 /// Forwards a request whose body has been read whole, and its answer.
 ///
 /// # Errors
@@ -60,6 +64,13 @@ pub async fn run(shared: &Arc<Shared>, session: &mut Session, ctx: &mut Context,
         };
         if !error.retry() {
             return Err(error);
+        }
+        if let Some(pause) = forward::pause(ctx) {
+            tokio::select! {
+                biased;
+                over = guard.over(session) => return Err(forward::ended(shared, ctx, over)),
+                () = tokio::time::sleep(pause) => {}
+            }
         }
         forward::prepare_again(session, ctx, &mut request)?;
     }
@@ -105,10 +116,17 @@ async fn attempt(session: &mut Session, ctx: &mut Context, request: &Request, gu
         Err(error) => return Err(forward::connect_failed(guard.shared, ctx, error)),
     };
     forward::connected(guard.shared, ctx, exchange.reused());
+    let sent = guard.shared.clock.now();
     let header = tokio::select! {
         biased;
         header = exchange.send(request) => header,
-        over = guard.over(session) => return Err(forward::ended(guard.shared, ctx, over)),
+        over = guard.over(session) => {
+            let waited = guard.shared.clock.now().saturating_duration_since(sent);
+            if waited >= LONG_WAIT || over.over == Some(Over::Response) {
+                exchange.retire();
+            }
+            return Err(forward::ended(guard.shared, ctx, over));
+        }
     };
     let mut header = match header {
         Ok(header) => header,
@@ -118,7 +136,12 @@ async fn attempt(session: &mut Session, ctx: &mut Context, request: &Request, gu
     forward::rewrite_response(guard.shared, &mut header, ctx)?;
     match pass_on(session, &mut exchange, header, guard).await {
         Ok(()) => {}
-        Err(Stopped::Over(over)) => return Err(forward::ended(guard.shared, ctx, over)),
+        Err(Stopped::Over(over)) => {
+            if over.over == Some(Over::StreamIdle) {
+                exchange.retire();
+            }
+            return Err(forward::ended(guard.shared, ctx, over));
+        }
         Err(Stopped::Broke(error)) => return Err(forward::broke(guard.shared, session, ctx, error, &exchange)),
     }
     if let Some(picked) = &ctx.upstream.picked {

@@ -1,6 +1,6 @@
 //! From an admitted request to a node and back: which node, what it is told, when another is tried.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
@@ -76,18 +76,25 @@ pub fn pick<'a>(shared: &Shared, ctx: &'a mut Context) -> Result<(&'a Upstream, 
     let upstream = &route.upstream.upstream;
     let way = &mut ctx.upstream;
     way.picked = None;
-    if way.tries > 0 {
+    if way.tries > 0 && !std::mem::take(&mut way.stale) {
         way.retry = way.retry.take().or_else(|| upstream.retry());
         if way.retry.is_none() {
-            // The failure that there was is the answer; the log says also why it is not tried elsewhere.
             let failure = ctx.error.take().unwrap_or_default();
             ctx.error = Some(format!("{failure}; retry_budget_exhausted: no other node is tried"));
-            ctx.refusal = Some(way.failed().unwrap_or(Refusal::UpstreamFailed));
+            // Of what a node may have read nobody is told to come again.
+            ctx.refusal = Some(if way.reached { Refusal::UpstreamFailed } else { Refusal::RetryBudgetExhausted });
             return Err(Error::explain(ErrorType::ConnectNoRoute, "no other try: retry_budget is used up"));
         }
     }
     let now = shared.clock.now();
-    let Some(picked) = upstream.pick(&Ask { tried: &way.tried, key: way.key, now }) else {
+    let mut picked = upstream.pick(&Ask { tried: &way.tried, key: way.key, now });
+    if picked.is_none() && !way.without_room.is_empty() {
+        // Nobody else is left. There may be room by now.
+        way.tried.retain(|node| !way.without_room.contains(node));
+        way.without_room.clear();
+        picked = upstream.pick(&Ask { tried: &way.tried, key: way.key, now });
+    }
+    let Some(picked) = picked else {
         // After a try that failed, that try's reason is the better answer.
         ctx.refusal = Some(way.failed().unwrap_or(Refusal::NoHealthyUpstream));
         if let Some(why) = upstream.why_empty() {
@@ -118,6 +125,9 @@ pub fn connected(shared: &Shared, ctx: &mut Context, reused: bool) {
     }
     if !reused {
         ctx.upstream.add_connect(now);
+        if let Some(picked) = &ctx.upstream.picked {
+            picked.node().connected();
+        }
     }
     if let Some(trace) = &mut ctx.trace {
         trace.connected(reused, now);
@@ -167,19 +177,32 @@ pub fn broke(
     // A node may close a connection that rests; that says nothing against it.
     let stale = unread == Some(Unread::Closed) || (unanswered && harmless && exchange.was_closed(&error));
     let result = if client { UpstreamResult::ClientGone } else { UpstreamResult::Broken };
-    record_failure(ctx, result, !stale || left_in_error(&error), shared.clock.now());
+    let fair = !(stale || unread == Some(Unread::NoRoom)) || left_in_error(&error);
+    record_failure(ctx, result, fair, shared.clock.now());
     // With TLS 1.3 a node may refuse the gateway's certificate when the request is already on its way.
     let tls_failure = ctx.upstream.picked.as_ref().and_then(|picked| picked.node().tls_failure(&error));
     ctx.error = Some(tls_failure.unwrap_or_else(|| describe(&error)));
     ctx.upstream.reached |= !client && unread.is_none();
-    if unread == Some(Unread::Refused)
-        && let Some(picked) = &ctx.upstream.picked
-    {
+    ctx.upstream.stale = unread == Some(Unread::Closed) && exchange.reused() && !left_in_error(&error);
+    if let (Some(Unread::Refused | Unread::NoRoom), Some(picked)) = (unread, &ctx.upstream.picked) {
         ctx.upstream.tried.push(picked.node().id());
         ctx.upstream.unreachable = Some(Refusal::UpstreamFailed);
+        if unread == Some(Unread::NoRoom) {
+            ctx.upstream.without_room.push(picked.node().id());
+            ctx.upstream.no_room += 1;
+        }
     }
     error.set_retry((stale || unread.is_some()) && (ctx.upstream.tries as usize) < TRIES_MAX);
     error
+}
+
+/// How long to wait before the next try. Not before the second; then, each time that a node had no room, twice as long.
+pub fn pause(ctx: &mut Context) -> Option<Duration> {
+    const FIRST: Duration = Duration::from_millis(10);
+    let doublings = ctx.upstream.no_room.checked_sub(2)?;
+    // It is at no node meanwhile.
+    ctx.upstream.picked = None;
+    Some(FIRST * 2u32.saturating_pow(doublings))
 }
 
 /// The exchange was given up.

@@ -18,6 +18,9 @@ use crate::config::file::Balance;
 /// Places at which a key is looked for before it goes to whichever node is next.
 const PLACES: u64 = 16;
 
+/// Of the turns of a node that could not be reached, each so manyth is taken.
+const UNREACHED_TURNS: u64 = 8;
+
 /// Least share of a node whose share is rising.
 const RISE_LEAST: f64 = 0.1;
 
@@ -93,14 +96,21 @@ impl Balancer {
             first
         };
         let node = |index: u16| &pick.view.nodes[usize::from(index)];
+        if self.balance == Balance::RoundRobin {
+            return Some(first);
+        }
+        // A node that can't be reached is the idlest of all, and without probes and ejection would be everybody's favourite.
+        // It counts as busier than any other until a connection is made; some of its turns show when that is.
+        let shunned = node(first).is_unreached() && !pick.random.is_multiple_of(UNREACHED_TURNS);
         // The first of the two is the one whose turn it is, so that idle nodes share exactly by weight; and an idle node
         // can't be beaten.
-        if self.balance == Balance::RoundRobin || node(first).in_flight() == 0 {
+        if node(first).in_flight() == 0 && !shunned {
             return Some(first);
         }
         let second = pick.another(group, first, pick.random);
-        let second = second.filter(|&i| !self.holds_back(pick, i, pick.random.rotate_left(32)));
-        second.filter(|&i| is_less_busy(node(i), node(first))).or(Some(first))
+        let second =
+            second.filter(|&i| !self.holds_back(pick, i, pick.random.rotate_left(32)) && !node(i).is_unreached());
+        second.filter(|&i| shunned || is_less_busy(node(i), node(first))).or(Some(first))
     }
 
     /// Whether a node whose share is rising does without this request.

@@ -81,6 +81,38 @@ fn a_slow_node_gets_less() {
 }
 
 #[test]
+fn a_node_that_cannot_be_reached_is_nobodys_favourite() {
+    let upstream = unprobed(Balance::LeastRequests, &[1, 1, 1]);
+    let turns = |upstream: &Upstream| {
+        let mut running = std::collections::VecDeque::new();
+        let mut failed = 0;
+        for _ in 0..3_000 {
+            let picked = upstream.pick(&plain()).unwrap();
+            if picked.node().index == 0 {
+                picked.node().connect_failed();
+                failed += 1;
+                // Tried elsewhere.
+                let tried = [picked.node().id()];
+                running.push_back(upstream.pick(&Ask { tried: &tried, ..plain() }).unwrap());
+            } else {
+                running.push_back(picked);
+            }
+            if running.len() > 20 {
+                running.pop_front();
+            }
+        }
+        failed
+    };
+    let failed = turns(&upstream);
+    assert!((60..=250).contains(&failed), "{failed} of 3000 go to the dead one first");
+    upstream.nodes()[0].connected();
+    let before = upstream.status()[0].requests;
+    (0..300).for_each(|_| drop(upstream.pick(&plain())));
+    let now = upstream.status()[0].requests - before;
+    assert!((95..=300).contains(&now), "{now} of 300 go to it once it is back");
+}
+
+#[test]
 fn held_requests_stand_in_proportion_to_the_weights() {
     let upstream = unprobed(Balance::LeastRequests, &[1, 2, 5]);
     let held: Vec<Picked> = (0..8_000).filter_map(|_| upstream.pick(&plain())).collect();

@@ -1,30 +1,23 @@
-//! One request and its answer, on a connection to a node: HTTP/1.1 by our own [`Link`], HTTP/2 by Pingora's client.
+//! One request and its answer, on a connection to a node: HTTP/1.1 by our own [`Link`], HTTP/2 by [`Http2`].
 
-use std::os::fd::BorrowedFd;
 use std::sync::LazyLock;
 use std::time::Instant;
 
 use bytes::Bytes;
 use pingora::connectors::TransportConnector;
-use pingora::connectors::http::v2 as http2;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::protocols::TcpKeepalive;
-use pingora::protocols::http::client::HttpSession;
-use pingora::protocols::http::v2::client::Http2Session;
-use pingora::upstreams::peer::{HttpPeer, Peer};
 use pingora::{Error, ErrorType, OrErr, Result};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::breaker::Counted;
+use super::http2::Http2;
 use super::link::{Broken, Io, Link};
-use super::unread::{self, Unread, told_by_http2};
+use super::unread::{self, Unread};
 use super::{Node, Picked, Upstream};
 
-/// For HTTP/2: it keeps the connections, which many requests share. One for the process, as each reads the system's
-/// certificates.
-static HTTP2: LazyLock<http2::Connector> = LazyLock::new(|| http2::Connector::new(None));
 /// For handshakes with HTTP/1.1 nodes. It keeps nothing.
 static TLS: LazyLock<TransportConnector> = LazyLock::new(|| TransportConnector::new(None));
 
@@ -45,16 +38,7 @@ pub enum Exchange {
     /// A connection of its own.
     Http1(Box<Link>),
     /// A stream on a shared one.
-    Http2 {
-        /// The stream.
-        session: Box<Http2Session>,
-        /// What its connection is kept under.
-        peer: Box<HttpPeer>,
-        /// Whether the connection has carried others.
-        reused: bool,
-        /// What the node said of a request that it did not answer.
-        unread: Option<Unread>,
-    },
+    Http2(Box<Http2>),
 }
 
 impl Picked {
@@ -65,7 +49,7 @@ impl Picked {
     pub async fn connect(&self, upstream: &Upstream, now: Instant) -> Result<Exchange> {
         let node = self.node();
         let exchange = if node.speaks_http2() {
-            connect_http2(node).await?
+            Exchange::Http2(Box::new(Http2::connect(node).await?))
         } else if let Some(link) = node.take_idle(now) {
             Exchange::Http1(Box::new(link))
         } else {
@@ -84,20 +68,12 @@ impl Picked {
         let node = self.node();
         match exchange {
             Exchange::Http1(link) => node.keep_idle(*link, now),
-            Exchange::Http2 { session, peer, .. } => {
-                if node.is_retired() {
-                    session.conn.mark_shutdown();
-                }
-                HTTP2.release_http_session(*session, &*peer, Some(node.idle_limit()));
-            }
+            Exchange::Http2(mut stream) if node.is_retired() => stream.retire(),
+            Exchange::Http2(_) => {}
         }
     }
 }
 
-/// How many connections that rest are tried before a new one is made.
-const REUSE_ATTEMPTS: u32 = 4;
-/// How often it is waited until what lies on one has been read.
-const LOOKS: u32 = 3;
 /// How often a connection that rests is looked for, of which others take one after the other.
 const ROOM_ATTEMPTS: u32 = 16;
 
@@ -119,40 +95,6 @@ impl Upstream {
         }
         self.breaker.connection_in_any_case()
     }
-}
-
-async fn connect_http2(node: &Node) -> Result<Exchange> {
-    let peer = Box::new(node.peer_for_exchange());
-    // A connection that is found to be broken says nothing of the next one.
-    for _ in 0..REUSE_ATTEMPTS {
-        let Ok(Some(session)) = HTTP2.reused_http_session(&*peer).await else { break };
-        if stays(&session).await {
-            return Ok(Exchange::Http2 { session: Box::new(session), peer, reused: true, unread: None });
-        }
-        HTTP2.release_http_session(session, &*peer, None);
-    }
-    match HTTP2.new_http_session::<_, ()>(&*peer).await? {
-        HttpSession::H2(session) => {
-            Ok(Exchange::Http2 { session: Box::new(session), peer, reused: false, unread: None })
-        }
-        _ => Error::e_explain(ErrorType::TLSHandshakeFailure, "the node does not speak HTTP/2"),
-    }
-}
-
-/// Whether the connection is still there once what the node has said on it has been read, so far as it is read at once: the
-/// end may have come unseen, and GOAWAY before it.
-async fn stays(session: &Http2Session) -> bool {
-    for _ in 0..LOOKS {
-        // SAFETY: the number is that of the connection's socket. Once it is closed the number may be another's, of which it is
-        // only asked whether something lies there unread; it is not kept.
-        let socket = unsafe { BorrowedFd::borrow_raw(session.conn.id()) };
-        if session.conn.is_closed() || unread::is_silent(socket) {
-            break;
-        }
-        // Another task reads.
-        tokio::task::yield_now().await;
-    }
-    !session.conn.is_closed()
 }
 
 async fn connect_http1(node: &Node) -> Result<Link> {
@@ -178,16 +120,6 @@ async fn connect_http1(node: &Node) -> Result<Link> {
     Ok(Link::new(Io::Plain(tcp), generation))
 }
 
-impl Node {
-    /// No request may go on one of its HTTP/2 connections any more: each is closed as soon as it carries none.
-    pub(super) fn close_http2(&self) {
-        let key = Peer::reuse_hash(&self.peer_for_exchange());
-        let in_use = std::iter::from_fn(|| HTTP2.in_use_pool().get(key));
-        let idle = std::iter::from_fn(|| HTTP2.idle_pool().get(&key));
-        in_use.chain(idle).for_each(|connection| connection.mark_shutdown());
-    }
-}
-
 /// A machine that is gone is noticed, however silent an answer may be.
 fn watch_peer(tcp: &TcpStream, keepalive: &TcpKeepalive) -> std::io::Result<()> {
     let socket = SockRef::from(tcp);
@@ -203,7 +135,7 @@ impl Exchange {
     pub fn digest(&self) -> Option<&Digest> {
         match self {
             Exchange::Http1(link) => Some(link.digest()),
-            Exchange::Http2 { session, .. } => session.digest(),
+            Exchange::Http2(stream) => stream.digest(),
         }
     }
 
@@ -211,7 +143,7 @@ impl Exchange {
     pub fn reused(&self) -> bool {
         match self {
             Exchange::Http1(link) => link.reused(),
-            Exchange::Http2 { reused, .. } => *reused,
+            Exchange::Http2(stream) => stream.reused(),
         }
     }
 
@@ -221,7 +153,7 @@ impl Exchange {
         self.reused()
             && match self {
                 Exchange::Http1(_) => *error.etype() == ErrorType::ConnectionClosed,
-                Exchange::Http2 { .. } => unread::closed_http2(error),
+                Exchange::Http2(_) => unread::closed_http2(error),
             }
     }
 
@@ -229,7 +161,16 @@ impl Exchange {
     pub fn unread(&self) -> Option<Unread> {
         match self {
             Exchange::Http1(link) => link.unread(),
-            Exchange::Http2 { unread, .. } => *unread,
+            Exchange::Http2(stream) => stream.unread(),
+        }
+    }
+
+    /// To be called if the node was waited for in vain: its connection may be dead, and no request may go on it any more. Those
+    /// that are on it go on.
+    pub fn retire(&mut self) {
+        // One of HTTP/1.1 is closed with the exchange.
+        if let Exchange::Http2(stream) = self {
+            stream.retire();
         }
     }
 
@@ -243,11 +184,7 @@ impl Exchange {
                 link.begin(request.http1.clone(), request.body.clone(), request.no_body);
                 link.header().await.map_err(into_error)
             }
-            Exchange::Http2 { session, unread, .. } => {
-                let header = send_http2(session, request).await;
-                *unread = header.as_ref().err().and_then(|e| told_by_http2(e));
-                header
-            }
+            Exchange::Http2(stream) => stream.send(request).await,
         }
     }
 
@@ -258,7 +195,7 @@ impl Exchange {
     pub async fn body(&mut self) -> Result<Option<Bytes>> {
         match self {
             Exchange::Http1(link) => link.body().await.map_err(into_error),
-            Exchange::Http2 { session, .. } => session.read_response_body().await.map_err(|e| e.into_up()),
+            Exchange::Http2(stream) => stream.body().await,
         }
     }
 
@@ -266,24 +203,9 @@ impl Exchange {
     pub fn is_done(&self) -> bool {
         match self {
             Exchange::Http1(link) => link.is_done(),
-            Exchange::Http2 { session, .. } => session.response_finished(),
+            Exchange::Http2(stream) => stream.is_done(),
         }
     }
-}
-
-async fn send_http2(session: &mut Http2Session, request: &Request) -> Result<ResponseHeader> {
-    let header = request.http2.clone().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
-    let bodiless = request.body.is_empty();
-    session.write_request_header(Box::new(header), bodiless).map_err(|e| e.into_up())?;
-    if !bodiless {
-        // A node may answer and close the stream before it has read everything: that answer counts.
-        let _ = session.write_request_body(request.body.clone(), true).await;
-    }
-    session.read_response_header().await.map_err(|e| e.into_up())?;
-    let header = session.response_header().cloned();
-    let mut header = header.ok_or_else(|| Error::new_up(ErrorType::InvalidHTTPHeader))?;
-    header.set_version(http::Version::HTTP_11);
-    Ok(header)
 }
 
 fn into_error(broken: Broken) -> Box<Error> {

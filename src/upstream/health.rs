@@ -219,6 +219,10 @@ impl HealthCheck for Probe {
         session.write_request_header(Box::new(request)).await?;
         session.finish_request_body().await?;
         session.read_response_header().await?;
+        // What comes before the answer says nothing; the probe's time limit is that of all of it.
+        while session.response_header().is_some_and(|header| is_interim(header.status)) {
+            session.read_response_header().await?;
+        }
         let header = session.response_header().or_err(ErrorType::InvalidHTTPHeader, "no header")?;
         node.learn_keep_alive(&header.headers);
         judge(header)?;
@@ -237,6 +241,11 @@ impl Probe {
             Thresholds { healthy_after: check.healthy_after.max(1), unhealthy_after: check.unhealthy_after.max(1) };
         Self { path: check.path.clone(), limits }
     }
+}
+
+/// 1xx, but for 101, which is an answer to what nobody has asked.
+fn is_interim(status: http::StatusCode) -> bool {
+    status.is_informational() && status != http::StatusCode::SWITCHING_PROTOCOLS
 }
 
 /// 2xx is healthy. So is 429: who counts requests is alive.

@@ -273,6 +273,20 @@ impl Node {
     /// To be called when no connection could be made: counted for [`NodeStatus`].
     pub fn connect_failed(&self) {
         self.state.connect_failures.fetch_add(1, Ordering::Relaxed);
+        self.state.unreached.store(true, Ordering::Relaxed);
+    }
+
+    /// To be called when one was made.
+    pub fn connected(&self) {
+        // The load keeps the cache line shared.
+        if self.is_unreached() {
+            self.state.unreached.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the last connection that was tried could not be made.
+    pub(super) fn is_unreached(&self) -> bool {
+        self.state.unreached.load(Ordering::Relaxed)
     }
 
     /// To be called with each answer's headers: learns how long the node keeps an idle connection
@@ -464,6 +478,7 @@ pub(super) struct State {
     pub(super) in_flight: AtomicU32,
     pub(super) requests: AtomicU64,
     connect_failures: AtomicU64,
+    unreached: AtomicBool,
     /// The shortest [`keep_alive_limit`] seen; `u32::MAX` before the first.
     keep_alive_ms: AtomicU32,
     track: Mutex<Track>,
@@ -515,6 +530,7 @@ impl State {
             in_flight: AtomicU32::new(0),
             requests: AtomicU64::new(0),
             connect_failures: AtomicU64::new(0),
+            unreached: AtomicBool::new(false),
             keep_alive_ms: AtomicU32::new(u32::MAX),
             track: Mutex::new(Track::default()),
             idle_links: IdleLinks::new(),

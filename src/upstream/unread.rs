@@ -11,7 +11,8 @@
 //!   2. To this moment none of the request's bytes is acknowledged (`tcpi_bytes_acked`), so the FIN did not either: the node
 //!      had said its last word when the first byte came, and had no answer left to give to it.
 //!   3. The RST says that nobody will read what came after the FIN: the node did not only end its own half, it closed.
-//! * **HTTP/2 says so**: a stream above the last one of GOAWAY, or `REFUSED_STREAM` (RFC 9113, section 8.7).
+//! * **HTTP/2 says so**: a stream above the last one of GOAWAY, or `REFUSED_STREAM` (RFC 9113, section 8.7). That is read to
+//!   its end, also when nothing can be written any more ([`super::last_words`]).
 //!
 //! What is no proof: a RST without a FIN (a process that has read the request and dies sends it before the kernel has
 //! acknowledged anything, for acknowledgements are delayed, and those within a RST don't count), a FIN alone (whoever ends
@@ -41,8 +42,10 @@ const VERDICT_POLL: Duration = Duration::from_millis(5);
 pub enum Unread {
     /// Its connection was gone. Nothing is said of the node.
     Closed,
-    /// The node did not take it: it said so, or closed a connection that was made for this request.
+    /// The node closed a connection that was made for this request.
     Refused,
+    /// `REFUSED_STREAM`: the node has no room for another stream now. Nothing is said against it.
+    NoRoom,
 }
 
 /// Whether nothing has come that was not read: no byte, no FIN, no RST.
@@ -54,10 +57,26 @@ pub(super) fn is_silent(socket: BorrowedFd<'_>) -> bool {
 /// How many bytes the other side's kernel has acknowledged since there was a connection. `None`: the system does not say.
 #[cfg(target_os = "linux")]
 pub(super) fn acknowledged(socket: BorrowedFd<'_>) -> Option<u64> {
-    use std::mem::{offset_of, size_of};
-    use std::os::fd::AsRawFd;
+    use std::mem::offset_of;
 
     const END: usize = offset_of!(libc::tcp_info, tcpi_bytes_acked) + size_of::<u64>();
+    tcp_info(socket).filter(|(_, length)| *length >= END).map(|(info, _)| info.tcpi_bytes_acked)
+}
+
+/// Whether the connection is over in both directions: what was received can still be read, and then the end. `false` also
+/// where the system does not say.
+#[cfg(target_os = "linux")]
+pub(super) fn has_ended(socket: BorrowedFd<'_>) -> bool {
+    /// `TCP_CLOSE` of the kernel's `tcp_states.h`.
+    const CLOSED: u8 = 7;
+    tcp_info(socket).is_some_and(|(info, length)| length > 0 && info.tcpi_state == CLOSED)
+}
+
+/// What the kernel says of a connection, and how many bytes of that it knows.
+#[cfg(target_os = "linux")]
+fn tcp_info(socket: BorrowedFd<'_>) -> Option<(libc::tcp_info, usize)> {
+    use std::os::fd::AsRawFd;
+
     let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
     let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes, which is what `info` has.
@@ -67,13 +86,19 @@ pub(super) fn acknowledged(socket: BorrowedFd<'_>) -> Option<u64> {
     };
     // SAFETY: integers, all of them zero or written by the kernel.
     let info = unsafe { info.assume_init() };
-    (told == 0 && length as usize >= END).then_some(info.tcpi_bytes_acked)
+    (told == 0).then_some((info, length as usize))
 }
 
 /// Other systems don't say.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn acknowledged(_socket: BorrowedFd<'_>) -> Option<u64> {
     None
+}
+
+/// Other systems don't say.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn has_ended(_socket: BorrowedFd<'_>) -> bool {
+    false
 }
 
 /// After an exchange that ended with `error` (`None`: with the node's FIN) and of which no byte of an answer was read:
@@ -133,5 +158,5 @@ pub(super) fn told_by_http2(error: &Error) -> Option<Unread> {
         // Only streams above the last one that GOAWAY names, and those that were never begun, end with it.
         return Some(Unread::Closed);
     }
-    (error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM)).then_some(Unread::Refused)
+    (error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM)).then_some(Unread::NoRoom)
 }

@@ -48,6 +48,7 @@ pub(super) fn resolve(
     overlaps(r, &routes);
     unused_peers(r, &routes, listeners, peers, federation);
     unused_upstreams(r, &routes, upstreams);
+    short_deadlines(r, &routes, upstreams);
     routes
 }
 
@@ -262,5 +263,19 @@ fn unused_upstreams(r: &mut Resolver<'_>, routes: &[Route], upstreams: &[Upstrea
     }
     for (i, upstream) in upstreams.iter().enumerate().filter(|(i, _)| !used[*i]) {
         r.warn(&format!("upstreams[{i}]"), format!("no route goes to the upstream {}", upstream.name));
+    }
+}
+
+/// A node that can't be reached must leave time for another.
+fn short_deadlines(r: &mut Resolver<'_>, routes: &[Route], upstreams: &[Upstream]) {
+    for (i, route) in routes.iter().enumerate() {
+        let Some(upstream) = upstreams.get(route.upstream) else { continue };
+        let (response, connect) = (route.timeouts.response, upstream.timeouts.connect);
+        if response.0 > connect.0 {
+            continue;
+        }
+        let why = format!("{response} is no longer than {connect}, timeouts.connect of the upstream {}", upstream.name);
+        let path = format!("routes[{i}].timeouts.response");
+        r.warn(&path, format!("{why}: after a node that can't be reached no other is tried; shorten that"));
     }
 }

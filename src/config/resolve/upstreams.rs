@@ -143,7 +143,7 @@ fn url_path(r: &Resolver<'_>, path: &str) -> String {
 
 fn address(r: &mut Resolver<'_>, path: &str, url: &Url<'_>) -> Option<std::net::SocketAddr> {
     if let Ok(ip) = url.host.parse::<IpAddr>() {
-        return Some((ip, url.port).into());
+        return Some((ip.to_canonical(), url.port).into());
     }
     let found = match (r.around.addresses)(url.host, url.port) {
         Ok(found) => found,

@@ -105,6 +105,7 @@ pub(super) async fn services(name: &str, tls: bool, dns: &Dns) -> Result<Found, 
 }
 
 fn node(address: SocketAddr, name: &str, tls: bool, (priority, weight): (u8, u16)) -> NodeSettings {
+    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
     NodeSettings { url: url(address, tls), address, host: host(name, address.port(), tls), tls, weight, priority }
 }
 

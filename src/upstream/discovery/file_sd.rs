@@ -154,7 +154,9 @@ impl<'de> Deserialize<'de> for Target {
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Target, E> {
                 let wrong = || E::custom(format!("{text:?} is not an address with a port; {}", instead(text)));
                 let address: SocketAddr = text.parse().map_err(|_| wrong())?;
-                let ip = address.ip();
+                // Two ways to write one address make one node.
+                let ip = address.ip().to_canonical();
+                let address = SocketAddr::new(ip, address.port());
                 if address.port() == 0 || ip.is_unspecified() || ip.is_multicast() {
                     return Err(wrong());
                 }
@@ -305,6 +307,7 @@ mod tests {
             ("targets: ['10.0.1.10:3000']", "the file is a list such as [{ targets:"),
             ("- targets: ['10.0.1.10:3000'", "n.yaml:"),
             ("- targets: ['10.0.1.10:1', '10.0.1.10:1']", "10.0.1.10:1 stands in [0] already; leave one out"),
+            ("- targets: ['10.0.1.10:1', '[::ffff:10.0.1.10]:1']", "10.0.1.10:1 stands in [0] already; leave one out"),
             ("", "no target; write ["),
             ("[]", "no target; write ["),
         ] {

@@ -10,7 +10,7 @@
 //! begins with what is known. Only the upstream in use asks ([`super::look_after`]).
 //!
 //! A node that is no longer named drains: it gets no request, those that it has end by themselves, and its idle
-//! connections are closed at once (over HTTP/2, after `timeouts.idle`). With health checks a new node gets requests after
+//! connections are closed at once. With health checks a new node gets requests after
 //! its first good probe; if an answer names none of the nodes that are well, those get requests until the first new one is
 //! well, for 30 s at most.
 //!

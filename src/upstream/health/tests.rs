@@ -66,6 +66,16 @@ async fn a_node_that_counts_requests_is_alive() {
 }
 
 #[tokio::test]
+async fn what_comes_before_the_answer_to_a_probe_is_none() {
+    let hints = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
+    let answer = "HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let fake = FakeNode::start(Does::Answer(Box::leak(format!("{hints}{answer}").into_boxed_str()))).await;
+    let upstream = build(settings(vec![node(fake.address, 1)]));
+    let _probing = probing(&upstream);
+    becomes(&upstream, Health::Up).await;
+}
+
+#[tokio::test]
 async fn every_bad_answer_takes_a_node_out_and_says_why() {
     let redirect = Does::Answer("HTTP/1.1 301 Moved\r\nLocation: /\r\nContent-Length: 0\r\n\r\n");
     let short = Does::AnswerAndClose("HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{\"ok\"");
@@ -73,6 +83,9 @@ async fn every_bad_answer_takes_a_node_out_and_says_why() {
     for (does, why) in [
         (SICK, "status 503"),
         (redirect, "status 301"),
+        (Does::Answer("HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 503 Sick\r\nContent-Length: 0\r\n\r\n"), "status 503"),
+        (Does::Answer("HTTP/1.1 102 Processing\r\n\r\n"), "no answer within 500 ms"),
+        (Does::Answer("HTTP/1.1 101 Switching Protocols\r\n\r\n"), "status 101"),
         (Does::Answer("SSH-2.0-OpenSSH_9.2\r\n\r\n"), "InvalidHTTPHeader"),
         (Does::Close, "ConnectionClosed"),
         (short, "ConnectionClosed"),

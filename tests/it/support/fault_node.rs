@@ -4,16 +4,21 @@
 //! wrong with a connection, before anybody can know which request it hits, is left to chance.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Response;
+use openssl::ssl::{Ssl, SslContext};
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
 
 /// Chance that can be had again (xorshift64*).
 #[derive(Clone)]
@@ -95,6 +100,8 @@ faults! {
     Switch,
     /// HTTP/2: refuses the stream the first time.
     Refuse,
+    /// HTTP/2: refuses it each time.
+    RefuseEach,
 }
 
 /// How often each request was read by a node.
@@ -119,6 +126,16 @@ impl Ledger {
         *times += 1;
         *times == 1
     }
+}
+
+/// Streams at once, where they are not what it is about.
+const MANY: u32 = 1000;
+
+/// What becomes of a connection after its request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Leaves,
+    IsSilent,
 }
 
 /// Nodes that share a ledger and a seed.
@@ -176,13 +193,55 @@ impl FaultNodes {
 
     /// A node that speaks HTTP/2 with prior knowledge. Of 1000 requests `chance` end its connection, this way or that.
     pub fn http2(&self, number: u64, chance: u64) -> SocketAddr {
+        self.http2_of(MANY, number, chance)
+    }
+
+    /// The same, of which a connection takes so many streams at once.
+    pub fn http2_of(&self, streams: u32, number: u64, chance: u64) -> SocketAddr {
         let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         let (ledger, seed) = (self.ledger.clone(), self.seed);
         self.runtime.spawn(async move {
             for accepted in 1u64.. {
                 let Ok((tcp, _)) = listener.accept().await else { continue };
-                tokio::spawn(serve_http2(tcp, Dice::new(seed, number << 32 | accepted), ledger.clone(), chance));
+                tokio::spawn(serve_http2(
+                    tcp,
+                    streams,
+                    Dice::new(seed, number << 32 | accepted),
+                    ledger.clone(),
+                    chance,
+                ));
+            }
+        });
+        address
+    }
+
+    /// An HTTP/2 node, over TLS or not, that ends each connection after a request: it says GOAWAY and closes, in the very
+    /// moment in which another request may be on its way. It answers whatever it reads.
+    pub fn http2_that_leaves(&self, number: u64, tls: Option<SslContext>) -> SocketAddr {
+        self.http2_for_one_request(number, tls, Then::Leaves)
+    }
+
+    /// An HTTP/2 node of which each connection answers a request, and falls silent: it takes what comes, and that is all.
+    pub fn http2_that_falls_silent(&self) -> SocketAddr {
+        self.http2_for_one_request(1, None, Then::IsSilent)
+    }
+
+    fn http2_for_one_request(&self, number: u64, tls: Option<SslContext>, then: Then) -> SocketAddr {
+        let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (ledger, seed) = (self.ledger.clone(), self.seed);
+        self.runtime.spawn(async move {
+            for accepted in 1u64.. {
+                let Ok((tcp, _)) = listener.accept().await else { continue };
+                let (dice, ledger, tls) = (Dice::new(seed, number << 32 | accepted), ledger.clone(), tls.clone());
+                tokio::spawn(async move {
+                    let Some(context) = tls else { return answer_and(then, tcp, dice, ledger).await };
+                    let mut stream = tokio_openssl::SslStream::new(Ssl::new(&context).unwrap(), tcp).unwrap();
+                    if Pin::new(&mut stream).accept().await.is_ok() {
+                        answer_and(then, stream, dice, ledger).await;
+                    }
+                });
             }
         });
         address
@@ -199,7 +258,7 @@ impl FaultNodes {
                 if accepted % 2 == 0 {
                     tokio::spawn(go_away(tcp, reason));
                 } else {
-                    tokio::spawn(serve_http2(tcp, Dice::new(seed, accepted), ledger.clone(), 0));
+                    tokio::spawn(serve_http2(tcp, MANY, Dice::new(seed, accepted), ledger.clone(), 0));
                 }
             }
         });
@@ -242,6 +301,14 @@ fn good_answer(id: u64) -> Vec<u8> {
     format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into()
 }
 
+/// From nothing to a third of a millisecond, for which a sleep is too coarse.
+fn wait_a_moment(dice: &mut Dice) {
+    let until = Instant::now() + Duration::from_micros(dice.of(300));
+    while Instant::now() < until {
+        std::thread::yield_now();
+    }
+}
+
 struct Http1 {
     tcp: TcpStream,
     buffer: Vec<u8>,
@@ -261,17 +328,9 @@ impl Http1 {
         }
         while let Ok(true) = self.one().await {
             if self.dice.of(1000) < self.chances.at_rest {
-                self.wait_a_moment();
+                wait_a_moment(&mut self.dice);
                 return;
             }
-        }
-    }
-
-    /// From nothing to a third of a millisecond, for which a sleep is too coarse.
-    fn wait_a_moment(&mut self) {
-        let until = Instant::now() + Duration::from_micros(self.dice.of(300));
-        while Instant::now() < until {
-            std::thread::yield_now();
         }
     }
 
@@ -305,13 +364,13 @@ impl Http1 {
             }
             Fault::CloseAfter => {
                 self.tcp.write_all(&good).await?;
-                self.wait_a_moment();
+                wait_a_moment(&mut self.dice);
             }
             Fault::CloseWith => {
                 SockRef::from(&self.tcp).set_tcp_cork(true)?;
                 self.tcp.write_all(&good).await?;
             }
-            Fault::Crash | Fault::Refuse => {}
+            Fault::Crash | Fault::Refuse | Fault::RefuseEach => {}
             Fault::Reset => self.reset(),
             Fault::MidHeader => self.tcp.write_all(&good[..30]).await?,
             Fault::MidBody => self.tcp.write_all(&head("Transfer-Encoding: chunked\r\n\r\n5\r\n{\"id\"")).await?,
@@ -382,8 +441,10 @@ impl Http1 {
     }
 }
 
-async fn serve_http2(tcp: TcpStream, mut dice: Dice, ledger: Arc<Ledger>, chance: u64) {
-    let Ok(mut connection) = h2::server::handshake(tcp).await else { return };
+async fn serve_http2(tcp: TcpStream, streams: u32, mut dice: Dice, ledger: Arc<Ledger>, chance: u64) {
+    let Ok(mut connection) = h2::server::Builder::new().max_concurrent_streams(streams).handshake(tcp).await else {
+        return;
+    };
     while let Some(Ok((request, respond))) = connection.accept().await {
         tokio::spawn(answer_http2(request, respond, ledger.clone()));
         if dice.of(1000) < chance {
@@ -397,6 +458,33 @@ async fn serve_http2(tcp: TcpStream, mut dice: Dice, ledger: Arc<Ledger>, chance
     }
 }
 
+async fn answer_and(then: Then, io: impl AsyncRead + AsyncWrite + Unpin, mut dice: Dice, ledger: Arc<Ledger>) {
+    let Ok(mut connection) = h2::server::handshake(io).await else { return };
+    let Some(Ok(mut next)) = connection.accept().await else { return };
+    let mut answers = JoinSet::new();
+    loop {
+        answers.spawn(answer_http2(next.0, next.1, ledger.clone()));
+        // The bodies come, and the answers go, while the connection is driven.
+        let another = poll_fn(|cx| {
+            while let Poll::Ready(Some(_)) = answers.poll_join_next(cx) {}
+            match connection.poll_accept(cx) {
+                Poll::Pending if answers.is_empty() => Poll::Ready(None),
+                other => other,
+            }
+        });
+        match another.await {
+            Some(Ok(another)) => next = another,
+            _ => break,
+        }
+    }
+    if then == Then::IsSilent {
+        return std::future::pending().await;
+    }
+    wait_a_moment(&mut dice);
+    connection.abrupt_shutdown(h2::Reason::NO_ERROR);
+    while connection.accept().await.is_some() {}
+}
+
 async fn answer_http2(
     request: http::Request<h2::RecvStream>,
     mut respond: h2::server::SendResponse<Bytes>,
@@ -404,8 +492,8 @@ async fn answer_http2(
 ) {
     let (parts, mut stream) = request.into_parts();
     let told = told(parts.uri.path());
-    if let Some((Fault::Refuse, id)) = told
-        && ledger.first_refusal(id)
+    if let Some((fault @ (Fault::Refuse | Fault::RefuseEach), id)) = told
+        && (ledger.first_refusal(id) || fault == Fault::RefuseEach)
     {
         return respond.send_reset(h2::Reason::REFUSED_STREAM);
     }

@@ -1,0 +1,165 @@
+//! One request and its answer as a stream of HTTP/2, on a connection that others share: Pingora's client and its pool.
+
+use std::os::fd::BorrowedFd;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use bytes::Bytes;
+use pingora::connectors::http::v2::{Connector, H2HandshakeSettings, handshake};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Digest;
+use pingora::protocols::http::v2::client::Http2Session;
+use pingora::upstreams::peer::{ALPN, HttpPeer, Peer};
+use pingora::{Error, ErrorType, OkOrErr, Result};
+use tokio::runtime::Handle;
+
+use super::Node;
+use super::exchange::Request;
+use super::last_words::LastWords;
+use super::unread::{self, Unread, told_by_http2};
+
+/// It keeps the connections. One for the process, as each reads the system's certificates.
+static CONNECTOR: LazyLock<Connector> = LazyLock::new(|| Connector::new(None));
+
+/// How many connections that rest are tried before a new one is made.
+const REUSE_ATTEMPTS: u32 = 4;
+/// How often it is waited until what lies on one has been read.
+const LOOKS: u32 = 3;
+
+/// The stream.
+pub struct Http2 {
+    /// Some, until it is dropped.
+    session: Option<Http2Session>,
+    /// What its connection is kept under, and for how long.
+    peer: HttpPeer,
+    idle: Duration,
+    reused: bool,
+    unread: Option<Unread>,
+}
+
+impl Http2 {
+    pub(super) async fn connect(node: &Node) -> Result<Self> {
+        let peer = node.peer_for_exchange();
+        // A connection that is found to be broken says nothing of the next one.
+        for _ in 0..REUSE_ATTEMPTS {
+            let Ok(Some(session)) = CONNECTOR.reused_http_session(&peer).await else { break };
+            if stays(&session).await {
+                return Ok(Self::new(session, peer, node, true));
+            }
+            CONNECTOR.release_http_session(session, &peer, None);
+        }
+        let session = new_connection(&peer).await?;
+        Ok(Self::new(session, peer, node, false))
+    }
+
+    fn new(session: Http2Session, peer: HttpPeer, node: &Node, reused: bool) -> Self {
+        Self { session: Some(session), peer, idle: node.idle_limit(), reused, unread: None }
+    }
+
+    pub(super) fn digest(&self) -> Option<&Digest> {
+        self.session.as_ref()?.digest()
+    }
+
+    /// Whether the connection has carried others.
+    pub(super) fn reused(&self) -> bool {
+        self.reused
+    }
+
+    /// What the node said of a request that it did not answer.
+    pub(super) fn unread(&self) -> Option<Unread> {
+        self.unread
+    }
+
+    /// No other request may go on the connection; it is closed when it carries none any more.
+    pub(super) fn retire(&mut self) {
+        if let Some(session) = &self.session {
+            session.conn.mark_shutdown();
+        }
+    }
+
+    pub(super) async fn send(&mut self, request: &Request) -> Result<ResponseHeader> {
+        let header = request.http2.clone().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
+        let sent = send(self.session()?, header, &request.body).await;
+        self.unread = sent.as_ref().err().and_then(|e| told_by_http2(e));
+        sent
+    }
+
+    pub(super) async fn body(&mut self) -> Result<Option<Bytes>> {
+        self.session()?.read_response_body().await.map_err(|e| e.into_up())
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.session.as_ref().is_none_or(Http2Session::response_finished)
+    }
+
+    fn session(&mut self) -> Result<&mut Http2Session> {
+        self.session.as_mut().ok_or_else(|| Error::new_in(ErrorType::InternalError))
+    }
+}
+
+impl Drop for Http2 {
+    /// A stream that is not at its end is reset. Its place on the connection is free again in any case; and a connection
+    /// without streams rests, and then ends by itself.
+    fn drop(&mut self) {
+        // Without a runtime, which the process ends with, there is nothing to rest in.
+        if let Some(session) = self.session.take().filter(|_| Handle::try_current().is_ok()) {
+            CONNECTOR.release_http_session(session, &self.peer, Some(self.idle));
+        }
+    }
+}
+
+/// As Pingora's `new_http_session`, but for [`LastWords`].
+async fn new_connection(peer: &HttpPeer) -> Result<Http2Session> {
+    let stream = CONNECTOR.transport().new_stream(peer).await?;
+    if peer.is_tls() && !matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+        return Error::e_explain(ErrorType::TLSHandshakeFailure, "the node does not speak HTTP/2");
+    }
+    let mut settings = H2HandshakeSettings::new();
+    settings.max_streams = peer.options.max_h2_streams;
+    let connection = handshake(Box::new(LastWords::new(stream)), settings).await?;
+    let session = connection.spawn_stream().await?;
+    let session = session.or_err(ErrorType::H2Error, "the node's new connection takes no stream")?;
+    if connection.more_streams_allowed() {
+        CONNECTOR.in_use_pool().insert(peer.reuse_hash(), connection);
+    }
+    Ok(session)
+}
+
+/// Whether the connection is still there once what the node has said on it has been read, so far as it is read at once: the
+/// end may have come unseen, and GOAWAY before it.
+async fn stays(session: &Http2Session) -> bool {
+    for _ in 0..LOOKS {
+        // SAFETY: the number is that of the connection's socket. Once it is closed the number may be another's, of which it is
+        // only asked whether something lies there unread; it is not kept.
+        let socket = unsafe { BorrowedFd::borrow_raw(session.conn.id()) };
+        if session.conn.is_closed() || unread::is_silent(socket) {
+            break;
+        }
+        // Another task reads.
+        tokio::task::yield_now().await;
+    }
+    !session.conn.is_closed()
+}
+
+async fn send(session: &mut Http2Session, header: RequestHeader, body: &Bytes) -> Result<ResponseHeader> {
+    session.write_request_header(Box::new(header), body.is_empty()).map_err(|e| e.into_up())?;
+    if !body.is_empty() {
+        // A node may answer and close the stream before it has read everything: that answer counts.
+        let _ = session.write_request_body(body.clone(), true).await;
+    }
+    session.read_response_header().await.map_err(|e| e.into_up())?;
+    let header = session.response_header().cloned();
+    let mut header = header.ok_or_else(|| Error::new_up(ErrorType::InvalidHTTPHeader))?;
+    header.set_version(http::Version::HTTP_11);
+    Ok(header)
+}
+
+impl Node {
+    /// No request may go on one of its HTTP/2 connections any more: each is closed as soon as it carries none.
+    pub(super) fn close_http2(&self) {
+        let key = Peer::reuse_hash(&self.peer_for_exchange());
+        let in_use = std::iter::from_fn(|| CONNECTOR.in_use_pool().get(key));
+        let idle = std::iter::from_fn(|| CONNECTOR.idle_pool().get(&key));
+        in_use.chain(idle).for_each(|connection| connection.mark_shutdown());
+    }
+}
