@@ -3,7 +3,6 @@
 mod crl_refresh;
 mod fleet;
 mod history;
-mod kept_orders;
 mod maintenance;
 pub mod notify;
 mod reload_service;
@@ -107,7 +106,7 @@ pub fn run(file: &Path) -> Result<(), RunError> {
     let agent = config.spiffe.clone().map(|endpoint| Agent::new(endpoint, metrics.clone(), clock.clone()));
     let snapshot = first_snapshot(Arc::new(config), agent.as_deref(), &metrics, &clock).map_err(RunError::Start)?;
     let shared = Shared::new(snapshot, clock, metrics, log);
-    kept_orders::restore(&shared);
+    maintenance::restore(&shared);
     let fleet = Fleet::new(shared.clone()).map_err(RunError::Start)?;
     let reloader = Reloader::new(origin, Arc::new(maintenance::KnowsFleet(shared.clone())));
     notify::start(&shared);

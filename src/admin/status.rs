@@ -42,9 +42,6 @@ pub struct Status {
     pub upstreams: Vec<UpstreamStatus>,
     /// What operators have taken out of service.
     pub orders: Vec<OrderStatus>,
-    /// Orders that can't be read, and why: a file of `server.state_dir`, a field in Redis. What they took out of service may be
-    /// in service.
-    pub orders_unreadable: Vec<String>,
     /// Whether orders can outlive a restart (`server.state_dir`).
     pub orders_can_persist: bool,
     /// Whether the fleet can be told (`maintenance.fleet`).

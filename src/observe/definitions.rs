@@ -56,8 +56,6 @@ definitions! {
         "Requests being served.";
     MAINTENANCE: Kind::Gauge, "maintenance", ["route"],
         "1 while the route answers 503 because an operator said so, else 0; absent: the route is unknown.";
-    UNREADABLE_ORDERS: Kind::Gauge, "maintenance_orders_unreadable", ["scope"],
-        "Orders to drain or for maintenance that can't be read: own (1: the file of those that persist), fleet (how many). 0: none.";
     REFUSALS: Kind::Counter, "refusals_total", ["reason"],
         "Requests that the gateway answered itself, by reason.";
     RATE_LIMIT_DECISIONS: Kind::Counter, "rate_limit_decisions_total", ["limit", "decision"],

@@ -1,7 +1,7 @@
 //! Which routes are in maintenance, as a gauge that follows the routes in use.
 
 use parking_lot::Mutex;
-use prometheus::{IntGauge, IntGaugeVec};
+use prometheus::IntGaugeVec;
 
 use super::Metrics;
 
@@ -9,20 +9,18 @@ use super::Metrics;
 pub(super) struct MaintenanceGauges {
     family: IntGaugeVec,
     shown: Mutex<Vec<String>>,
-    unreadable: [IntGauge; 2],
 }
 
 impl MaintenanceGauges {
-    pub(super) fn new(family: IntGaugeVec, unreadable: &IntGaugeVec) -> Self {
-        let unreadable = ["own", "fleet"].map(|scope| unreadable.with_label_values(&[scope]));
-        Self { family, shown: Mutex::default(), unreadable }
+    pub(super) fn new(family: IntGaugeVec) -> Self {
+        Self { family, shown: Mutex::default() }
     }
 }
 
 impl Metrics {
     /// Shows these routes, and no others any more.
     pub fn set_maintenance(&self, routes: &[(&str, bool)]) {
-        let MaintenanceGauges { family, shown, .. } = &self.maintenance;
+        let MaintenanceGauges { family, shown } = &self.maintenance;
         let mut shown = shown.lock();
         for gone in shown.iter().filter(|name| !routes.iter().any(|(route, _)| route == name)) {
             // A missing series is what is wanted.
@@ -32,13 +30,6 @@ impl Metrics {
             family.with_label_values(&[route]).set(i64::from(*stopped));
         }
         *shown = routes.iter().map(|(route, _)| (*route).to_owned()).collect();
-    }
-
-    /// How many orders can't be read, of this gateway's own and of the fleet's.
-    pub fn set_unreadable_orders(&self, own: usize, fleet: usize) {
-        for (gauge, count) in self.maintenance.unreadable.iter().zip([own, fleet]) {
-            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
-        }
     }
 }
 

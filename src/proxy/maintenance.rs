@@ -1,6 +1,5 @@
 //! What is out of service, as requests and nodes find it.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -40,49 +39,11 @@ pub struct Maintenance {
     pub handed_over: Mutex<bool>,
     /// What is known of the fleet's.
     pub fleet_orders: watch::Sender<FleetOrders>,
-    unreadable: Mutex<Unreadable>,
     /// Held from a word with Redis until it is in force here: what was read before a change must not undo it.
     pub fleet: tokio::sync::Mutex<()>,
 }
 
-/// Orders that could not be read, and why: what they took out of service may be in service.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Unreadable {
-    /// Of this gateway's own: the file that they stand in, set aside, and what is wrong with it.
-    pub own: Option<(PathBuf, String)>,
-    /// Of the fleet's.
-    pub fleet: Vec<String>,
-}
-
-impl Unreadable {
-    /// A line for each.
-    pub fn lines(&self) -> impl Iterator<Item = String> {
-        let own = self.own.iter().map(|(file, why)| format!("{}: {why}", file.display()));
-        own.chain(self.fleet.iter().cloned())
-    }
-}
-
 impl Maintenance {
-    /// What could not be read.
-    pub fn unreadable(&self) -> Unreadable {
-        self.unreadable.lock().clone()
-    }
-
-    /// Takes note of what can't be read, for status and metrics; what is new of it goes to the log.
-    pub fn note_unreadable(&self, metrics: &Metrics, change: impl FnOnce(&mut Unreadable)) {
-        let mut unreadable = self.unreadable.lock();
-        let before = unreadable.clone();
-        change(&mut unreadable);
-        if *unreadable == before {
-            return;
-        }
-        let told: Vec<_> = before.lines().collect();
-        for line in unreadable.lines().filter(|line| !told.contains(line)) {
-            log::error!("orders that can't be read: {line}");
-        }
-        metrics.set_unreadable_orders(usize::from(unreadable.own.is_some()), unreadable.fleet.len());
-    }
-
     /// The orders of the moment.
     pub fn orders(&self) -> Arc<Orders> {
         self.orders.load_full()

@@ -1,9 +1,12 @@
 //! Carries out what the admin API says of nodes, routes and the gateway; keeps what is to be kept; follows the fleet.
 
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use serde_json::{Value, json};
@@ -11,12 +14,11 @@ use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
 use super::fleet;
-use super::kept_orders::{self, FILE, FLEET_FILE, file};
 use crate::admin::status::OrderStatus;
 use crate::admin::{Command, Denied};
 use crate::files;
 use crate::observe::AccessLog;
-use crate::policy::maintenance::{ORDERS_MAX, Order, Orders, Scope, Target, to_json};
+use crate::policy::maintenance::{ORDERS_MAX, Order, Orders, Scope, Target, from_json, to_json};
 use crate::policy::rate_limit::SharedRates;
 use crate::proxy::Shared;
 use crate::proxy::maintenance::FleetOrders;
@@ -24,6 +26,12 @@ use crate::redis::Reply;
 use crate::reload::Running;
 use crate::snapshot::Snapshot;
 
+/// In `server.state_dir`.
+const FILE: &str = "maintenance.json";
+/// There too: the fleet's as they were known last, for a start without Redis.
+const FLEET_FILE: &str = "maintenance-fleet.json";
+/// Longest file that is read back.
+const FILE_MAX: u64 = 4 << 20;
 /// The hash in Redis, after `redis.key_prefix`.
 const KEY: &str = "maintenance";
 /// How often the fleet's orders are asked for, and how often until they were had once.
@@ -31,6 +39,37 @@ const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 const FOLLOW_FIRST: Duration = Duration::from_millis(50);
 /// How long no connection is accepted for want of them: Redis must not be what keeps a gateway down.
 const FIRST_WAIT: Duration = Duration::from_secs(5);
+
+fn file(snapshot: &Snapshot, name: &str) -> Option<PathBuf> {
+    snapshot.config.server.state_dir.as_ref().map(|dir| dir.join(name))
+}
+
+/// Takes the orders into force that were kept before the last end of the process.
+pub fn restore(shared: &Shared) {
+    let snapshot = shared.snapshot();
+    if let Some(kept) = file(&snapshot, FILE).and_then(|path| kept(&path)) {
+        shared.change_orders(|orders| orders.own = kept);
+    }
+    if !snapshot.config.maintenance.fleet {
+        shared.maintenance.fleet_orders.send_replace(FleetOrders::Known);
+    } else if let Some(kept) = file(&snapshot, FLEET_FILE).and_then(|path| kept(&path)) {
+        shared.change_orders(|orders| orders.fleet = kept);
+    }
+}
+
+fn kept(path: &Path) -> Option<Scope> {
+    let mut text = Vec::new();
+    let read = files::open_regular(path).and_then(|file| file.take(FILE_MAX).read_to_end(&mut text));
+    match read.map_err(|e| (e.kind() == io::ErrorKind::NotFound, e.to_string())) {
+        Ok(_) => match from_json(&text) {
+            Ok(kept) => return Some(kept),
+            Err(why) => log::error!("{}: {why}; what was drained or in maintenance is not any more", path.display()),
+        },
+        Err((true, _)) => {}
+        Err((false, why)) => log::error!("{}: {why}; what was drained or in maintenance is not", path.display()),
+    }
+    None
+}
 
 /// Begins or ends an order, and says what is out of service then.
 ///
@@ -203,7 +242,7 @@ impl KnowsFleet {
         };
         match asked {
             Ok(read) => {
-                shared.maintenance.note_unreadable(&shared.metrics, |noted| noted.fleet = read.unreadable);
+                read.unreadable.iter().for_each(|why| log::warn!("an order of the fleet's can't be read: {why}"));
                 shared.change_orders(|all| all.fleet = read.orders);
             }
             Err(why) => log::warn!("the fleet's orders can't be read: {why}; this gateway joins it without any"),
@@ -229,12 +268,23 @@ async fn first(rates: SharedRates) -> Result<Known, String> {
 /// Follows the fleet's orders. What is not known for a while stays as it was known last.
 pub struct FleetFollower {
     shared: Arc<Shared>,
+    /// The orders that can't be read, as they were told last.
+    unreadable: Mutex<Vec<String>>,
 }
 
 impl FleetFollower {
     /// For the gateway that serves.
     pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        Self { shared, unreadable: Mutex::default() }
+    }
+
+    /// Says which orders can't be read, once for each change.
+    fn tell_unreadable(&self, now: Vec<String>) {
+        let mut told = self.unreadable.lock();
+        for why in now.iter().filter(|why| !told.contains(why)) {
+            log::warn!("an order of the fleet's can't be read, what is known of it stays in force: {why}");
+        }
+        *told = now;
     }
 
     async fn look(&self) -> Result<(), String> {
@@ -243,20 +293,20 @@ impl FleetFollower {
         // Not before it is this one's turn: a reload may have joined the fleet meanwhile.
         let fleet = shared.snapshot().config.maintenance.fleet;
         let known = shared.maintenance.orders();
-        let read = match shared.fleet_rates.load_full().filter(|_| fleet) {
+        let orders = match shared.fleet_rates.load_full().filter(|_| fleet) {
             Some(redis) => {
                 let read = read(&redis, &known.fleet).await?;
+                self.tell_unreadable(read.unreadable);
                 if read.orders.is_empty() && known.fleet.len() > 1 {
                     let (ended, key) = (known.fleet.len(), redis.own_key(KEY));
                     log::warn!("all {ended} orders of the fleet's end at once: Redis has no {key} any more");
                 }
-                read
+                read.orders
             }
             None if fleet => return Err("there is no Redis yet".to_owned()),
-            None => Known::default(),
+            None => Scope::new(),
         };
-        shared.maintenance.note_unreadable(&shared.metrics, |noted| noted.fleet = read.unreadable);
-        shared.change_orders(|all| all.fleet = read.orders);
+        shared.change_orders(|all| all.fleet = orders);
         shared.maintenance.fleet_orders.send_replace(FleetOrders::Known);
         Ok(())
     }
@@ -305,7 +355,7 @@ async fn read(redis: &SharedRates, known: &Scope) -> Result<Known, String> {
         // One that a later version has set does not concern this one.
         let Some(target) = std::str::from_utf8(field).ok().and_then(Target::parse) else { continue };
         let order = serde_json::from_slice(value).map(Some).unwrap_or_else(|e| {
-            read.unreadable.push(format!("Redis, {key}, field {}: {e}; what was known of it stays", target.key()));
+            read.unreadable.push(format!("{key}, field {}: {e}", target.key()));
             known.get(&target).cloned()
         });
         read.orders.extend(order.map(|order| (target, order)));
@@ -319,7 +369,6 @@ impl BackgroundService for FleetFollower {
         let (first_until, mut silent) = (Instant::now() + FIRST_WAIT, false);
         let mut saved = self.shared.maintenance.orders().fleet.clone();
         loop {
-            kept_orders::look(&self.shared);
             match self.look().await {
                 Ok(()) => {
                     if std::mem::take(&mut silent) {

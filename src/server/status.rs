@@ -146,7 +146,6 @@ fn status(shared: &Shared, reloader: &Reloader, agent: Option<&Agent>, started: 
         routes: config.routes.iter().map(|r| route(config, r, &orders)).collect(),
         upstreams: config.upstreams.iter().zip(&snapshot.upstreams).map(|(c, u)| upstream(c, u, now)).collect(),
         orders: OrderStatus::of(&orders),
-        orders_unreadable: shared.maintenance.unreadable().lines().collect(),
         orders_can_persist: config.server.state_dir.is_some(),
         orders_reach_fleet: config.maintenance.fleet,
         traffic: TrafficStatus::of(&history),
