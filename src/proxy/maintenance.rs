@@ -13,6 +13,7 @@ use crate::observe::Metrics;
 use crate::policy::maintenance::{Orders, Target};
 use crate::refusal::Refusal;
 use crate::snapshot::{Route, Snapshot};
+use crate::upstream::Drained;
 
 /// What is known of the fleet's orders.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -91,8 +92,9 @@ impl Maintenance {
     pub(super) fn apply(&self, snapshot: &Snapshot, metrics: &Metrics, now: Instant) {
         let orders = self.orders.load();
         for built in &snapshot.upstreams {
-            let drained: Vec<_> = orders.drained(built.upstream.name().as_str()).collect();
-            built.upstream.drain_only(&drained, now);
+            let drained = orders.drained(built.upstream.name().as_str());
+            let drained = drained.map(|(name, at)| Drained { name: name.into(), addresses: at.into() });
+            built.upstream.drain_only(drained.collect(), now);
         }
         let routes = snapshot.config.routes.iter().map(|r| r.name.as_str());
         metrics.set_maintenance(&routes.map(|name| (name, orders.of_route(name).is_some())).collect::<Vec<_>>());

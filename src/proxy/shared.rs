@@ -220,7 +220,7 @@ impl Running for Shared {
         self.snapshot()
     }
 
-    fn swap(&self, snapshot: Arc<Snapshot>, log: Option<Arc<AccessLog>>) {
+    fn swap(&self, snapshot: Arc<Snapshot>, log: Option<Arc<AccessLog>>) -> Vec<String> {
         self.bodies.set_limit(snapshot.config.server.body_memory);
         let generation = snapshot.generation;
         let changing = self.maintenance.changing.lock();
@@ -237,6 +237,7 @@ impl Running for Shared {
             }
             old.close(OLD_LOG_WAIT);
         }
+        Vec::new()
     }
 
     fn reopen_log(&self) {

@@ -8,10 +8,11 @@ use serde_json::json;
 use super::maintenance;
 use super::notify::Liveness;
 use super::spiffe::Agent;
+use super::targets;
 use crate::admin::status::{
     AuthoritiesStatus, BreakerStatus, CertificateStatus, ConfigStatus, CrlSourceStatus, CrlStatus, DiscoveryStatus,
-    ListenerStatus, NodeStatus, OrderStatus, ReloadError, ReloadStatus, RouteStatus, SpiffeStatus, StapleStatus,
-    Status, UpstreamStatus,
+    ListenerStatus, NodeStatus, ReloadError, ReloadStatus, RouteStatus, SpiffeStatus, StapleStatus, Status,
+    UpstreamStatus,
 };
 use crate::admin::status_traffic::{FailedHandshakeStatus, PeerStatus, RefusalsStatus, TrafficStatus};
 use crate::admin::{AdminState, Readiness, Reloaded};
@@ -145,7 +146,7 @@ fn status(shared: &Shared, reloader: &Reloader, agent: Option<&Agent>, started: 
         listeners: config.listeners.iter().zip(&snapshot.listeners).map(|(c, l)| listener(shared, c, l)).collect(),
         routes: config.routes.iter().map(|r| route(config, r, &orders)).collect(),
         upstreams: config.upstreams.iter().zip(&snapshot.upstreams).map(|(c, u)| upstream(c, u, now)).collect(),
-        orders: OrderStatus::of(&orders),
+        orders: targets::shown(&snapshot, &orders),
         orders_can_persist: config.server.state_dir.is_some(),
         orders_reach_fleet: config.maintenance.fleet,
         traffic: TrafficStatus::of(&history),
