@@ -42,6 +42,8 @@ pub struct Status {
     pub upstreams: Vec<UpstreamStatus>,
     /// What operators have taken out of service.
     pub orders: Vec<OrderStatus>,
+    /// What can't be read of them, a sentence each: more may be meant to be out of service than is.
+    pub orders_unreadable: Vec<String>,
     /// Whether orders can outlive a restart (`server.state_dir`).
     pub orders_can_persist: bool,
     /// Whether the fleet can be told (`maintenance.fleet`).

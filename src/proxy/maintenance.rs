@@ -27,10 +27,20 @@ pub enum FleetOrders {
     Known,
 }
 
+/// What can't be read of the orders, a sentence each: more may be meant to be out of service than is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Of this gateway's own.
+    pub own: Vec<String>,
+    /// Of the fleet's.
+    pub fleet: Vec<String>,
+}
+
 /// The orders in force.
 #[derive(Default)]
 pub struct Maintenance {
     orders: ArcSwap<Orders>,
+    pub(super) unreadable: Mutex<Unreadable>,
     /// Whether some route is out of service. While none is, this is all that a request looks at.
     stops: AtomicBool,
     /// Held while orders or the snapshot change, so that neither misses the other.
@@ -48,6 +58,11 @@ impl Maintenance {
     /// The orders of the moment.
     pub fn orders(&self) -> Arc<Orders> {
         self.orders.load_full()
+    }
+
+    /// What can't be read of them.
+    pub fn unreadable(&self) -> Unreadable {
+        self.unreadable.lock().clone()
     }
 
     /// Whether the fleet's orders are still to be read for the first time.

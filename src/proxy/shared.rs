@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::check;
 use super::connection::Connection;
 use super::downstream::{Unparsed, UnparsedAnswer};
-use super::maintenance::Maintenance;
+use super::maintenance::{Maintenance, Unreadable};
 use super::sketch::CountMin;
 use crate::clock::Clock;
 use crate::observe::history::History;
@@ -155,6 +155,14 @@ impl Shared {
             self.maintenance.set(orders);
             self.maintenance.apply(&self.snapshot(), &self.metrics, self.clock.now());
         }
+    }
+
+    /// Changes what is said of orders that can't be read.
+    pub fn change_unreadable<R>(&self, change: impl FnOnce(&mut Unreadable) -> R) -> R {
+        let mut unreadable = self.maintenance.unreadable.lock();
+        let changed = change(&mut unreadable);
+        self.metrics.set_unreadable_orders(unreadable.own.len(), unreadable.fleet.len());
+        changed
     }
 
     /// Counts a request in, and says how many there are with it.

@@ -4,13 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
-use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
-use super::maintenance::{FLEET_FILE, file};
+use super::maintenance::{self, FLEET_FILE, file};
 use super::{fleet, targets};
 use crate::admin::Denied;
 use crate::files;
@@ -67,11 +65,16 @@ impl Running for KnowsFleet {
 
     fn swap(&self, snapshot: Arc<Snapshot>, log: Option<Arc<AccessLog>>) -> Vec<String> {
         let (shared, before) = (&self.0, self.0.snapshot());
-        let joins = snapshot.config.maintenance.fleet && !before.config.maintenance.fleet;
-        // Held until the snapshot is in use, or the follower would take the orders back.
-        let _turn = joins.then(|| self.learn(&snapshot));
-        let mut warnings = shared.swap(snapshot.clone(), log);
+        let (was, is) = (before.config.maintenance.fleet, snapshot.config.maintenance.fleet);
+        // Held until the snapshot is in use, or the follower would take the orders back. A reload has a thread that may wait.
+        let _turn = (was != is).then(|| shared.maintenance.fleet.blocking_lock());
+        let mut warnings = if is && !was { self.learn(&snapshot) } else { Vec::new() };
+        warnings.extend(shared.swap(snapshot.clone(), log));
         shared.change_orders(|all| targets::locate(&snapshot, &mut all.own));
+        if was && !is {
+            shared.change_orders(|all| all.fleet.clear());
+            shared.change_unreadable(|all| all.fleet.clear());
+        }
         warnings.extend(targets::idle(&snapshot, &before, &shared.maintenance.orders()));
         warnings
     }
@@ -82,23 +85,22 @@ impl Running for KnowsFleet {
 }
 
 impl KnowsFleet {
-    /// Waits for the fleet's orders, for [`FIRST_WAIT`] at most, and takes them into force. A reload has a thread that may
-    /// wait.
-    fn learn(&self, snapshot: &Snapshot) -> MutexGuard<'_, ()> {
+    /// Waits for the fleet's orders, for [`FIRST_WAIT`] at most, and takes them into force. What was not to be read.
+    fn learn(&self, snapshot: &Snapshot) -> Vec<String> {
         let shared = &self.0;
-        let turn = shared.maintenance.fleet.blocking_lock();
         let asked = match (tokio::runtime::Handle::try_current(), &snapshot.config.redis) {
             (Ok(runtime), Some(redis)) => fleet::rates(shared, redis).and_then(|rates| runtime.block_on(first(rates))),
             _ => Err("there is nobody to ask".to_owned()),
         };
-        match asked {
+        let unreadable = match asked {
             Ok(read) => {
-                read.unreadable.iter().for_each(|why| log::warn!("an order of the fleet's can't be read: {why}"));
                 shared.change_orders(|all| all.fleet = read.orders);
+                read.unreadable
             }
-            Err(why) => log::warn!("the fleet's orders can't be read: {why}; this gateway joins it without any"),
-        }
-        turn
+            Err(why) => vec![format!("the fleet's orders can't be read: {why}; this gateway joins it without any")],
+        };
+        shared.change_unreadable(|all| all.fleet.clone_from(&unreadable));
+        unreadable
     }
 }
 
@@ -119,30 +121,30 @@ async fn first(rates: SharedRates) -> Result<Known, String> {
 /// Follows the fleet's orders. What is not known for a while stays as it was known last.
 pub struct FleetFollower {
     shared: Arc<Shared>,
-    /// The orders that can't be read, as they were told last.
-    unreadable: Mutex<Vec<String>>,
 }
 
 impl FleetFollower {
     /// For the gateway that serves.
     pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, unreadable: Mutex::default() }
+        Self { shared }
     }
 
     /// Says which orders can't be read, once for each change.
     fn tell_unreadable(&self, now: Vec<String>) {
-        let mut told = self.unreadable.lock();
-        for why in now.iter().filter(|why| !told.contains(why)) {
-            log::warn!("an order of the fleet's can't be read, what is known of it stays in force: {why}");
-        }
-        *told = now;
+        let told = self.shared.change_unreadable(|all| std::mem::replace(&mut all.fleet, now.clone()));
+        now.iter().filter(|why| !told.contains(why)).for_each(|why| log::warn!("{why}"));
+    }
+
+    /// Whether there is a fleet to follow.
+    fn follows(&self) -> bool {
+        self.shared.snapshot().config.maintenance.fleet
     }
 
     async fn look(&self) -> Result<(), String> {
         let shared = &self.shared;
         let _turn = shared.maintenance.fleet.lock().await;
         // Not before it is this one's turn: a reload may have joined the fleet meanwhile.
-        let fleet = shared.snapshot().config.maintenance.fleet;
+        let fleet = self.follows();
         let known = shared.maintenance.orders();
         let orders = match shared.fleet_rates.load_full().filter(|_| fleet) {
             Some(redis) => {
@@ -155,7 +157,10 @@ impl FleetFollower {
                 read.orders
             }
             None if fleet => return Err("there is no Redis yet".to_owned()),
-            None => Scope::new(),
+            None => {
+                self.tell_unreadable(Vec::new());
+                Scope::new()
+            }
         };
         shared.change_orders(|all| all.fleet = orders);
         shared.maintenance.fleet_orders.send_replace(FleetOrders::Known);
@@ -177,12 +182,16 @@ impl FleetFollower {
     }
 
     fn is_without(&self, why: &str) {
-        if !self.shared.maintenance.awaits_fleet() {
-            return log::warn!("the fleet's orders can't be read: {why}; those known last stay in force");
+        let awaited = self.shared.maintenance.awaits_fleet();
+        let comes = match (awaited, self.shared.maintenance.orders().fleet.len()) {
+            (true, known) => format!("this gateway begins with {known} that it knew last"),
+            (false, 0) => "none is known".to_owned(),
+            (false, _) => "those known last stay in force".to_owned(),
+        };
+        self.tell_unreadable(vec![format!("the fleet's orders can't be read: {why}; {comes}")]);
+        if awaited {
+            self.shared.maintenance.fleet_orders.send_replace(FleetOrders::Unknown);
         }
-        let known = self.shared.maintenance.orders().fleet.len();
-        log::warn!("the fleet's orders can't be read: {why}; this gateway begins with {known} that it knew last");
-        self.shared.maintenance.fleet_orders.send_replace(FleetOrders::Unknown);
     }
 }
 
@@ -206,8 +215,11 @@ async fn read(redis: &SharedRates, known: &Scope) -> Result<Known, String> {
         // One that a later version has set does not concern this one.
         let Some(target) = std::str::from_utf8(field).ok().and_then(Target::parse) else { continue };
         let order = serde_json::from_slice(value).map(Some).unwrap_or_else(|e| {
-            read.unreadable.push(format!("{key}, field {}: {e}", target.key()));
-            known.get(&target).cloned()
+            let known = known.get(&target);
+            let comes = if known.is_some() { "it stays in force as it was known" } else { "it is not in force here" };
+            read.unreadable
+                .push(format!("an order of the fleet's can't be read, {key}, field {}: {e}; {comes}", target.key()));
+            known.cloned()
         });
         read.orders.extend(order.map(|order| (target, order)));
     }
@@ -220,13 +232,16 @@ impl BackgroundService for FleetFollower {
         let (first_until, mut silent) = (Instant::now() + FIRST_WAIT, false);
         let mut saved = self.shared.maintenance.orders().fleet.clone();
         loop {
+            maintenance::look_aside(&self.shared);
             match self.look().await {
                 Ok(()) => {
-                    if std::mem::take(&mut silent) {
+                    if std::mem::take(&mut silent) && self.follows() {
                         log::info!("the fleet's orders are known again");
                     }
                     self.save(&mut saved).await;
                 }
+                // A reload has taken it out of the fleet in this moment.
+                Err(_) if !self.follows() => {}
                 Err(_) if silent || (self.shared.maintenance.awaits_fleet() && Instant::now() < first_until) => {}
                 Err(why) => {
                     self.is_without(&why);

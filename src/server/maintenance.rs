@@ -27,30 +27,68 @@ pub(super) fn file(snapshot: &Snapshot, name: &str) -> Option<PathBuf> {
 /// Takes the orders into force that were kept before the last end of the process.
 pub fn restore(shared: &Shared) {
     let snapshot = shared.snapshot();
-    if let Some(mut kept) = file(&snapshot, FILE).and_then(|path| kept(&path)) {
+    if let Some(mut kept) = file(&snapshot, FILE).and_then(|path| kept_own(shared, &path)) {
         targets::locate(&snapshot, &mut kept);
         shared.change_orders(|orders| orders.own = kept);
         targets::idle(&snapshot, &snapshot, &shared.maintenance.orders()).iter().for_each(|why| log::warn!("{why}"));
     }
     if !snapshot.config.maintenance.fleet {
         shared.maintenance.fleet_orders.send_replace(FleetOrders::Known);
-    } else if let Some(kept) = file(&snapshot, FLEET_FILE).and_then(|path| kept(&path)) {
-        shared.change_orders(|orders| orders.fleet = kept);
+    } else if let Some(path) = file(&snapshot, FLEET_FILE) {
+        match kept(&path) {
+            Ok(Some(kept)) => shared.change_orders(|orders| orders.fleet = kept),
+            Ok(None) => {}
+            // Redis has them.
+            Err(why) => log::error!("{}: {why}; of the fleet's orders none is known without Redis", path.display()),
+        }
     }
 }
 
-fn kept(path: &Path) -> Option<Scope> {
+/// None: none were kept.
+fn kept(path: &Path) -> Result<Option<Scope>, String> {
     let mut text = Vec::new();
-    let read = files::open_regular(path).and_then(|file| file.take(FILE_MAX).read_to_end(&mut text));
-    match read.map_err(|e| (e.kind() == io::ErrorKind::NotFound, e.to_string())) {
-        Ok(_) => match from_json(&text) {
-            Ok(kept) => return Some(kept),
-            Err(why) => log::error!("{}: {why}; what was drained or in maintenance is not any more", path.display()),
-        },
-        Err((true, _)) => {}
-        Err((false, why)) => log::error!("{}: {why}; what was drained or in maintenance is not", path.display()),
+    match files::open_regular(path).and_then(|file| file.take(FILE_MAX).read_to_end(&mut text)) {
+        Ok(_) => from_json(&text).map(Some),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.to_string()),
     }
-    None
+}
+
+/// A file that can't be read is put aside, and told of until somebody has looked at it: a gateway that does not start, or
+/// refuses all, for the sake of one route or node would do more harm, and the next order must not overwrite what it holds.
+fn kept_own(shared: &Shared, path: &Path) -> Option<Scope> {
+    let kept = kept(path);
+    let aside = aside(path);
+    let mut unreadable = Vec::new();
+    if let Err(why) = &kept {
+        log::error!("{}: {why}; what was drained or in maintenance is not any more", path.display());
+        if let Err(e) = std::fs::rename(path, &aside) {
+            unreadable.push(format!("{}: {why}; it can't be put aside: {e}", path.display()));
+        }
+    }
+    if aside.exists() {
+        let after = "what it took out of service may serve; give its orders again, then delete it";
+        unreadable.push(format!("{} holds orders that could not be read: {after}", aside.display()));
+    }
+    unreadable.iter().for_each(|why| log::warn!("{why}"));
+    shared.change_unreadable(|all| all.own = unreadable);
+    kept.ok().flatten()
+}
+
+fn aside(path: &Path) -> PathBuf {
+    path.with_extension("json.damaged")
+}
+
+/// Whether the file that could not be read is gone, and with it what there is to say.
+pub(super) fn look_aside(shared: &Shared) {
+    if shared.maintenance.unreadable().own.is_empty() {
+        return;
+    }
+    let path = file(&shared.snapshot(), FILE);
+    if !path.is_some_and(|path| aside(&path).exists() || kept(&path).is_err()) {
+        log::info!("the orders that could not be read are gone");
+        shared.change_unreadable(|all| all.own.clear());
+    }
 }
 
 /// Begins or ends an order, and says what is out of service then.

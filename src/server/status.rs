@@ -20,6 +20,7 @@ use crate::config::{self, Config, RoutePeers};
 use crate::observe::process_log;
 use crate::policy::maintenance::Orders;
 use crate::proxy::Shared;
+use crate::proxy::maintenance::Unreadable;
 use crate::reload::{self, Reloader, Report, Trigger};
 use crate::snapshot::{ListenerSnapshot, Snapshot, UpstreamSnapshot};
 use crate::tls::{CertificateFacts, CrlFacts, Staple};
@@ -147,6 +148,10 @@ fn status(shared: &Shared, reloader: &Reloader, agent: Option<&Agent>, started: 
         routes: config.routes.iter().map(|r| route(config, r, &orders)).collect(),
         upstreams: config.upstreams.iter().zip(&snapshot.upstreams).map(|(c, u)| upstream(c, u, now)).collect(),
         orders: targets::shown(&snapshot, &orders),
+        orders_unreadable: {
+            let Unreadable { own, fleet } = shared.maintenance.unreadable();
+            [own, fleet].concat()
+        },
         orders_can_persist: config.server.state_dir.is_some(),
         orders_reach_fleet: config.maintenance.fleet,
         traffic: TrafficStatus::of(&history),
