@@ -2,6 +2,7 @@
 
 mod crl_refresh;
 mod fleet;
+mod fleet_orders;
 mod history;
 mod maintenance;
 pub mod notify;
@@ -9,6 +10,7 @@ mod reload_service;
 pub mod spiffe;
 mod staple_refresh;
 mod status;
+mod targets;
 #[cfg(feature = "otlp")]
 mod trace_export;
 mod turns;
@@ -108,7 +110,7 @@ pub fn run(file: &Path) -> Result<(), RunError> {
     let shared = Shared::new(snapshot, clock, metrics, log);
     maintenance::restore(&shared);
     let fleet = Fleet::new(shared.clone()).map_err(RunError::Start)?;
-    let reloader = Reloader::new(origin, Arc::new(maintenance::KnowsFleet(shared.clone())));
+    let reloader = Reloader::new(origin, Arc::new(fleet_orders::KnowsFleet(shared.clone())));
     notify::start(&shared);
     serve(&shared, &reloader, agent, fleet, (sockets, inherited));
     shared.log().close(LOG_WAIT);
@@ -199,7 +201,7 @@ fn serve(
     let mut looks = background_service("history", history::Looks(shared.clone()));
     looks.threads = Some(1);
     server.add_service(looks);
-    server.add_service(background_service("maintenance", maintenance::FleetFollower::new(shared.clone())));
+    server.add_service(background_service("maintenance", fleet_orders::FleetFollower::new(shared.clone())));
     #[cfg(feature = "otlp")]
     {
         let mut export = background_service("trace export", trace_export::TraceExport(shared.clone()));

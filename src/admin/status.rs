@@ -42,6 +42,8 @@ pub struct Status {
     pub upstreams: Vec<UpstreamStatus>,
     /// What operators have taken out of service.
     pub orders: Vec<OrderStatus>,
+    /// What can't be read of them, a sentence each: more may be meant to be out of service than is.
+    pub orders_unreadable: Vec<String>,
     /// Whether orders can outlive a restart (`server.state_dir`).
     pub orders_can_persist: bool,
     /// Whether the fleet can be told (`maintenance.fleet`).
@@ -179,6 +181,9 @@ pub struct OrderStatus {
     /// The node, as it was named.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+    /// URLs of the nodes that it takes out; empty: there is no such node any more. Of nodes alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<Vec<String>>,
     /// Seconds since 1970.
     pub since: i64,
     /// Whether it is the fleet's, and not this gateway's own.
@@ -191,8 +196,8 @@ pub struct OrderStatus {
 }
 
 impl OrderStatus {
-    /// What is shown of orders.
-    pub fn of(orders: &Orders) -> Vec<Self> {
+    /// What is shown of orders, with the nodes that one takes out.
+    pub fn of(orders: &Orders, nodes: impl Fn(&Target, &Order) -> Vec<String>) -> Vec<Self> {
         let each = orders.all().map(|(target, order, fleet)| {
             let (kind, route, upstream, node) = match target {
                 Target::Gateway => ("gateway", None, None, None),
@@ -201,7 +206,8 @@ impl OrderStatus {
             };
             let persistent = order.kept || fleet;
             let Order { since, retry_after: retry_after_seconds, .. } = *order;
-            Self { kind, route, upstream, node, since, fleet, persistent, retry_after_seconds }
+            let nodes = node.is_some().then(|| nodes(target, order));
+            Self { kind, route, upstream, node, nodes, since, fleet, persistent, retry_after_seconds }
         });
         each.collect()
     }

@@ -56,6 +56,8 @@ definitions! {
         "Requests being served.";
     MAINTENANCE: Kind::Gauge, "maintenance", ["route"],
         "1 while the route answers 503 because an operator said so, else 0; absent: the route is unknown.";
+    ORDERS_UNREADABLE: Kind::Gauge, "maintenance_orders_unreadable", ["scope"],
+        "Orders, or whole sets of them, that can't be read: of this gateway's own (own) or the fleet's; /v1/status says which.";
     REFUSALS: Kind::Counter, "refusals_total", ["reason"],
         "Requests that the gateway answered itself, by reason.";
     RATE_LIMIT_DECISIONS: Kind::Counter, "rate_limit_decisions_total", ["limit", "decision"],

@@ -201,7 +201,7 @@ impl Metrics {
                 gauges(&r, &DISCOVERY_LAST_SUCCESS),
                 gauges(&r, &DISCOVERY_UP),
             ),
-            maintenance: MaintenanceGauges::new(gauges(&r, &MAINTENANCE)),
+            maintenance: MaintenanceGauges::new(gauges(&r, &MAINTENANCE), &gauges(&r, &ORDERS_UNREADABLE)),
             body_memory: gauge(&r, &BODY_MEMORY),
             access_log_lines: counter(&r, &ACCESS_LOG_LINES),
             access_log_dropped: counter(&r, &ACCESS_LOG_DROPPED),

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -70,6 +71,10 @@ pub struct Order {
     /// `Retry-After`, seconds; none: as configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after: Option<u32>,
+    /// Where the nodes were that a drain names: they stay out if a configuration gives them another URL. Versions before
+    /// have written none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<SocketAddr>,
     /// Whether it is kept across a restart. The fleet's all are, by Redis.
     #[serde(skip)]
     pub kept: bool,
@@ -110,10 +115,10 @@ impl Orders {
         self.all().any(|(target, ..)| !matches!(target, Target::Node { .. }))
     }
 
-    /// The nodes of an upstream that are drained, as they were named.
-    pub fn drained<'o>(&'o self, upstream: &'o str) -> impl Iterator<Item = &'o str> {
-        self.all().filter_map(move |(target, ..)| match target {
-            Target::Node { upstream: of, node } if of == upstream => Some(node.as_str()),
+    /// The nodes of an upstream that are drained, as they were named, and where they were.
+    pub fn drained<'o>(&'o self, upstream: &'o str) -> impl Iterator<Item = (&'o str, &'o [SocketAddr])> {
+        self.all().filter_map(move |(target, order, _)| match target {
+            Target::Node { upstream: of, node } if of == upstream => Some((node.as_str(), &*order.addresses)),
             _ => None,
         })
     }
@@ -169,7 +174,7 @@ mod tests {
     use super::*;
 
     fn order(retry_after: Option<u32>, kept: bool) -> Order {
-        Order { since: 7, retry_after, kept }
+        Order { since: 7, retry_after, addresses: Vec::new(), kept }
     }
 
     fn node(upstream: &str, node: &str) -> Target {
@@ -202,6 +207,17 @@ mod tests {
     }
 
     #[test]
+    fn a_drain_knows_where_its_node_was_and_one_of_an_older_version_is_read_without() {
+        let addresses = vec!["127.0.0.1:1".parse().unwrap(), "[::1]:1".parse().unwrap()];
+        let own = Scope::from([(node("hive", "http://a:1"), Order { addresses, ..order(None, true) })]);
+        assert_eq!(from_json(to_json(&own).as_bytes()), Ok(own.clone()));
+        let orders = Orders { own, fleet: Scope::new() };
+        assert_eq!(Orders::from_line(&orders.to_line()), Ok(orders));
+        let older = from_json(br#"{"node/hive/http://a:1":{"since":7}}"#).unwrap();
+        assert_eq!(older, Scope::from([(node("hive", "http://a:1"), order(None, true))]));
+    }
+
+    #[test]
     fn a_process_that_takes_over_knows_every_order() {
         let own =
             Scope::from([(Target::Gateway, order(Some(5), false)), (Target::Route("a2a".into()), order(None, true))]);
@@ -224,7 +240,8 @@ mod tests {
         assert_eq!(orders.of_route("other").unwrap().retry_after, Some(5));
         assert!(orders.stop_requests() && orders.of_gateway());
         orders.fleet.insert(node("hive", "http://b:1"), order(None, false));
-        assert_eq!(orders.drained("hive").collect::<Vec<_>>(), ["http://a:1", "http://b:1"]);
+        let drained: Vec<_> = orders.drained("hive").map(|(node, _)| node).collect();
+        assert_eq!(drained, ["http://a:1", "http://b:1"]);
         assert_eq!(orders.drained("other").count(), 0);
     }
 }

@@ -13,6 +13,7 @@ use crate::observe::Metrics;
 use crate::policy::maintenance::{Orders, Target};
 use crate::refusal::Refusal;
 use crate::snapshot::{Route, Snapshot};
+use crate::upstream::Drained;
 
 /// What is known of the fleet's orders.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,10 +27,20 @@ pub enum FleetOrders {
     Known,
 }
 
+/// What can't be read of the orders, a sentence each: more may be meant to be out of service than is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Of this gateway's own.
+    pub own: Vec<String>,
+    /// Of the fleet's.
+    pub fleet: Vec<String>,
+}
+
 /// The orders in force.
 #[derive(Default)]
 pub struct Maintenance {
     orders: ArcSwap<Orders>,
+    pub(super) unreadable: Mutex<Unreadable>,
     /// Whether some route is out of service. While none is, this is all that a request looks at.
     stops: AtomicBool,
     /// Held while orders or the snapshot change, so that neither misses the other.
@@ -47,6 +58,11 @@ impl Maintenance {
     /// The orders of the moment.
     pub fn orders(&self) -> Arc<Orders> {
         self.orders.load_full()
+    }
+
+    /// What can't be read of them.
+    pub fn unreadable(&self) -> Unreadable {
+        self.unreadable.lock().clone()
     }
 
     /// Whether the fleet's orders are still to be read for the first time.
@@ -91,8 +107,9 @@ impl Maintenance {
     pub(super) fn apply(&self, snapshot: &Snapshot, metrics: &Metrics, now: Instant) {
         let orders = self.orders.load();
         for built in &snapshot.upstreams {
-            let drained: Vec<_> = orders.drained(built.upstream.name().as_str()).collect();
-            built.upstream.drain_only(&drained, now);
+            let drained = orders.drained(built.upstream.name().as_str());
+            let drained = drained.map(|(name, at)| Drained { name: name.into(), addresses: at.into() });
+            built.upstream.drain_only(drained.collect(), now);
         }
         let routes = snapshot.config.routes.iter().map(|r| r.name.as_str());
         metrics.set_maintenance(&routes.map(|name| (name, orders.of_route(name).is_some())).collect::<Vec<_>>());

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::check;
 use super::connection::Connection;
 use super::downstream::{Unparsed, UnparsedAnswer};
-use super::maintenance::Maintenance;
+use super::maintenance::{Maintenance, Unreadable};
 use super::sketch::CountMin;
 use crate::clock::Clock;
 use crate::observe::history::History;
@@ -157,6 +157,14 @@ impl Shared {
         }
     }
 
+    /// Changes what is said of orders that can't be read.
+    pub fn change_unreadable<R>(&self, change: impl FnOnce(&mut Unreadable) -> R) -> R {
+        let mut unreadable = self.maintenance.unreadable.lock();
+        let changed = change(&mut unreadable);
+        self.metrics.set_unreadable_orders(unreadable.own.len(), unreadable.fleet.len());
+        changed
+    }
+
     /// Counts a request in, and says how many there are with it.
     pub(super) fn request_began(&self) -> u64 {
         self.requests.fetch_add(1, Ordering::Relaxed) + 1
@@ -220,7 +228,7 @@ impl Running for Shared {
         self.snapshot()
     }
 
-    fn swap(&self, snapshot: Arc<Snapshot>, log: Option<Arc<AccessLog>>) {
+    fn swap(&self, snapshot: Arc<Snapshot>, log: Option<Arc<AccessLog>>) -> Vec<String> {
         self.bodies.set_limit(snapshot.config.server.body_memory);
         let generation = snapshot.generation;
         let changing = self.maintenance.changing.lock();
@@ -237,6 +245,7 @@ impl Running for Shared {
             }
             old.close(OLD_LOG_WAIT);
         }
+        Vec::new()
     }
 
     fn reopen_log(&self) {

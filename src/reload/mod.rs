@@ -52,8 +52,8 @@ pub trait Running: Send + Sync {
     /// What is in use.
     fn snapshot(&self) -> Arc<Snapshot>;
 
-    /// Takes a snapshot into use, and another access log if its target changed.
-    fn swap(&self, snapshot: Arc<Snapshot>, log: Option<Arc<AccessLog>>);
+    /// Takes a snapshot into use, and another access log if its target changed. What is probably not meant in what runs then.
+    fn swap(&self, snapshot: Arc<Snapshot>, log: Option<Arc<AccessLog>>) -> Vec<String>;
 
     /// Opens the access log's file again: it may have been moved away.
     fn reopen_log(&self);
@@ -382,11 +382,11 @@ impl Reloader {
         state: &mut State,
         snapshot: Snapshot,
         log: Option<Arc<AccessLog>>,
-        warnings: Vec<String>,
+        mut warnings: Vec<String>,
         trigger: Trigger,
     ) -> Report {
         let snapshot = Arc::new(snapshot);
-        self.running.swap(snapshot.clone(), log);
+        warnings.extend(self.running.swap(snapshot.clone(), log));
         snapshot.publish(&state.origin.metrics);
         log::info!("reloaded ({}): generation {} is in use", trigger.as_str(), snapshot.generation);
         for warning in &warnings {

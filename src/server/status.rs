@@ -8,10 +8,11 @@ use serde_json::json;
 use super::maintenance;
 use super::notify::Liveness;
 use super::spiffe::Agent;
+use super::targets;
 use crate::admin::status::{
     AuthoritiesStatus, BreakerStatus, CertificateStatus, ConfigStatus, CrlSourceStatus, CrlStatus, DiscoveryStatus,
-    ListenerStatus, NodeStatus, OrderStatus, ReloadError, ReloadStatus, RouteStatus, SpiffeStatus, StapleStatus,
-    Status, UpstreamStatus,
+    ListenerStatus, NodeStatus, ReloadError, ReloadStatus, RouteStatus, SpiffeStatus, StapleStatus, Status,
+    UpstreamStatus,
 };
 use crate::admin::status_traffic::{FailedHandshakeStatus, PeerStatus, RefusalsStatus, TrafficStatus};
 use crate::admin::{AdminState, Readiness, Reloaded};
@@ -19,6 +20,7 @@ use crate::config::{self, Config, RoutePeers};
 use crate::observe::process_log;
 use crate::policy::maintenance::Orders;
 use crate::proxy::Shared;
+use crate::proxy::maintenance::Unreadable;
 use crate::reload::{self, Reloader, Report, Trigger};
 use crate::snapshot::{ListenerSnapshot, Snapshot, UpstreamSnapshot};
 use crate::tls::{CertificateFacts, CrlFacts, Staple};
@@ -145,7 +147,11 @@ fn status(shared: &Shared, reloader: &Reloader, agent: Option<&Agent>, started: 
         listeners: config.listeners.iter().zip(&snapshot.listeners).map(|(c, l)| listener(shared, c, l)).collect(),
         routes: config.routes.iter().map(|r| route(config, r, &orders)).collect(),
         upstreams: config.upstreams.iter().zip(&snapshot.upstreams).map(|(c, u)| upstream(c, u, now)).collect(),
-        orders: OrderStatus::of(&orders),
+        orders: targets::shown(&snapshot, &orders),
+        orders_unreadable: {
+            let Unreadable { own, fleet } = shared.maintenance.unreadable();
+            [own, fleet].concat()
+        },
         orders_can_persist: config.server.state_dir.is_some(),
         orders_reach_fleet: config.maintenance.fleet,
         traffic: TrafficStatus::of(&history),

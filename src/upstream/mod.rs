@@ -16,6 +16,7 @@
 mod balance;
 mod breaker;
 pub mod discovery;
+mod drain;
 mod exchange;
 #[cfg(test)]
 mod fakes;
@@ -46,6 +47,7 @@ use parking_lot::Mutex;
 pub use balance::Ask;
 pub use breaker::{BreakerStatus, Overflow, Permit, RetryPermit};
 pub use discovery::{Discovery, DiscoveryStatus};
+pub use drain::Drained;
 pub use exchange::{Exchange, Request};
 pub use health::look_after;
 pub use node::{Health, Node, NodeId, NodeStatus, WRONG_NODE};
@@ -76,8 +78,8 @@ pub struct Upstream {
     outlier: file::Outlier,
     /// Held while a node is ejected; shared with the upstream of the next configuration, as the nodes' states are.
     ejecting: Arc<Mutex<()>>,
-    /// Nodes that operators have taken out, as they named them.
-    drained: Mutex<Box<[Box<str>]>>,
+    /// Nodes that operators have taken out.
+    drained: Mutex<Box<[Drained]>>,
     breaker: Breaker,
     metrics: Arc<UpstreamMetrics>,
     http2: bool,
@@ -247,26 +249,6 @@ impl Upstream {
         self.view.load().mode == Mode::Panic
     }
 
-    /// Drains the nodes that one of these texts names, by URL or address, and returns all others. A node that returns gets
-    /// its share back step by step, as one does that was down.
-    pub fn drain_only(&self, named: &[&str], now: Instant) {
-        *self.drained.lock() = named.iter().map(|text| (*text).into()).collect();
-        for node in self.nodes().iter() {
-            let drained = named.iter().any(|text| node.is_named(text));
-            if !node.set_drained(drained) {
-                continue;
-            }
-            let (name, url) = (&self.name, node.url());
-            if drained {
-                info!("upstream {name}: node {url} is drained: it gets no new requests");
-            } else {
-                node.state.ejection.recovered(now);
-                info!("upstream {name}: node {url} is returned");
-            }
-        }
-        self.refresh();
-    }
-
     /// What the admin page shows, one entry per node.
     pub fn status(&self) -> Vec<NodeStatus> {
         self.nodes().iter().map(|n| n.status()).collect()
@@ -291,10 +273,7 @@ impl Upstream {
 
     /// Must follow every change of a node's usability. Lays the nodes out again if anything has changed.
     fn refresh(&self) {
-        for text in self.drained.lock().iter() {
-            // Among the nodes may be new ones that were named before.
-            self.nodes().iter().filter(|node| node.is_named(text)).for_each(|node| _ = node.set_drained(true));
-        }
+        self.drain_again();
         let before = self.view.load_full();
         if !before.is_stale() {
             return;

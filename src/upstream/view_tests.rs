@@ -3,7 +3,7 @@ use std::time::SystemTime;
 
 use super::super::fakes::{build, node, plain, settings};
 use super::super::node::Thresholds;
-use super::super::{NodeSettings, Settings, Upstream};
+use super::super::{Drained, NodeSettings, Settings, Upstream};
 use super::*;
 use crate::config::file::Balance;
 
@@ -144,9 +144,8 @@ fn a_drained_node_gets_nothing_in_any_mode_and_nothing_is_missing_without_it() {
         // Five of ten are drained, the other five carry all: nothing goes to the second priority.
         let upstream = upstream(&[[0; 10], [1; 10], [2; 10]].concat(), balance, 500);
         set(&upstream, 0..30, true);
-        let named: Vec<String> = upstream.nodes()[..5].iter().map(|n| n.url().to_string()).collect();
-        let named: Vec<&str> = named.iter().map(String::as_str).collect();
-        upstream.drain_only(&named, Instant::now());
+        let named = |node: &Arc<Node>| Drained { name: (&**node.url()).into(), addresses: Box::default() };
+        upstream.drain_only(upstream.nodes()[..5].iter().map(named).collect(), Instant::now());
         assert!(near(by_priority(&upstream), [1000, 0, 0]), "{balance:?}");
         let drained = |upstream: &Upstream| -> u64 { upstream.status()[..5].iter().map(|n| n.requests).sum() };
         assert_eq!(drained(&upstream), 0, "{balance:?}");
@@ -155,11 +154,10 @@ fn a_drained_node_gets_nothing_in_any_mode_and_nothing_is_missing_without_it() {
         assert!(upstream.is_in_panic());
         by_priority(&upstream);
         assert_eq!(drained(&upstream), 0, "{balance:?}");
-        let all: Vec<String> = upstream.nodes().iter().map(|n| n.url().to_string()).collect();
-        upstream.drain_only(&all.iter().map(String::as_str).collect::<Vec<_>>(), Instant::now());
+        upstream.drain_only(upstream.nodes().iter().map(named).collect(), Instant::now());
         assert!(upstream.pick(&plain()).is_none() && !upstream.has_usable(), "{balance:?}");
         set(&upstream, 0..30, true);
-        upstream.drain_only(&[], Instant::now());
+        upstream.drain_only(Vec::new(), Instant::now());
         assert!(upstream.pick(&plain()).is_some(), "{balance:?}");
     }
 }

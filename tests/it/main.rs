@@ -42,6 +42,7 @@ mod overload;
 mod packaging;
 mod rate_limits;
 mod ocsp;
+mod orders;
 mod outlier;
 mod reload;
 mod reload_config;

@@ -386,7 +386,7 @@ fn without_redis_a_gateway_begins_with_the_fleet_s_orders_that_it_knew_last() {
     wait_until("it is kept", || std::fs::read_to_string(&file).is_ok_and(|text| text.contains("route/echo")));
     redis.kill();
     let gateway = gateway.stop().start();
-    assert!(gateway.stderr().contains(&format!("{BEGINS_WITH} 1 ")), "{}", gateway.stderr());
+    wait_until("it is told", || gateway.stderr().contains(&format!("{BEGINS_WITH} 1 ")));
     assert_eq!(echo(&gateway).header("retry-after"), Some("420"));
     redis.restart();
     wait_until("the order is gone", || echo(&gateway).status == 200);
@@ -402,7 +402,7 @@ fn an_upgrade_without_redis_keeps_the_fleet_s_orders() {
     let old = gateway.upgrade();
     wait_until("the old process ends", || !runs(old));
     assert_eq!(echo(&gateway).status, 503);
-    assert!(gateway.stderr().contains(&format!("{BEGINS_WITH} 0 ")), "{}", gateway.stderr());
+    wait_until("it is told", || gateway.stderr().contains(&format!("{BEGINS_WITH} 0 ")));
 }
 
 #[test]
