@@ -86,7 +86,8 @@ impl<'a> Way<'a> {
 
     /// Whether a body belongs to the request that nobody has shown.
     pub fn body_unknown(&self) -> bool {
-        self.asked.body.is_none() && self.route().is_some_and(|route| route.json_rpc.is_some())
+        let expected = || self.route().is_some_and(|route| route.json_rpc.is_some());
+        self.asked.body.is_none() && (self.asked.has_body() || expected())
     }
 
     pub fn listener(&self) -> &'a ListenerSnapshot {
