@@ -328,3 +328,42 @@ fn a_redis_that_can_not_write_is_down_and_up_again_when_it_can() {
         assert!(redis.decisions() > before, "shared again");
     }
 }
+
+#[test]
+fn what_redis_can_not_have_counted_is_cut_to_a_full_bucket_or_forgotten() {
+    let redis = Redis::start();
+    let ([one, other], _node) = fleet(&url(&redis), "per: peer, rate: 2/s, burst: 2");
+    let status = |g: &Gateway, who: &str| g.client(who).get(g.address, "/echo").unwrap().status;
+    let key_of = |who: &str| {
+        let mut key = String::new();
+        wait_until("Redis has the key", || {
+            assert_eq!(redis.command("FLUSHALL"), "+OK");
+            assert!([200, 429].contains(&status(&one, who)));
+            key = redis.command("RANDOMKEY");
+            key.contains("route/echo/peer:")
+        });
+        key
+    };
+    // As a clock that ran ahead leaves it; and the clock of the Redis that took its place.
+    let key = key_of("alice");
+    for ahead in ["99999999999999999999", "inf"] {
+        assert_eq!(redis.command(&format!("SET {key} {ahead}")), "+OK");
+        wait_until("the bucket drains", || status(&other, "alice") == 200);
+    }
+    let key = key_of("bob");
+    for odd in ["nan", "hello"] {
+        assert_eq!(redis.command(&format!("SET {key} {odd}")), "+OK");
+        wait_until("the limit goes on", || status(&other, "bob") == 200);
+        assert_eq!(other.metric(FALLBACKS, &[]), 0.0, "{odd}");
+        assert!(redis.command(&format!("GET {key}")).starts_with("1"), "{odd}");
+    }
+    // What no script can read is this one key's affair.
+    redis.command(&format!("DEL {key}"));
+    redis.command(&format!("LPUSH {key} x"));
+    wait_until("Redis has errors for this key", || {
+        assert!([200, 429].contains(&status(&other, "bob")));
+        other.metric(FALLBACKS, &[("reason", "error")]) >= 3.0
+    });
+    assert_eq!(other.metric(UP, &[]), 1.0);
+    assert!(!other.stderr().contains("until it is back"), "{}", other.stderr());
+}
