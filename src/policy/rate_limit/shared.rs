@@ -37,6 +37,9 @@ keep(next)
 return {1, math.floor(next - now)}
 ";
 
+/// Arguments with which the script writes, and its key is gone at once.
+pub const PROBE: [&str; 3] = ["1", "1000", "1"];
+
 /// What Redis said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Answer {
