@@ -263,16 +263,7 @@ fn body(way: &mut Way<'_>) -> Result<(), Stop> {
         true => way.listener_key("waf"),
     };
     let asked = way.asked;
-    let length = asked.body.as_ref().map(|body| body.len() as u64);
-    let (shown, then) = match (length, asked.announced) {
-        (None, Some(announced)) => (format!("{announced} bytes announced"), ""),
-        (None, None) if way.body_unknown() => ("not shown".to_owned(), ""),
-        (Some(length), Some(announced)) if length < announced => {
-            (format!("{length} of {announced} announced bytes"), "; the gateway waits for the rest")
-        }
-        _ if asked.overlong => (format!("{} bytes", length.unwrap_or(0)), "; what is behind them is the next request"),
-        _ => (format!("{} bytes", length.unwrap_or(0)), ""),
-    };
+    let (shown, then) = way.body_said();
     way.say(format!("{shown}, {limit} are allowed{then}"), at);
     let (listener, headers) = (way.listener(), asked.head().headers);
     if asked.has_body() {
