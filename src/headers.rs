@@ -57,6 +57,18 @@ pub const X_RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-l
 /// Rate limit answers.
 pub const X_RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 
+/// The length that a body is announced to have; none: it is not said, or not as a number.
+pub fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// Whether a body under these fields is written in a content coding. `identity` is none: it says that there is none, though
+/// nobody is to send it here (RFC 9110, section 8.4.1).
+pub fn has_content_coding(headers: &HeaderMap) -> bool {
+    let identity = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity");
+    !headers.get_all(CONTENT_ENCODING).iter().all(identity)
+}
+
 /// Headers that belong to one connection (RFC 9110, section 7.6.1), never forwarded in either direction.
 pub const HOP_BY_HOP: [HeaderName; 10] = [
     CONNECTION,

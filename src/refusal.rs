@@ -424,7 +424,7 @@ impl Refusal {
             Refusal::UpstreamBusy => (503, "upstream_busy", -32603, "Hive serves as many requests as it can. Try again."),
             Refusal::ExpectationFailed => (417, "expectation_failed", -32600, "Only Expect: 100-continue is supported."),
             Refusal::UnsupportedMediaType(_) => (415, "unsupported_media_type", -32700, "Send application/json in UTF-8."),
-            Refusal::UnsupportedContentCoding => (415, "unsupported_content_coding", -32700, "Send the JSON without a content coding."),
+            Refusal::UnsupportedContentCoding => (415, "unsupported_content_coding", -32700, "Send the body without a content coding."),
             Refusal::Envelope(error) => (400, error.code(), error.json_rpc_code(), error.message()),
             Refusal::JsonRpcMethodNotAllowed => (403, "json_rpc_method_not_allowed", -32601, "Method not allowed."),
             Refusal::NotificationRefused => (400, "rpc_notification_refused", -32600, "Notifications are not accepted here: send an id."),

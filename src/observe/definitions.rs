@@ -73,7 +73,7 @@ definitions! {
     EVENT_LOOP_LAG: Kind::Gauge, "event_loop_lag_seconds", [],
         "How late the threads that serve requests get to what is due; overload.event_loop_lag compares it.";
     REDIS_UP: Kind::Gauge, "redis_up", [],
-        "1 while all shared rate limits are counted in Redis; 0 while a node that keeps some of them is down, or nothing is shared.";
+        "1 while all shared rate limits are counted in Redis; 0 while a node that keeps some of them is down or answers with errors, or nothing is shared.";
     REDIS: Kind::Histogram(REDIS_BUCKETS), "redis_seconds", [],
         "Time until Redis answered a rate limit.";
     REDIS_FALLBACKS: Kind::Counter, "redis_fallbacks_total", ["reason"],

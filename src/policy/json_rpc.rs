@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use ahash::RandomState;
 use http::HeaderMap;
 
-use crate::headers::{CONTENT_ENCODING, CONTENT_TYPE};
+use crate::headers::{CONTENT_TYPE, has_content_coding};
 use crate::json_rpc::{Call, Limits, METHOD_LENGTH_MAX, MethodPolicy, ParamsSchema, RawId, Text, scan};
 use crate::refusal::Refusal;
 
@@ -123,12 +123,13 @@ pub fn check_media_type(headers: &HeaderMap) -> Result<(), Refusal> {
             return Err(Refusal::UnsupportedMediaType("a charset other than utf-8"));
         }
     }
-    if headers.contains_key(CONTENT_ENCODING) { Err(Refusal::UnsupportedContentCoding) } else { Ok(()) }
+    if has_content_coding(headers) { Err(Refusal::UnsupportedContentCoding) } else { Ok(()) }
 }
 
 #[cfg(test)]
 mod tests {
     use http::HeaderValue;
+    use http::header::CONTENT_ENCODING;
 
     use super::*;
 
@@ -219,7 +220,10 @@ mod tests {
         assert_eq!(of(None), Err(Refusal::UnsupportedMediaType("no Content-Type")));
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        assert_eq!(check_media_type(&headers), Err(Refusal::UnsupportedContentCoding));
+        for (coding, taken) in [("Identity", true), ("gzip", false), ("identity, gzip", false), ("", false)] {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding));
+            let refused = Err(Refusal::UnsupportedContentCoding);
+            assert_eq!(check_media_type(&headers), if taken { Ok(()) } else { refused }, "{coding}");
+        }
     }
 }

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use pingora::Error;
 use pingora::proxy::Session;
 
-use super::Shared;
 use super::context::Context;
+use super::{Shared, check};
 use crate::headers;
 use crate::refusal::Refusal;
 
@@ -40,7 +40,7 @@ impl From<Refusal> for NoBody {
 
 /// The announced length, if there is one. It has been checked to be a number.
 pub fn announced(session: &Session) -> Option<u64> {
-    session.req_header().headers.get(headers::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+    headers::content_length(&session.req_header().headers)
 }
 
 /// Reads the body, at most `limit` bytes of it and not longer than `within`.
@@ -73,13 +73,10 @@ pub async fn read(
 
 /// A client that waits for `100 Continue` gets it only now, when everything but the body has been accepted.
 async fn answer_expectation(session: &mut Session) -> Result<(), NoBody> {
-    match session.req_header().headers.get(headers::EXPECT) {
-        None => Ok(()),
-        Some(expect) if expect.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
-            session.as_downstream_mut().write_continue_response().await.map_err(NoBody::Gone)
-        }
-        Some(_) => Err(Refusal::ExpectationFailed.into()),
+    if check::expectation(&session.req_header().headers)? {
+        session.as_downstream_mut().write_continue_response().await.map_err(NoBody::Gone)?;
     }
+    Ok(())
 }
 
 async fn collect(

@@ -96,6 +96,15 @@ pub fn no_body(method: &Method, has_body: bool) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Whether a client with a body waits for `100 Continue` before it sends that.
+pub fn expectation(headers: &HeaderMap) -> Result<bool, Refusal> {
+    match headers.get(headers::EXPECT) {
+        None => Ok(false),
+        Some(expect) if expect.as_bytes().eq_ignore_ascii_case(b"100-continue") => Ok(true),
+        Some(_) => Err(Refusal::ExpectationFailed),
+    }
+}
+
 /// Federation JWTs for our own Hive: the issuer as far as it is believed, and the verdict. Without one the request passes:
 /// Hive knows whether the route needs it.
 pub fn federation(

@@ -37,21 +37,21 @@ const GATHER_MAX: usize = 16 << 10;
 const LINE_KEPT_MAX: usize = 512;
 
 /// What the client is told when the HTTP parser gives up before there is a request to refuse.
-pub const MALFORMED: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 76\r\n\
+pub const MALFORMED: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 74\r\n\
 cache-control: no-store\r\nx-content-type-options: nosniff\r\nconnection: close\r\n\r\n\
-{\"error\":\"bad_request\",\"message\":\"The request is malformed or ambiguous.\"}\r\n";
+{\"error\":\"bad_request\",\"message\":\"The request is malformed or ambiguous.\"}";
 
 /// What the client is told when its header is longer than the limit and still not whole.
 pub const HEADER_TOO_LARGE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r\n\
-content-type: application/json\r\ncontent-length: 75\r\ncache-control: no-store\r\n\
+content-type: application/json\r\ncontent-length: 73\r\ncache-control: no-store\r\n\
 x-content-type-options: nosniff\r\nconnection: close\r\n\r\n\
-{\"error\":\"header_too_large\",\"message\":\"The request header is too large.\"}\r\n";
+{\"error\":\"header_too_large\",\"message\":\"The request header is too large.\"}";
 
 /// The same when already its request line is (RFC 9112, section 3).
 pub const URI_TOO_LONG: &[u8] =
-    b"HTTP/1.1 414 URI Too Long\r\ncontent-type: application/json\r\ncontent-length: 70\r\n\
+    b"HTTP/1.1 414 URI Too Long\r\ncontent-type: application/json\r\ncontent-length: 68\r\n\
 cache-control: no-store\r\nx-content-type-options: nosniff\r\nconnection: close\r\n\r\n\
-{\"error\":\"uri_too_long\",\"message\":\"The request target is too long.\"}\r\n";
+{\"error\":\"uri_too_long\",\"message\":\"The request target is too long.\"}";
 
 /// Told of requests that end before they are one.
 pub trait Unparsed: Send + Sync {
@@ -471,6 +471,30 @@ impl Drop for Downstream {
         let _ = self.poll_send_gathered(&mut Context::from_waker(Waker::noop()));
         if let Some(reason) = self.connection.end() {
             self.admitted.ends_for(reason);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::file::LocalReply;
+    use crate::proxy::answer::Form;
+    use crate::refusal::Refusal;
+
+    #[test]
+    fn what_the_parser_refuses_is_answered_as_what_the_proxy_refuses() {
+        let form = Form { reply: LocalReply::Hive, on_json_rpc: false };
+        for (answer, refusal) in [
+            (MALFORMED, Refusal::AmbiguousRequest("")),
+            (HEADER_TOO_LARGE, Refusal::HeaderTooLarge),
+            (URI_TOO_LONG, Refusal::UriTooLong),
+        ] {
+            let answer = std::str::from_utf8(answer).unwrap();
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            assert_eq!(body.as_bytes(), form.body(&refusal, None));
+            assert!(head.starts_with(&format!("HTTP/1.1 {} ", refusal.status())), "{head}");
+            assert!(head.contains(&format!("\r\ncontent-length: {}\r\n", body.len())), "{head}");
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::json_rpc::Text;
 use crate::observe::RateLimitDecision;
 use crate::policy::rate_limit::{Caller, Exceeded, Facts, Limit, SharedRates};
 use crate::refusal::Refusal;
-use crate::snapshot::ListenerSnapshot;
+use crate::snapshot::{ListenerSnapshot, Route};
 
 /// The JSON-RPC calls of a body, as far as limits go.
 #[derive(Default)]
@@ -47,6 +47,7 @@ impl<'a> Calls<'a> {
 }
 
 /// What a limit is asked for.
+#[derive(Clone, Copy)]
 struct Wanted<'a> {
     /// The JSON-RPC method, where that counts.
     method: Option<&'a str>,
@@ -94,32 +95,75 @@ impl Asking<'_> {
     /// The limits by method, and for a batch the rest of the others: a batch counts as its calls.
     pub async fn calls(&self, session: &mut Session, ctx: &mut Context, calls: Calls<'_>) -> Result<(), Refusal> {
         let Some(route) = ctx.route.clone() else { return Ok(()) };
-        let listener = &self.listener.rate_limits;
-        let more = u32::try_from(calls.more.len()).unwrap_or(u32::MAX);
         // The body may have taken its time.
         let now = self.shared.clock.now();
-        if more > 0 {
-            let (of_listener, of_route) = (listener.by_body(), route.rate_limits.by_body());
-            for limits in of_listener.into_iter().chain(of_route) {
-                let wanted = Wanted { method: None, calls: more, whole: more.saturating_add(1) };
-                self.ask(limits, session, ctx, &wanted, now).await?;
-            }
+        if !calls.more.is_empty() {
+            return self.batch(session, ctx, &route, calls, now).await;
         }
-        let by_call = [&listener.by_call, &route.rate_limits.by_call];
+        let by_call = [&self.listener.rate_limits.by_call, &route.rate_limits.by_call];
         if by_call.iter().all(|limits| limits.is_empty()) {
             return Ok(());
         }
-        if let (Some(method), 0) = (calls.first, more) {
-            let method = method.decode();
-            for limits in by_call {
-                self.ask(limits, session, ctx, &Wanted { method: Some(&method), ..Wanted::ONE }, now).await?;
-            }
-            return Ok(());
+        let Some(method) = calls.first else { return Ok(()) };
+        let method = method.decode();
+        for limits in by_call {
+            self.ask(limits, session, ctx, &Wanted { method: Some(&method), ..Wanted::ONE }, now).await?;
         }
-        for (method, count) in calls.by_method() {
-            for limits in by_call {
-                let wanted = Wanted { method: Some(&method), calls: count, whole: count };
-                self.ask(limits, session, ctx, &wanted, now).await?;
+        Ok(())
+    }
+
+    /// The calls of a batch take from all limits, or where one refuses them from none; but for what is known in Redis alone.
+    async fn batch(
+        &self,
+        session: &mut Session,
+        ctx: &mut Context,
+        route: &Route,
+        calls: Calls<'_>,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let (of_listener, of_route) = (&self.listener.rate_limits, &route.rate_limits);
+        let more = u32::try_from(calls.more.len()).unwrap_or(u32::MAX);
+        // The first was counted before the body was read.
+        let rest = Wanted { method: None, calls: more, whole: more.saturating_add(1) };
+        let by_body = of_listener.by_body().into_iter().chain(of_route.by_body());
+        let mut wanted: Vec<(&[Arc<Limit>], Wanted<'_>)> = by_body.map(|limits| (limits, rest)).collect();
+        let by_call = [&*of_listener.by_call, &*of_route.by_call];
+        let methods = if by_call.concat().is_empty() { Vec::new() } else { calls.by_method() };
+        for (method, count) in &methods {
+            let same = Wanted { method: Some(method), calls: *count, whole: *count };
+            wanted.extend(by_call.map(|limits| (limits, same)));
+        }
+        for (limits, wanted) in &wanted {
+            self.foresee(limits, session, ctx, wanted, now)?;
+        }
+        for (limits, wanted) in &wanted {
+            self.ask(limits, session, ctx, wanted, now).await?;
+        }
+        Ok(())
+    }
+
+    /// Refuses what these limits would refuse. Nothing is taken.
+    fn foresee(
+        &self,
+        limits: &[Arc<Limit>],
+        session: &Session,
+        ctx: &mut Context,
+        wanted: &Wanted<'_>,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        for limit in limits.iter().filter(|limit| limit.enforce) {
+            let refused = if limit.never_admits(wanted.whole) {
+                // However long the client waits: so nobody is told to come back.
+                Some(Refusal::BatchBeyondRateLimit)
+            } else {
+                let key = self.shared.rates.key(limit, &self.facts(session, ctx, wanted.method));
+                let foreseen = self.shared.rates.foresee(limit, key, wanted.calls, now);
+                foreseen.err().map(|exceeded| refusal(ctx, limit, &exceeded))
+            };
+            if let Some(refusal) = refused {
+                limit.metrics.decided(RateLimitDecision::Refused);
+                ctx.rate_limit = Some(limit.clone());
+                return Err(refusal);
             }
         }
         Ok(())
@@ -135,12 +179,6 @@ impl Asking<'_> {
     ) -> Result<(), Refusal> {
         let calls = wanted.calls;
         for limit in limits {
-            if limit.never_admits(wanted.whole) {
-                // However long the client waits: so nothing is taken, and nobody is told to come back.
-                limit.metrics.decided(RateLimitDecision::Refused);
-                ctx.rate_limit = Some(limit.clone());
-                return Err(Refusal::BatchBeyondRateLimit);
-            }
             let facts = self.facts(session, ctx, wanted.method);
             let key = self.shared.rates.key(limit, &facts);
             let fleet = if limit.shared { self.shared.fleet_rates.load_full() } else { None };

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use super::cluster::{self, SLOTS};
-use super::link::{self, Address, Link, command};
+use super::link::{self, Address, Link, command, leads_elsewhere};
 use super::url::Target;
 use super::wire::Reply;
 use crate::clock::Clock;
@@ -39,8 +39,10 @@ pub struct Settings {
     pub timeout: Duration,
     /// The script, in Lua, with one key.
     pub script: &'static str,
-    /// A key that each connection begins with writing; it is forgotten at once.
+    /// What the key begins with on which each connection begins with running the script.
     pub probe_key: String,
+    /// The arguments for that. The script is to use all that it ever uses, and leave nothing.
+    pub probe: [&'static str; 3],
 }
 
 /// The script was not run, or nobody knows.
@@ -108,7 +110,7 @@ impl Client {
     pub async fn run(self: Arc<Self>) {
         if !self.settings.target.cluster {
             let (host, port) = &self.settings.target.hosts[0];
-            let links = (0..CONNECTIONS).map(|_| Arc::new(self.open(host, *port))).collect();
+            let links = (0..CONNECTIONS).map(|_| Arc::new(self.open(host, *port, None))).collect();
             self.nodes.store(Arc::new(Nodes { links, ..Nodes::default() }));
             // One may be up already.
             self.changed(Ok(()));
@@ -148,10 +150,7 @@ impl Client {
         };
         self.metrics.answered(self.clock.now().saturating_duration_since(started));
         let Reply::Error(why) = &reply else { return Ok(reply) };
-        if why.starts_with("NOSCRIPT") {
-            // Somebody emptied Redis' scripts. Until this one is there again, each gateway counts by itself.
-            drop(link.send(self.load_script()));
-        } else if why.starts_with("MOVED") || why.starts_with("ASK") || why.starts_with("CLUSTERDOWN") {
+        if leads_elsewhere(why) || why.starts_with("CLUSTERDOWN") {
             self.look.notify_one();
         }
         self.complain(why);
@@ -177,7 +176,7 @@ impl Client {
         let answered = link.and_then(|link| link.send(command(words))).ok_or("there is no connection to Redis")?;
         match timeout(ASK_WAIT, answered).await {
             Ok(Ok(Reply::Error(why))) => {
-                if why.starts_with("MOVED") || why.starts_with("ASK") {
+                if leads_elsewhere(&why) {
                     self.look.notify_one();
                 }
                 Err(why)
@@ -194,11 +193,8 @@ impl Client {
         Unavailable(RedisFallback::Error)
     }
 
-    fn load_script(&self) -> Vec<u8> {
-        command(&[b"SCRIPT", b"LOAD", self.settings.script.as_bytes()])
-    }
-
-    fn address(&self, host: &str, port: u16) -> Address {
+    /// `slot`: one that the node has, of a cluster.
+    fn address(&self, host: &str, port: u16, slot: Option<u16>) -> Address {
         let target = &self.settings.target;
         let mut greeting = Vec::new();
         match (&target.user, &target.password) {
@@ -211,9 +207,11 @@ impl Client {
         if target.database != 0 {
             greeting.push(command(&[b"SELECT", target.database.to_string().as_bytes()]));
         }
-        greeting.push(self.load_script());
-        // A node that can't write is of no use: better it is known before anybody asks.
-        greeting.push(command(&[b"SET", self.settings.probe_key.as_bytes(), b"1", b"PX", b"1"]));
+        greeting.push(command(&[b"SCRIPT", b"LOAD", self.settings.script.as_bytes()]));
+        // A node that can't write, or does not let us, is of no use: better it is known before anybody asks.
+        let key = cluster::key_in(slot, &self.settings.probe_key);
+        let [a, b, c] = self.settings.probe.map(str::as_bytes);
+        greeting.push(command(&[b"EVALSHA", self.sha.as_bytes(), b"1", key.as_bytes(), a, b, c]));
         Address {
             host: host.to_owned(),
             port,
@@ -224,12 +222,12 @@ impl Client {
         }
     }
 
-    fn open(self: &Arc<Self>, host: &str, port: u16) -> Link {
+    fn open(self: &Arc<Self>, host: &str, port: u16, slot: Option<u16>) -> Link {
         // Weak: when a client is given up, its connections end.
         let client = Arc::downgrade(self);
         let node = format!("{host}:{port}");
         let was_up = Mutex::new(None);
-        link::open(self.address(host, port), move |now| {
+        link::open(self.address(host, port, slot), move |now| {
             let Some(client) = client.upgrade() else { return };
             if client.settings.target.cluster && was_up.lock().replace(now.is_ok()) != Some(now.is_ok()) {
                 match &now {
@@ -279,7 +277,7 @@ impl Client {
         let seeds = self.settings.target.hosts.iter().chain(before.places.keys());
         let mut why = None;
         for (host, port) in seeds {
-            match link::ask(&self.address(host, *port), &[b"CLUSTER", b"SLOTS"]).await {
+            match link::ask(&self.address(host, *port, None), &[b"CLUSTER", b"SLOTS"]).await {
                 Ok(reply) => {
                     let ranges = cluster::ranges(&reply);
                     if !ranges.is_empty() {
@@ -312,7 +310,7 @@ impl Client {
                 Some(place) => *place,
                 None => {
                     let known = before.places.get(&node).map(|place| before.links[*place].clone());
-                    nodes.links.push(known.unwrap_or_else(|| Arc::new(self.open(&node.0, node.1))));
+                    nodes.links.push(known.unwrap_or_else(|| Arc::new(self.open(&node.0, node.1, Some(range.first)))));
                     nodes.places.insert(node, nodes.links.len() - 1);
                     nodes.links.len() - 1
                 }

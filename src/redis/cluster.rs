@@ -24,6 +24,14 @@ pub fn slot(key: &[u8]) -> u16 {
     crc16(tag.unwrap_or(key)) % SLOTS
 }
 
+/// A key that begins so, in a slot of a cluster.
+pub fn key_in(slot_of: Option<u16>, prefix: &str) -> String {
+    // Some slots take a while to hit. What has braces already is in the slot of these.
+    let tries = if prefix.contains('{') { 0 } else { 1_000_000_u32 };
+    let found = slot_of.and_then(|wanted| (0..tries).map(|n| n.to_string()).find(|n| slot(n.as_bytes()) == wanted));
+    found.map_or_else(|| prefix.to_owned(), |tag| format!("{prefix}{{{tag}}}"))
+}
+
 /// CRC-16/XMODEM.
 fn crc16(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0, |crc: u16, byte| {

@@ -28,6 +28,9 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// Least time from one greeting to the next.
+const GREET_LEAST: Duration = Duration::from_millis(100);
+
 /// A connection's two kinds.
 trait Wire: AsyncRead + AsyncWrite + Send {}
 impl<T: AsyncRead + AsyncWrite + Send> Wire for T {}
@@ -41,7 +44,8 @@ pub struct Address {
     pub port: u16,
     /// TLS with this trust.
     pub tls: Option<SslConnector>,
-    /// Commands that every connection begins with; an error as answer to any ends it, but one that points elsewhere.
+    /// Commands that every connection begins with, and that are said again after an error; an error as answer to any ends it,
+    /// but one that points elsewhere.
     pub greeting: Vec<Vec<u8>>,
     /// Longest wait for an answer. Then the connection is given up.
     pub timeout: Duration,
@@ -141,7 +145,7 @@ async fn connect(address: &Address) -> io::Result<Stream> {
     for command in &address.greeting {
         match exchange(&mut stream, command, &mut read).await {
             // A key of another node's, in a cluster.
-            Err(e) if e.to_string().starts_with("MOVED ") || e.to_string().starts_with("ASK ") => {}
+            Err(e) if leads_elsewhere(&e.to_string()) => {}
             answered => drop(answered?),
         }
     }
@@ -170,22 +174,40 @@ fn malformed(_: Malformed) -> io::Error {
     io::Error::other("the answer is not Redis'")
 }
 
+/// Whose answer comes next.
+enum Asker {
+    Caller(oneshot::Sender<Reply>),
+    Greeting,
+}
+
 /// An open connection at work.
-struct Running {
+struct Running<'a> {
     reader: ReadHalf<Stream>,
     writer: WriteHalf<Stream>,
     timeout: Duration,
     clock: Clock,
-    in_flight: VecDeque<(oneshot::Sender<Reply>, Instant)>,
+    greeting: &'a [Vec<u8>],
+    /// When it was last said again.
+    greeted: Option<Instant>,
+    in_flight: VecDeque<(Asker, Instant)>,
     read: Vec<u8>,
     out: Vec<u8>,
 }
 
-impl Running {
-    fn new(stream: Stream, address: &Address) -> Self {
+impl<'a> Running<'a> {
+    fn new(stream: Stream, address: &'a Address) -> Self {
         let (reader, writer) = tokio::io::split(stream);
-        let (timeout, clock) = (address.timeout, address.clock.clone());
-        Self { reader, writer, timeout, clock, in_flight: VecDeque::new(), read: Vec::new(), out: Vec::new() }
+        Self {
+            reader,
+            writer,
+            timeout: address.timeout,
+            clock: address.clock.clone(),
+            greeting: &address.greeting,
+            greeted: None,
+            in_flight: VecDeque::new(),
+            read: Vec::new(),
+            out: Vec::new(),
+        }
     }
 
     /// Until the connection breaks; `Ok` when nobody wants it any more.
@@ -197,7 +219,9 @@ impl Running {
                     if read? == 0 {
                         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by Redis"));
                     }
-                    self.answer()?;
+                    if self.answer()? {
+                        self.greet_again().await?;
+                    }
                 }
                 command = queue.recv(), if self.in_flight.len() < IN_FLIGHT_MAX => {
                     let Some(command) = command else { return Ok(()) };
@@ -216,9 +240,29 @@ impl Running {
         let mut next = Some(first);
         while let Some(command) = next {
             self.out.extend_from_slice(&command.bytes);
-            self.in_flight.push_back((command.answer, now));
+            self.in_flight.push_back((Asker::Caller(command.answer), now));
             next = if self.in_flight.len() < IN_FLIGHT_MAX { queue.try_recv().ok() } else { None };
         }
+        self.send().await
+    }
+
+    /// An error may be one key's affair, or nothing is decided here any more: the node is full, or has become a replica, or
+    /// trusts us no more, or has lost the script. The greeting mends that, or ends the connection as it would at the beginning;
+    /// connecting again finds the node that the name leads to now.
+    async fn greet_again(&mut self) -> io::Result<()> {
+        let now = self.clock.now();
+        if self.greeted.is_some_and(|last| now.saturating_duration_since(last) < GREET_LEAST) {
+            return Ok(());
+        }
+        self.greeted = Some(now);
+        for command in self.greeting {
+            self.out.extend_from_slice(command);
+            self.in_flight.push_back((Asker::Greeting, now));
+        }
+        self.send().await
+    }
+
+    async fn send(&mut self) -> io::Result<()> {
         let written = async {
             self.writer.write_all(&self.out).await?;
             self.writer.flush().await
@@ -228,35 +272,31 @@ impl Running {
         Ok(())
     }
 
-    fn answer(&mut self) -> io::Result<()> {
-        let mut done = 0;
+    /// Hands out the answers that are there. Whether an error is among them.
+    fn answer(&mut self) -> io::Result<bool> {
+        let (mut done, mut failed) = (0, false);
         while let Some((reply, length)) = read_reply(&self.read[done..]).map_err(malformed)? {
             done += length;
-            let (answer, _) = self.in_flight.pop_front().ok_or_else(|| malformed(Malformed))?;
-            let useless = match &reply {
-                Reply::Error(why) if is_useless(why) => Some(io::Error::other(why.clone())),
-                _ => None,
-            };
-            // The caller may have gone on without.
-            let _ = answer.send(reply);
-            if let Some(useless) = useless {
-                return Err(useless);
+            let (asker, _) = self.in_flight.pop_front().ok_or_else(|| malformed(Malformed))?;
+            let error = matches!(&reply, Reply::Error(why) if !leads_elsewhere(why));
+            match (asker, reply) {
+                (Asker::Caller(answer), reply) => {
+                    failed |= error;
+                    // The caller may have gone on without.
+                    let _ = answer.send(reply);
+                }
+                (Asker::Greeting, Reply::Error(why)) if error => return Err(io::Error::other(why)),
+                (Asker::Greeting, _) => {}
             }
         }
         self.read.drain(..done);
-        if self.read.len() > ANSWER_MAX { Err(malformed(Malformed)) } else { Ok(()) }
+        if self.read.len() > ANSWER_MAX { Err(malformed(Malformed)) } else { Ok(failed) }
     }
 }
 
-/// Whether a node that answers so decides nothing, whatever it is asked: it is full, or has become a replica, or is not
-/// ready, or trusts us no more. Connecting again finds the one that the name leads to now; Redis before 7 has the
-/// script's errors within one of its own.
-fn is_useless(why: &str) -> bool {
-    const ERRORS: [&str; 8] = ["OOM", "READONLY", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "NOAUTH", "NOPERM"];
-    ERRORS.iter().any(|e| {
-        let rest = why.strip_prefix(e).or_else(|| why.split_once(&format!("-{e}")).map(|(_, rest)| rest));
-        rest.is_some_and(|rest| rest.starts_with(' ') || rest.is_empty())
-    })
+/// Whether an error says that another node of a cluster has the key.
+pub fn leads_elsewhere(why: &str) -> bool {
+    why.starts_with("MOVED ") || why.starts_with("ASK ")
 }
 
 async fn until(deadline: Option<Instant>) {
@@ -280,24 +320,4 @@ pub fn command(words: &[&[u8]]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(256);
     write_command(&mut bytes, words);
     bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn errors_of_a_node_that_decides_nothing_are_told_from_those_of_one_command() {
-        for why in [
-            "OOM command not allowed when used memory > 'maxmemory'. script: ab, on @user_script:9.",
-            "READONLY You can't write against a read only replica.",
-            "ERR Error running script (call to f_ab): @user_script:9: @user_script: 9: -OOM command not allowed",
-            "NOAUTH Authentication required.",
-        ] {
-            assert!(is_useless(why), "{why}");
-        }
-        for why in ["NOSCRIPT No matching script.", "MOVED 1 127.0.0.1:1", "WRONGTYPE Operation", "ERR -OOMPH"] {
-            assert!(!is_useless(why), "{why}");
-        }
-    }
 }

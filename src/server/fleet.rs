@@ -9,7 +9,7 @@ use pingora::services::background::BackgroundService;
 use tokio::task::JoinHandle;
 
 use crate::config::Redis;
-use crate::policy::rate_limit::{SCRIPT, SharedRates};
+use crate::policy::rate_limit::{PROBE, SCRIPT, SharedRates};
 use crate::proxy::Shared;
 use crate::redis::{Client, Settings};
 
@@ -64,6 +64,7 @@ pub(super) fn rates(shared: &Shared, config: &Redis) -> Result<SharedRates, Stri
         timeout: config.timeout,
         script: SCRIPT,
         probe_key: format!("{}probe", config.key_prefix),
+        probe: PROBE,
     };
     let client = Client::new(settings, shared.clock.clone(), shared.metrics.redis())?;
     Ok(SharedRates::new(client, &config.key_prefix))

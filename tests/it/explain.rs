@@ -178,6 +178,18 @@ fn each_refusal_is_shown_with_its_answer() {
         (alice(&["--header", "Content-Type: text/plain", POST]), Some("{}"), "415 unsupported_media_type"),
         (alice(&["--header", "Content-Encoding: gzip", POST]), Some("{}"), "415 unsupported_content_coding"),
         (alice(&[POST]), Some(&long), "413 payload_too_large"),
+        (alice(&["--header", "Content-Length: 2000000", POST]), Some(SEND), "413 payload_too_large"),
+        (alice(&["--header", "Content-Length: 2000000", POST]), None, "413 payload_too_large"),
+        (alice(&["--header", "Content-Length: 72", POST]), Some(SEND), "408 body_timeout"),
+        (alice(&["--header", "Content-Length: 70", POST]), Some(SEND), "400 json_unexpected_end"),
+        (
+            alice(&["--header", "Content-Length: 0", "--header", "Content-Type: application/json", POST]),
+            None,
+            "400 json_unexpected_end",
+        ),
+        (alice(&["--header", "Transfer-Encoding: chunked", POST]), Some(&long), "413 payload_too_large"),
+        (alice(&["--header", "Expect: x", POST]), Some(SEND), "417 expectation_failed"),
+        (alice(&["--header", "Expect: x", POST]), None, "417 expectation_failed"),
         (alice(&[POST]), Some("{"), "400 json_unexpected_end"),
         (alice(&[POST]), Some(r#"{"jsonrpc":"2.0","id":7,"method":"x"}"#), "403 json_rpc_method_not_allowed"),
         (alice(&[POST]), Some(no_params), "400 rpc_params_invalid (params: the schema's /required)"),
@@ -286,6 +298,15 @@ fn the_gateway_does_what_was_explained() {
         (RPC, "POST", "X-Forwarded-For: 198.51.100.9\r\n", Some(one)),
         (RPC, "POST", "Content-Type: text/plain\r\n", Some(one)),
         (RPC, "POST", "Content-Encoding: gzip\r\n", Some(one)),
+        (RPC, "POST", "Content-Encoding: identity\r\n", Some(one)),
+        (RPC, "POST", "Content-Length: 2000000\r\n", Some(one)),
+        (RPC, "POST", "Content-Length: 2000000\r\nExpect: x\r\n", Some(one)),
+        (RPC, "POST", "Content-Length: 5\r\n", Some(one)),
+        (RPC, "POST", "Expect: x\r\n", Some(one)),
+        (RPC, "POST", "Expect: x\r\nContent-Encoding: gzip\r\n", Some(one)),
+        ("/echo", "POST", "Expect: x\r\n", Some("x")),
+        ("/echo", "POST", "Expect: x\r\n", None),
+        ("/echo", "POST", "Content-Length: 2000000\r\n", None),
         (RPC, "POST", "", Some(one)),
         (RPC, "POST", "", Some(long)),
         (RPC, "POST", "", Some(r#"{"jsonrpc":"2.0","id":7,"method":"c"}"#)),
@@ -316,7 +337,11 @@ fn the_gateway_does_what_was_explained() {
         let output = explain(&gateway.dir().join("gateway.yaml"), &args);
         let said = String::from_utf8(output.stdout).unwrap();
         let json = if fields.contains("Content-Type") { "" } else { "Content-Type: application/json\r\n" };
-        let length = sent.map_or(String::new(), |b| format!("{json}Content-Length: {}\r\n", b.len()));
+        let length = match sent {
+            Some(_) if fields.contains("Content-Length") => json.to_owned(),
+            Some(body) => format!("{json}Content-Length: {}\r\n", body.len()),
+            None => String::new(),
+        };
         let host = format!("gateway.test:{}", gateway.address.port());
         let request =
             format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n{fields}{length}\r\n{}", sent.unwrap_or(""));
@@ -337,6 +362,22 @@ fn the_gateway_does_what_was_explained() {
             assert_eq!(answer.header(name), Some(value), "{request}\n{said}");
         }
     }
+}
+
+#[test]
+fn a_body_that_is_announced_is_one_that_is_not_shown() {
+    let dir = directory();
+    let well_known = "POST https://gateway.test/.well-known/x";
+    fs::write(dir.path().join("gateway.yaml"), CONFIG.replace("methods: [GET]", "methods: [GET, POST]")).unwrap();
+    let (text, code) = said(&dir, &["--peer", "alice", "--header", "Content-Length: 9", well_known]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("9 bytes announced, 1048576 are allowed"), "{text}");
+    assert!(text.contains("if its body passes (--body FILE)"), "{text}");
+    let file = body(&dir, SEND);
+    let with = |length: &str| said(&dir, &["--peer", "alice", "--header", length, "--body", &file, POST]).0;
+    let (more, less) = (with("Content-Length: 100"), with("Content-Length: 70"));
+    assert!(more.contains("71 of 100 announced bytes, 200 are allowed; the gateway waits for the rest"), "{more}");
+    assert!(less.contains("70 bytes, 200 are allowed; what is behind them is the next request"), "{less}");
 }
 
 #[test]

@@ -151,6 +151,23 @@ fn a_batch_counts_as_its_calls() {
 }
 
 #[test]
+fn a_refused_batch_takes_nothing_from_the_limits_of_its_calls() {
+    let (gateway, _node) = gateway("{ per: peer, rate: 9/h }, { per: [peer, method], rate: 4/h }", "");
+    let status = |body: &str| call(&gateway, "alice", body).status;
+    for _ in 0..4 {
+        assert_eq!(status(&method("tasks/get")), 200);
+    }
+    let batch = format!("[{},{},{}]", method("tasks/get"), method("m7"), method("m7"));
+    assert_eq!(status(&batch), 429, "the fifth tasks/get");
+    for _ in 0..4 {
+        assert_eq!(status(&method("m7")), 200);
+    }
+    let refused = call(&gateway, "alice", &method("x"));
+    assert_eq!(refused.status, 429, "eight calls, and the batch as one request");
+    gateway.wait_log(|l| l["rate_limit"] == "route/a2a/peer");
+}
+
+#[test]
 fn a_dry_run_counts_and_logs_and_refuses_nobody() {
     let (gateway, node) = gateway("", "{ per: peer, rate: 1/h, enforce: false }");
     for _ in 0..3 {

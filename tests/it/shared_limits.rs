@@ -195,7 +195,8 @@ fn a_reload_goes_to_another_redis() {
     let ([gateway, _other], _node) = fleet(&url(&first), "per: peer, rate: 1000/s");
     let get = || assert_eq!(gateway.client("alice").get(gateway.address, "/echo").unwrap().status, 200);
     get();
-    assert_eq!(first.decisions(), 1);
+    // Its second connection may be just beginning.
+    wait_until("the first Redis has decided", || first.decisions() == 1);
     gateway.edit(&first.address.to_string(), &second.address.to_string());
     gateway.reload_ok();
     wait_until("the other Redis decides", || {
@@ -326,5 +327,73 @@ fn a_redis_that_can_not_write_is_down_and_up_again_when_it_can() {
         let before = redis.decisions();
         assert_eq!(connection.exchange(GET).unwrap().status, 200);
         assert!(redis.decisions() > before, "shared again");
+    }
+}
+
+#[test]
+fn what_redis_can_not_have_counted_is_cut_to_a_full_bucket_or_forgotten() {
+    let redis = Redis::start();
+    let ([one, other], _node) = fleet(&url(&redis), "per: peer, rate: 2/s, burst: 2");
+    let status = |g: &Gateway, who: &str| g.client(who).get(g.address, "/echo").unwrap().status;
+    let key_of = |who: &str| {
+        let mut key = String::new();
+        wait_until("Redis has the key", || {
+            assert_eq!(redis.command("FLUSHALL"), "+OK");
+            assert!([200, 429].contains(&status(&one, who)));
+            key = redis.command("RANDOMKEY");
+            key.contains("route/echo/peer:")
+        });
+        key
+    };
+    // As a clock that ran ahead leaves it; and the clock of the Redis that took its place.
+    let key = key_of("alice");
+    for ahead in ["99999999999999999999", "inf"] {
+        assert_eq!(redis.command(&format!("SET {key} {ahead}")), "+OK");
+        wait_until("the bucket drains", || status(&other, "alice") == 200);
+    }
+    let key = key_of("bob");
+    for odd in ["nan", "hello"] {
+        assert_eq!(redis.command(&format!("SET {key} {odd}")), "+OK");
+        wait_until("the limit goes on", || status(&other, "bob") == 200);
+        assert_eq!(other.metric(FALLBACKS, &[]), 0.0, "{odd}");
+        assert!(redis.command(&format!("GET {key}")).starts_with("1"), "{odd}");
+    }
+    // What no script can read is this one key's affair.
+    redis.command(&format!("DEL {key}"));
+    redis.command(&format!("LPUSH {key} x"));
+    wait_until("Redis has errors for this key", || {
+        assert!([200, 429].contains(&status(&other, "bob")));
+        other.metric(FALLBACKS, &[("reason", "error")]) >= 3.0
+    });
+    assert_eq!(other.metric(UP, &[]), 1.0);
+    assert!(!other.stderr().contains("until it is back"), "{}", other.stderr());
+}
+
+#[test]
+fn a_redis_that_lets_the_script_do_nothing_counts_as_down() {
+    let commands = ["evalsha", "time", "get", "set", "script"];
+    let user = format!("user gate on >pass ~hive:gw:* +{}\n", commands.join(" +"));
+    let redis = Redis::start_with(&user, TempDir::new());
+    let node = Node::start();
+    let url = format!("url: \"redis://gate:pass@{}\", timeout: 500ms", redis.address);
+    let gateway = setup(&node, &url, "per: peer, rate: 1000/s, burst: 1000").start();
+    gateway.wait_metric(UP, &[], 1.0);
+    let mut connection = gateway.connect("alice");
+    for (times, command) in commands[..4].iter().enumerate() {
+        assert_eq!(redis.command(&format!("ACL SETUSER gate -{command}")), "+OK");
+        wait_until("Redis counts as down", || {
+            assert_eq!(connection.exchange(GET).unwrap().status, 200, "the gateway decides by itself");
+            gateway.metric(UP, &[]) == 0.0
+        });
+        let why = || gateway.stderr().matches("until it is back").count() == times + 1;
+        wait_until("the log says why", why);
+        assert_eq!(redis.command(&format!("ACL SETUSER gate +{command}")), "+OK");
+        gateway.wait_metric(UP, &[], 1.0);
+        let before = redis.decisions();
+        assert_eq!(connection.exchange(GET).unwrap().status, 200);
+        assert!(redis.decisions() > before, "shared again");
+        // Each loss and each return is told once.
+        let said = gateway.stderr();
+        assert_eq!(said.matches("rate limits are shared").count(), times + 2, "{said}");
     }
 }

@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
 use super::ExplainArgs;
 use crate::config::file::Protocol;
+use crate::headers;
 use crate::identity::{PeerIdentity, SpiffeId};
 use crate::policy::peers::{Peer, PeerRule};
 use crate::request::Head;
@@ -28,8 +29,12 @@ pub struct Asked {
     pub identity: Option<PeerIdentity>,
     /// The peer that was asked for by its name.
     pub named: Option<Arc<Peer>>,
-    /// The body; none: nobody says what it is.
+    /// The body, as long as it is announced at most; none: nobody says what it is.
     pub body: Option<Vec<u8>>,
+    /// Its length, as `Content-Length` says.
+    pub announced: Option<u64>,
+    /// More of it was shown than is announced.
+    pub overlong: bool,
     /// All fields.
     pub headers: HeaderMap,
     method: Method,
@@ -56,8 +61,16 @@ impl Asked {
             .body
             .as_ref()
             .map(|file| fs::read(file).map_err(|e| format!("the body {} can't be read: {e}", file.display())));
-        let body = body.transpose()?;
+        let mut body = body.transpose()?;
         let (raw, headers) = head(args, &format!("{method} {target} HTTP/1.1"), authority, body.as_deref())?;
+        let announced = headers::content_length(&headers);
+        if announced == Some(0) {
+            body.get_or_insert_default();
+        }
+        let most = announced.map_or(usize::MAX, |length| usize::try_from(length).unwrap_or(usize::MAX));
+        let overlong = body.as_ref().is_some_and(|body| body.len() > most);
+        // On the connection that is where the next request begins.
+        body.iter_mut().for_each(|body| body.truncate(most));
         let (identity, named) = match &args.peer {
             Some(who) if tls => who_is(who, snapshot)?,
             _ => (None, None),
@@ -70,11 +83,20 @@ impl Asked {
             identity,
             named,
             body,
+            announced,
+            overlong,
             headers,
             method: parsed,
             target,
             raw,
         })
+    }
+
+    /// A body is shown, or the header fields announce one.
+    pub fn has_body(&self) -> bool {
+        self.body.as_ref().is_some_and(|body| !body.is_empty())
+            || self.announced.is_some_and(|length| length > 0)
+            || self.headers.contains_key(headers::TRANSFER_ENCODING)
     }
 
     /// As the gateway sees it.
@@ -101,6 +123,7 @@ fn head(args: &ExplainArgs, line: &str, authority: &str, body: Option<&[u8]>) ->
         let parsed: HeaderName = name.parse().map_err(|_| wrong())?;
         fields.push((parsed, HeaderValue::from_str(value).map_err(|_| wrong())?, format!("{name}: {value}\r\n")));
     }
+    let chunked = fields.iter().any(|(name, ..)| *name == headers::TRANSFER_ENCODING);
     let mut add = |name: HeaderName, value: &str| {
         if fields.iter().all(|(other, ..)| *other != name) {
             let shown = format!("{name}: {value}\r\n");
@@ -111,7 +134,9 @@ fn head(args: &ExplainArgs, line: &str, authority: &str, body: Option<&[u8]>) ->
     };
     if let Some(body) = body {
         add(CONTENT_TYPE, "application/json")?;
-        add(CONTENT_LENGTH, &body.len().to_string())?;
+        if !chunked {
+            add(CONTENT_LENGTH, &body.len().to_string())?;
+        }
     }
     add(HOST, authority)?;
     let (mut raw, mut headers) = (format!("{line}\r\n"), HeaderMap::new());

@@ -205,16 +205,7 @@ fn peer_policy(way: &mut Way<'_>) -> Result<(), Stop> {
 fn method(way: &mut Way<'_>) -> Result<(), Stop> {
     let head = way.asked.head();
     way.say(head.method.as_str(), way.route_key("methods"));
-    Ok(check::no_body(head.method, has_body(way))?)
-}
-
-/// A body is shown, or the header fields announce one.
-fn has_body(way: &Way<'_>) -> bool {
-    let headers = way.asked.head().headers;
-    let length = headers.get(headers::CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.trim().parse().ok());
-    way.asked.body.as_ref().is_some_and(|body| !body.is_empty())
-        || length.is_some_and(|n: u64| n > 0)
-        || headers.contains_key(headers::TRANSFER_ENCODING)
+    Ok(check::no_body(head.method, way.asked.has_body())?)
 }
 
 fn route_limits(way: &mut Way<'_>) -> Result<(), Stop> {
@@ -264,8 +255,6 @@ fn content_type(way: &mut Way<'_>) -> Result<(), Stop> {
 
 fn body(way: &mut Way<'_>) -> Result<(), Stop> {
     let Some(route) = way.route() else { return Ok(()) };
-    let length = way.asked.body.as_ref().map_or(0, Vec::len);
-    let shown = if way.body_unknown() { "not shown".to_owned() } else { format!("{length} bytes") };
     let limit = check::body_limit(way.listener(), route);
     let own = matches!(route.waf, RouteWaf::Own(_));
     let at = match limit < route.body_limit {
@@ -273,18 +262,27 @@ fn body(way: &mut Way<'_>) -> Result<(), Stop> {
         true if own => way.route_key("waf"),
         true => way.listener_key("waf"),
     };
-    way.say(format!("{shown}, {limit} are allowed"), at);
-    if length as u64 > limit {
+    let asked = way.asked;
+    let (shown, then) = way.body_said();
+    way.say(format!("{shown}, {limit} are allowed{then}"), at);
+    let (listener, headers) = (way.listener(), asked.head().headers);
+    if asked.has_body() {
+        check::coding(listener, route, headers)?;
+    }
+    if asked.announced.is_some_and(|length| length > limit) {
         return Err(Refusal::BodyTooLarge.into());
     }
-    if has_body(way) {
-        let (listener, headers) = (way.listener(), way.asked.head().headers);
-        check::coding(listener, route, headers)?;
-        if let Some(body) = &way.asked.body {
-            check::coding_of_parts(listener, route, headers, body)?;
-        }
+    if asked.has_body() || way.body_unknown() {
+        check::expectation(headers)?;
     }
-    Ok(())
+    let Some(body) = &asked.body else { return Ok(()) };
+    if body.len() as u64 > limit {
+        return Err(Refusal::BodyTooLarge.into());
+    }
+    if asked.announced.is_some_and(|length| length > body.len() as u64) {
+        return Err(Refusal::BodyTimeout.into());
+    }
+    if body.is_empty() { Ok(()) } else { Ok(check::coding_of_parts(listener, route, headers, body)?) }
 }
 
 fn json_rpc(way: &mut Way<'_>) -> Result<(), Stop> {

@@ -86,7 +86,24 @@ impl<'a> Way<'a> {
 
     /// Whether a body belongs to the request that nobody has shown.
     pub fn body_unknown(&self) -> bool {
-        self.asked.body.is_none() && self.route().is_some_and(|route| route.json_rpc.is_some())
+        let expected = || self.route().is_some_and(|route| route.json_rpc.is_some());
+        self.asked.body.is_none() && (self.asked.has_body() || expected())
+    }
+
+    /// How long the body is, and what that comes to if it is not as long as announced.
+    pub fn body_said(&self) -> (String, &'static str) {
+        let length = self.asked.body.as_ref().map(|body| body.len() as u64);
+        match (length, self.asked.announced) {
+            (None, Some(announced)) => (format!("{announced} bytes announced"), ""),
+            (None, None) if self.body_unknown() => ("not shown".to_owned(), ""),
+            (Some(length), Some(announced)) if length < announced => {
+                (format!("{length} of {announced} announced bytes"), "; the gateway waits for the rest")
+            }
+            (Some(length), _) if self.asked.overlong => {
+                (format!("{length} bytes"), "; what is behind them is the next request")
+            }
+            _ => (format!("{} bytes", length.unwrap_or(0)), ""),
+        }
     }
 
     pub fn listener(&self) -> &'a ListenerSnapshot {

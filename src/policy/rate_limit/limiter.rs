@@ -111,6 +111,20 @@ impl<S: Sketch> RateLimiter<S> {
         self.ipv6_prefix
     }
 
+    /// What [`Self::decide`] would refuse, as far as the key has a bucket. Nothing is taken.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn foresee(&self, limit: &Limit, key: u64, calls: u32, now: Instant) -> Result<(), Exceeded> {
+        let now = self.nanoseconds(now);
+        let (quota, buckets) = (&limit.quota, self.table(limit, now));
+        // No bucket has room for so many: that is refused, and what is left is said.
+        match buckets.take(key, quota, u32::MAX, now) {
+            Some(Err(left)) if left.remaining < calls => buckets.take(key, quota, calls, now).unwrap_or(Ok(())),
+            _ => Ok(()),
+        }
+    }
+
     /// Memory taken, bytes. It grows only when a limit is first asked.
     pub fn bytes(&self) -> usize {
         self.tables.lock().values().map(|table| table.bytes()).sum::<usize>()
@@ -180,6 +194,21 @@ mod tests {
         assert!(limiter.decide(&limit, 8, 1, now).is_ok(), "another key has a quota of its own");
         assert!(limiter.decide(&limit, 7, 1, now + 30 * SECOND).is_ok());
         assert!(limiter.decide(&limit, 7, 1, now + 31 * SECOND).is_err());
+    }
+
+    #[test]
+    fn what_is_foreseen_is_not_taken() {
+        let (limiter, now) = limiter(100);
+        let limit = limit(2, 60 * SECOND, 3);
+        assert!(limiter.foresee(&limit, 7, 3, now).is_ok(), "no bucket yet");
+        limiter.decide(&limit, 7, 1, now).unwrap();
+        for _ in 0..3 {
+            assert!(limiter.foresee(&limit, 7, 2, now).is_ok());
+            let exceeded = limiter.foresee(&limit, 7, 3, now).unwrap_err();
+            assert_eq!((exceeded.remaining, exceeded.retry_after_seconds()), (2, 30));
+        }
+        assert!(limiter.decide(&limit, 7, 2, now).is_ok());
+        assert!(limiter.foresee(&limit, 7, 1, now).is_err());
     }
 
     #[test]

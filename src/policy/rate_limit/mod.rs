@@ -30,5 +30,5 @@ pub use gcra::{Exceeded, Quota};
 pub use key::{Caller, Facts, KeyPart};
 pub use limit::{Limit, Limits};
 pub use limiter::RateLimiter;
-pub use shared::{Answer, SCRIPT, SharedRates};
+pub use shared::{Answer, PROBE, SCRIPT, SharedRates};
 pub use window::Sketch;

@@ -15,18 +15,30 @@ use crate::redis::{Client, Unavailable};
 
 /// Takes from a bucket, times in microseconds. `KEYS[1]`; what one call takes, what all of a burst take, and how many calls
 /// these are. Answers whether they pass, and how long the bucket has yet to drain after it.
+///
+/// A time beyond a full bucket is cut, and the cut is kept also where the calls are refused: the clock that it was of may have
+/// been another Redis', and would be waited for. What is no time is none.
 pub const SCRIPT: &str = "\
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local full_at = now + tonumber(ARGV[2])
-local drained_at = tonumber(redis.call('GET', KEYS[1]) or 0)
-if drained_at < now then drained_at = now end
-if drained_at > full_at then drained_at = full_at end
+local kept = tonumber(redis.call('GET', KEYS[1]) or 0) or 0
+local drained_at = now
+if kept > now then drained_at = math.min(kept, full_at) end
+local function keep(time)
+  redis.call('SET', KEYS[1], string.format('%.2f', time), 'PX', math.ceil((time - now) / 1000))
+end
 local next = drained_at + tonumber(ARGV[1]) * tonumber(ARGV[3])
-if next > full_at then return {0, math.floor(drained_at - now)} end
-redis.call('SET', KEYS[1], string.format('%.2f', next), 'PX', math.ceil((next - now) / 1000))
+if next > full_at then
+  if kept > full_at then keep(full_at) end
+  return {0, math.floor(drained_at - now)}
+end
+keep(next)
 return {1, math.floor(next - now)}
 ";
+
+/// Arguments with which the script writes, and its key is gone at once.
+pub const PROBE: [&str; 3] = ["1", "1000", "1"];
 
 /// What Redis said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 
 use http::HeaderMap;
 
-use crate::headers::{CONTENT_ENCODING, CONTENT_TYPE};
+use crate::headers::{CONTENT_TYPE, has_content_coding};
 use crate::refusal::Refusal;
 
 const CHARSET: Refusal = Refusal::UnsupportedMediaType("a charset other than utf-8 before a firewall");
@@ -14,8 +14,7 @@ const PART: Refusal = Refusal::UnsupportedMediaType("a part with a Content-Trans
 /// # Errors
 /// It has a content coding (RFC 9110, section 8.4), or a charset other than UTF-8.
 pub fn check_fields(headers: &HeaderMap) -> Result<(), Refusal> {
-    let identity = |coding: &[u8]| coding.trim_ascii().eq_ignore_ascii_case(b"identity");
-    if !headers.get_all(CONTENT_ENCODING).iter().all(|coding| identity(coding.as_bytes())) {
+    if has_content_coding(headers) {
         return Err(Refusal::UnsupportedContentCoding);
     }
     if headers.get_all(CONTENT_TYPE).iter().any(|kind| foreign_charset(kind.as_bytes())) {
@@ -80,6 +79,7 @@ fn foreign_charset(kind: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use http::HeaderValue;
+    use http::header::CONTENT_ENCODING;
 
     use super::*;
 

@@ -91,11 +91,14 @@ impl Redis {
         }
     }
 
-    /// How often the script was run.
-    pub fn decisions(&self) -> u64 {
+    /// How often the script was run for a request: not by a greeting, of which each begins with loading it.
+    pub fn decisions(&self) -> i64 {
         let stats = self.command("INFO commandstats");
-        let line = stats.lines().find_map(|l| l.strip_prefix("cmdstat_evalsha:calls="));
-        line.map_or(0, |l| l.split(',').next().unwrap().parse().unwrap())
+        let calls = |command: &str| -> i64 {
+            let line = stats.lines().find_map(|l| l.strip_prefix("cmdstat_")?.strip_prefix(command));
+            line.map_or(0, |l| l.strip_prefix(":calls=").unwrap().split(',').next().unwrap().parse().unwrap())
+        };
+        calls("evalsha") - calls("script|load")
     }
 
     /// Two nodes that share the slots.
