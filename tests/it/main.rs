@@ -62,3 +62,5 @@ mod upgrade;
 mod upstream;
 #[cfg(feature = "waf")]
 mod waf;
+#[cfg(feature = "waf")]
+mod waf_xml;

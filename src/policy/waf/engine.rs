@@ -28,8 +28,12 @@ use crate::files::open_regular;
 const FILE_BYTES_MAX: u64 = 16 << 20;
 /// The gateway's own rule: an expression was ended before it was known whether it matches.
 const STEPS_EXCEEDED: i64 = 8_800_005;
+/// The gateway's own rule: more values than are looked at. The prelude has it too, for what is not XML.
+const TOO_MANY_VALUES: i64 = 8_800_002;
 /// The gateway's own rule: an XML body that can grow while it is read.
 const DOCUMENT_TYPE: i64 = 8_800_007;
+/// The gateway's own rule: a body in which the rules would not know the letters.
+const FOREIGN_CODING: i64 = 8_800_008;
 /// Matches that are kept of a request.
 const MATCHES_MAX: usize = 16;
 /// Longest text of a match, in bytes.
@@ -211,8 +215,8 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// The text of a rule file that brings in no other, with the attributes of XML wherever its text is looked at: version 3 of
-/// the core rules forgot them.
+/// The text of a rule file that brings in no other, with the attributes of XML wherever its text is looked at, which version 3
+/// of the core rules forgot, and with comments and processing instructions, which some readers act on.
 fn prepared(file: &Path, bytes: &[u8]) -> Result<String, String> {
     let text = std::str::from_utf8(bytes).map_err(|_| format!("{}: not UTF-8", file.display()))?;
     for (i, line) in text.lines().enumerate() {
@@ -223,7 +227,7 @@ fn prepared(file: &Path, bytes: &[u8]) -> Result<String, String> {
             return Err(format!("{place}: {word} is not followed; write the files, or their directory, under rules"));
         }
     }
-    Ok(text.replace("|XML:/* ", "|XML:/*|XML://@* "))
+    Ok(text.replace("|XML:/* ", "|XML:/*|XML://@*|XML://comment()|XML://processing-instruction() "))
 }
 
 /// What the engine makes of a request.
@@ -343,7 +347,12 @@ impl Worker {
         }
         let unseen = match outcome {
             2 => Some((STEPS_EXCEEDED, "An expression took too many steps at a value of the request")),
-            3 => Some((DOCUMENT_TYPE, "An XML body with a document type definition, or in a coding without ASCII")),
+            3 => Some((DOCUMENT_TYPE, "An XML body with a document type definition")),
+            4 => Some((TOO_MANY_VALUES, "Too many values in the request body")),
+            5 => Some((
+                FOREIGN_CODING,
+                "A body in a coding without ASCII, such as UTF-16, or XML that does not begin as such",
+            )),
             _ => None,
         };
         let unknown = unseen.is_some();
