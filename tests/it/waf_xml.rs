@@ -3,6 +3,8 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use crate::support::TempDir;
 use crate::waf::{AGENT, CRS, blocking, gateway};
 
@@ -146,4 +148,80 @@ fn xml_can_not_keep_the_engine_busy_and_nothing_of_it_is_fetched() {
     send(&outside);
     assert_eq!(send(&format!("<a {}/>", attributes(900))), 200);
     assert!(node.requests().iter().all(|r| r.target() == "/echo"), "something was fetched");
+}
+
+#[test]
+fn a_body_is_looked_at_whatever_its_type() {
+    // Every method may have the core rules' own say on types; here it is about bodies of types that they let pass.
+    let (gateway, node) = gateway(&format!("mode: blocking, rules: [ {CRS} ], timeout: 30s"));
+    let send = |kind: Option<&str>, body: &str| {
+        let kind = kind.map_or_else(String::new, |k| format!("Content-Type: {k}\r\n"));
+        let request = format!(
+            "POST /echo HTTP/1.1\r\nHost: gateway.test\r\n{AGENT}{kind}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        gateway.connect("alice").exchange(request.as_bytes()).unwrap().status
+    };
+    let attacks = [
+        ";cat /etc/passwd",
+        "1' or 1=1 union select a from b-- -",
+        "<script>alert(document.cookie)</script>",
+        "../../../../etc/passwd",
+    ];
+    let mut passed = Vec::new();
+    for attack in attacks {
+        let json = json!({ "a": attack }).to_string();
+        let escaped = attack.replace('&', "&amp;").replace('<', "&lt;");
+        let xml = format!("<a><b>{escaped}</b></a>");
+        let attribute = format!("<?xml version=\"1.0\"?>\n<a b=\"{escaped}\"/>");
+        let form = format!("a={}", attack.replace(' ', "+").replace(';', "%3b"));
+        for body in [&json, &xml, &attribute, &form] {
+            if send(None, body) != 403 {
+                passed.push((None, body.clone()));
+            }
+        }
+        for kind in ["text/xml", "application/xml", "application/soap+xml; charset=utf-8", "Application/XML"] {
+            for body in [&xml, &attribute, &json] {
+                if send(Some(kind), body) != 403 {
+                    passed.push((Some(kind), body.clone()));
+                }
+            }
+        }
+        for kind in ["multipart/related; boundary=x", "application/cloudevents+json", "application/csp-report"] {
+            if send(Some(kind), &json) != 403 {
+                passed.push((Some(kind), json.clone()));
+            }
+        }
+    }
+    assert_eq!((passed, node.count()), (vec![], 0));
+    for (kind, body) in [
+        (None, r#"{"a":"hello","b":[1,2]}"#),
+        (None, "a=hello&b=2"),
+        (Some("text/xml"), "<order id=\"7\"><item>Tea</item></order>"),
+        (Some("application/soap+xml"), "<?xml version=\"1.0\"?><a>text</a>"),
+    ] {
+        assert_eq!(send(kind, body), 200, "{kind:?} {body}: {}", gateway.stdout());
+    }
+}
+
+#[test]
+fn markup_of_which_nobody_said_that_it_is_xml_is_looked_at_as_text_too() {
+    let (gateway, node) = gateway(&format!("mode: blocking, rules: [ {CRS} ], timeout: 30s"));
+    let send = |body: &str| {
+        let head = "POST /echo HTTP/1.1\r\nHost: gateway.test\r\n";
+        let request = format!("{head}{AGENT}Content-Length: {}\r\n\r\n{body}", body.len());
+        gateway.connect("alice").exchange(request.as_bytes()).unwrap().status
+    };
+    for attack in [
+        "<script>alert(1)</script>",
+        "<a><?php system(\"id\"); ?></a>",
+        "<a xmlns:b=\"1' UNION SELECT username, password FROM users--\"/>",
+        "\"1' \\u0055NION \\u0053ELECT username, password FROM users--\"",
+    ] {
+        assert_eq!(send(attack), 403, "{attack}");
+    }
+    assert_eq!(node.count(), 0);
+    for honest in ["<order id=\"7\"><item>Tea</item></order>", "\"hello\"", "\"hello\" is what he said"] {
+        assert_eq!(send(honest), 200, "{honest}: {}", gateway.stdout());
+    }
 }

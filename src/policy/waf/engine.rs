@@ -191,13 +191,14 @@ fn read_all(settings: &Settings) -> Result<(Texts, [u8; 32]), Fault> {
     };
     add(None, "the gateway's own rules", prelude())?;
     for (entry, file) in all_files(settings) {
-        let text = read(file).and_then(|bytes| prepared(file, &bytes));
+        let text = read(file).and_then(|bytes| prepared(file, &said(file, bytes)?));
         let text = text.map_err(|message| Fault { entry: Some(entry), message })?;
         add(Some(entry), &file.to_string_lossy(), text)?;
     }
     add(None, "the gateway's own rules", epilogue(settings))?;
     for file in data_beside(all_files(settings).map(|(_, file)| file)) {
-        let bytes = read(&file).map_err(|message| Fault { entry: None, message })?;
+        let bytes =
+            read(&file).and_then(|bytes| said(&file, bytes)).map_err(|message| Fault { entry: None, message })?;
         hash.update(&(bytes.len() as u64).to_le_bytes());
         hash.update(&bytes);
     }
@@ -215,6 +216,38 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
+/// A file that says something. One that is empty is being written, or was when the disk was full: that switches no rule off.
+fn said(file: &Path, bytes: Vec<u8>) -> Result<Vec<u8>, String> {
+    match bytes.trim_ascii().is_empty() {
+        true => Err(format!("{}: the file is empty; write a comment in it if nothing is to be there", file.display())),
+        false => Ok(bytes),
+    }
+}
+
+/// In which line a directive begins that has no end: a quotation mark is missing, or what follows a backslash. The engine
+/// takes such for a rule that never matches.
+fn unfinished(text: &str) -> Option<usize> {
+    let (mut begun, mut open, mut goes_on) = (0, false, false);
+    for (i, line) in text.lines().enumerate() {
+        if !goes_on {
+            if line.trim_start().starts_with('#') {
+                continue;
+            }
+            (begun, open) = (i + 1, false);
+        }
+        let mut escaped = false;
+        for c in line.trim_end().chars() {
+            open ^= c == '"' && !escaped;
+            escaped = c == '\\' && !escaped;
+        }
+        goes_on = escaped;
+        if open && !goes_on {
+            return Some(begun);
+        }
+    }
+    goes_on.then_some(begun)
+}
+
 /// The text of a rule file that brings in no other, with the attributes of XML wherever its text is looked at, which version 3
 /// of the core rules forgot, and with comments and processing instructions, which some readers act on.
 fn prepared(file: &Path, bytes: &[u8]) -> Result<String, String> {
@@ -226,6 +259,9 @@ fn prepared(file: &Path, bytes: &[u8]) -> Result<String, String> {
             let place = format!("{}:{}", file.display(), i + 1);
             return Err(format!("{place}: {word} is not followed; write the files, or their directory, under rules"));
         }
+    }
+    if let Some(line) = unfinished(text) {
+        return Err(format!("{}:{line}: the directive that begins here has no end", file.display()));
     }
     Ok(text.replace("|XML:/* ", "|XML:/*|XML://@*|XML://comment()|XML://processing-instruction() "))
 }
@@ -373,6 +409,19 @@ mod tests {
         assert_eq!(wording("/a.conf", said), "/a.conf: Rules must have an ID. At line: 1");
         let said = "Rules error. File: /a.conf. Line: 2. Column: 3. Unknown";
         assert_eq!(wording("/a.conf", said), said);
+    }
+
+    #[test]
+    fn directives_have_an_end() {
+        let whole = "SecRule ARGS \"@rx \\\"x\" \\\n  \"id:1,\\\n  pass\"\n# a \"comment\n\nSecRuleEngine On\n";
+        assert_eq!(unfinished(whole), None);
+        for (text, line) in [
+            ("# x\nSecRule ARGS \"@rx y\" \"id:1,pass\n", 2),
+            ("SecRule ARGS \"@rx y\" \\\n  \"id:1,\\\n  pass\n\nSecAction \"id:2\"", 1),
+            ("SecAction \"id:2\"\nSecRule ARGS \"@rx y\" \\", 2),
+        ] {
+            assert_eq!(unfinished(text), Some(line), "{text}");
+        }
     }
 
     #[test]

@@ -18,8 +18,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <list>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "modsecurity/modsecurity.h"
 #include "modsecurity/rule_message.h"
@@ -162,9 +164,12 @@ size_t first_of(const unsigned char *body, size_t length) {
     return at;
 }
 
-// A body whose Content-Type says nothing that the engine reads is read as what it looks like, as many a server does: else no
-// rule would see it. UTF-16 and UTF-32 look like nothing to the rules, but some servers read them by their marks.
-Unread choose_processor(Transaction &transaction, const unsigned char *body, size_t length) {
+// How a body is read whose Content-Type says nothing that the engine reads.
+enum class Way { AS_IT_LOOKS, AS_A_FORM };
+
+// Such a body is read as what it looks like, as many a server does: else no rule would see it. UTF-16 and UTF-32 look like
+// nothing to the rules, but some servers read them by their marks.
+Unread choose_processor(Transaction &transaction, const unsigned char *body, size_t length, Way way, bool *guessed_xml) {
     if (transaction.m_requestBodyProcessor != Transaction::UnknownFormat ||
         transaction.m_requestBodyType != Transaction::UnknownFormat) {
         return READABLE;
@@ -179,10 +184,16 @@ Unread choose_processor(Transaction &transaction, const unsigned char *body, siz
         return FOREIGN_CODING;
     }
     const size_t at = first_of(body, length);
-    const unsigned char first = at < length ? body[at] : 0;
-    if (first == '{' || first == '[') {
+    size_t end = length;
+    while (end > at && std::strchr(" \t\r\n", body[end - 1]) != nullptr && body[end - 1] != 0) {
+        --end;
+    }
+    const unsigned char first = at < end ? body[at] : 0;
+    const bool string = first == '"' && end - at > 1 && body[end - 1] == '"';
+    *guessed_xml = first == '<';
+    if (way == Way::AS_IT_LOOKS && (first == '{' || first == '[' || string)) {
         transaction.m_requestBodyProcessor = Transaction::JSONRequestBody;
-    } else if (first == '<') {
+    } else if (way == Way::AS_IT_LOOKS && first == '<') {
         transaction.m_requestBodyProcessor = Transaction::XMLRequestBody;
     } else {
         transaction.m_requestBodyProcessor = Transaction::WWWFormUrlEncoded;
@@ -257,6 +268,71 @@ int score_of(Transaction &transaction) {
     return 0;
 }
 
+// All texts that are not HiveWafText end in NUL.
+struct HiveWafText {
+    const unsigned char *bytes;
+    size_t length;
+};
+
+struct HiveWafHeader {
+    HiveWafText name;
+    HiveWafText value;
+};
+
+struct HiveWafRequest {
+    const char *client;
+    int client_port;
+    const char *server;
+    int server_port;
+    const char *method;
+    const char *uri;
+    const char *version;
+    const HiveWafHeader *headers;
+    size_t header_count;
+    HiveWafText body;
+};
+
+// What came of a request, with the body read in one way.
+struct Seen {
+    Unread unread = READABLE;
+    bool refused = false;
+    bool guessed_xml = false;
+    int status = 0;
+    int score = 0;
+    std::list<RuleMessage> matches;
+};
+
+Seen look(ModSecurity *worker, RulesSet *rules, const HiveWafRequest &request, Way way) {
+    Seen seen;
+    Transaction transaction(worker, rules, nullptr);
+    transaction.processConnection(request.client, request.client_port, request.server, request.server_port);
+    transaction.processURI(request.uri, request.method, request.version);
+    for (size_t i = 0; i < request.header_count; ++i) {
+        const HiveWafHeader &header = request.headers[i];
+        transaction.addRequestHeader(header.name.bytes, header.name.length, header.value.bytes, header.value.length);
+    }
+    transaction.processRequestHeaders();
+    seen.refused = intervened(transaction, &seen.status);
+    const HiveWafText &body = request.body;
+    if (!seen.refused && body.length > 0) {
+        seen.unread = choose_processor(transaction, body.bytes, body.length, way, &seen.guessed_xml);
+        if (transaction.m_requestBodyProcessor == Transaction::XMLRequestBody) {
+            seen.unread = unread_xml(body.bytes, body.length);
+        }
+        if (seen.unread == READABLE) {
+            transaction.appendRequestBody(body.bytes, body.length);
+            seen.refused = intervened(transaction, &seen.status);
+        }
+    }
+    if (!seen.refused && seen.unread == READABLE) {
+        transaction.processRequestBody();
+        seen.refused = intervened(transaction, &seen.status);
+    }
+    seen.score = score_of(transaction);
+    seen.matches = transaction.m_rulesMessages;
+    return seen;
+}
+
 // Whether the engine's searches come by here: tried with an expression that takes very many steps.
 bool limits_hold(ModSecurity *worker) {
     RulesSet rules;
@@ -275,30 +351,6 @@ bool limits_hold(ModSecurity *worker) {
 }  // namespace
 
 extern "C" {
-
-struct HiveWafText {
-    const unsigned char *bytes;
-    size_t length;
-};
-
-struct HiveWafHeader {
-    HiveWafText name;
-    HiveWafText value;
-};
-
-// All texts that are not HiveWafText end in NUL.
-struct HiveWafRequest {
-    const char *client;
-    int client_port;
-    const char *server;
-    int server_port;
-    const char *method;
-    const char *uri;
-    const char *version;
-    const HiveWafHeader *headers;
-    size_t header_count;
-    HiveWafText body;
-};
 
 // The engine's calls come here, for the program's names go before those of its libraries.
 __attribute__((visibility("default"))) int pcre2_match_8(const void *code, const uint8_t *subject, size_t length,
@@ -364,41 +416,26 @@ int hive_waf_check(ModSecurity *worker, RulesSet *rules, const HiveWafRequest *r
                    OnMatch on_match, void *data, int *status, int *score) {
     try {
         const Running running(budget_ms);
-        Transaction transaction(worker, rules, nullptr);
-        transaction.processConnection(request->client, request->client_port, request->server, request->server_port);
-        transaction.processURI(request->uri, request->method, request->version);
-        for (size_t i = 0; i < request->header_count; ++i) {
-            const HiveWafHeader &header = request->headers[i];
-            transaction.addRequestHeader(header.name.bytes, header.name.length, header.value.bytes, header.value.length);
-        }
-        transaction.processRequestHeaders();
-        bool refused = intervened(transaction, status);
-        if (!refused) {
-            if (request->body.length > 0) {
-                Unread unread = choose_processor(transaction, request->body.bytes, request->body.length);
-                if (transaction.m_requestBodyProcessor == Transaction::XMLRequestBody) {
-                    unread = unread_xml(request->body.bytes, request->body.length);
-                }
-                if (unread != READABLE) {
-                    *score = score_of(transaction);
-                    return unread;
-                }
-                transaction.appendRequestBody(request->body.bytes, request->body.length);
-                refused = intervened(transaction, status);
-            }
-            if (!refused) {
-                transaction.processRequestBody();
-                refused = intervened(transaction, status);
+        Seen seen = look(worker, rules, *request, Way::AS_IT_LOOKS);
+        if (seen.guessed_xml && !seen.refused && seen.unread == READABLE) {
+            // The rules see no markup of XML, and nobody said that it is XML: others may take it for HTML.
+            Seen again = look(worker, rules, *request, Way::AS_A_FORM);
+            if (again.refused || again.score > seen.score) {
+                seen = std::move(again);
             }
         }
-        *score = score_of(transaction);
-        for (const RuleMessage &match : transaction.m_rulesMessages) {
+        *status = seen.status;
+        *score = seen.score;
+        for (const RuleMessage &match : seen.matches) {
             on_match(data, match.m_ruleId, match.m_severity, match.m_message.data(), match.m_message.size());
+        }
+        if (seen.unread != READABLE) {
+            return seen.unread;
         }
         if (budget.time_exceeded) {
             return -1;
         }
-        return budget.steps_exceeded ? 2 : refused ? 1 : 0;
+        return budget.steps_exceeded ? 2 : seen.refused ? 1 : 0;
     } catch (...) {
         return -1;
     }
