@@ -77,9 +77,8 @@ mod tests {
         let limit = limit(Rate { count: rate, per: Duration::from_secs(1) }, burst);
         let start = Instant::now();
         let limiter = RateLimiter::<CountMin>::new(100_000, 64, start);
-        let spread = |key: u64| key.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
         let abuser = spread(5_000_000);
-        limiter.decide(&limit, spread(0), 1, start).unwrap();
+        limiter.decide(&limit, spread(7_000_000), 1, start).unwrap();
         let bytes = limiter.bytes();
         assert!(bytes < 12 << 20, "{bytes}");
         let (mut refused, mut passed) = (0, 0);
@@ -101,8 +100,11 @@ mod tests {
 
     const SECOND: Rate = Rate { count: 1, per: Duration::from_secs(1) };
 
+    /// As uneven as a hash (the finalizer of splitmix64): multiples of a number would lie as if laid out with a ruler.
     fn spread(key: u64) -> u64 {
-        key.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1
+        let mixed = (key ^ (key >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
     }
 
     /// The same with far more busy keys than there are places, so that the table is full throughout.
@@ -125,18 +127,20 @@ mod tests {
         assert!(passed <= (50 + 990) * 102 / 100, "{passed} passed");
     }
 
-    /// What abusers, ten times as fast as they may be, got of what they are allowed; among them are honest keys,
-    /// each as fast as it may be, in bursts and one by one.
-    fn abusers_share(abusers: u64, honest: u64) -> f64 {
+    /// What abusers, ten times as fast as they may be, got of what they are allowed, and the most that one of them got; among
+    /// them are honest keys, each as fast as it may be, in bursts and one by one.
+    fn abusers_share(abusers: u64, honest: u64) -> (f64, u32) {
         let limit = limit(SECOND, 20);
         let start = Instant::now();
         let limiter = RateLimiter::<CountMin>::new(1_000, 64, start);
-        limiter.decide(&limit, spread(0), 1, start).unwrap();
+        limiter.decide(&limit, spread(7_000_000), 1, start).unwrap();
         let bytes = limiter.bytes();
-        let (mut passed, mut calls_of_honest) = (0, 0);
+        let (mut passed, mut calls_of_honest) = (vec![0; abusers as usize], 0);
         for tick in 0..250u64 {
             let now = start + Duration::from_millis(tick * 200);
-            passed += (1..=abusers).filter(|key| limiter.decide(&limit, spread(*key), 2, now).is_ok()).count() * 2;
+            for (key, passed) in (1..).zip(&mut passed) {
+                *passed += 2 * u32::from(limiter.decide(&limit, spread(key), 2, now).is_ok());
+            }
             for key in (1_000_000..1_000_000 + honest).filter(|key| key % 5 == tick % 5) {
                 // Twenty at once, a pause of twenty seconds, and then one a second.
                 let calls = [20, 0, 1][usize::from(tick >= 5) + usize::from(tick >= 105)];
@@ -148,15 +152,22 @@ mod tests {
         }
         assert!(calls_of_honest >= honest * 45);
         assert_eq!(limiter.bytes(), bytes, "memory is what it was");
-        let share = passed as f64 / (abusers * (20 + 50)) as f64;
-        println!("{abusers} abusers: {share:.2} times what they are allowed");
-        share
+        let share = f64::from(passed.iter().sum::<u32>()) / (abusers * (20 + 50)) as f64;
+        let most = passed.into_iter().max().unwrap();
+        println!("{abusers} abusers: {share:.2} times what they are allowed, the most of one is {most}");
+        (share, most)
     }
 
     #[test]
-    fn of_five_times_as_many_abusers_as_configured_all_are_cut_and_not_one_honest_key_among_them_is() {
-        assert!(abusers_share(1_000, 1_000) <= 1.02);
-        assert!(abusers_share(5_000, 2_500) <= 1.25);
+    fn of_three_times_as_many_abusers_as_configured_each_is_cut_and_not_one_honest_key_among_them_is() {
+        let (share, most) = abusers_share(3_000, 500);
+        assert!(share <= 1.0 && most <= 20 + 50, "{most}");
+    }
+
+    #[test]
+    fn of_five_times_as_many_nearly_all_are_cut_and_not_one_honest_key_is() {
+        let (share, _) = abusers_share(5_000, 500);
+        assert!(share <= 1.1, "{share}");
     }
 
     /// What can't be counted in so much memory is not refused: it might be honest.
@@ -165,7 +176,7 @@ mod tests {
         // 334 sets of 21, one of which goes round; of ten times what is allowed the others get all.
         let (cut, uncut) = (334.0 * 20.0, 10_000.0 - 334.0 * 20.0);
         let due = (cut * 70.0 + uncut * 500.0) / (10_000.0 * 70.0);
-        let share = abusers_share(10_000, 500);
+        let (share, _) = abusers_share(10_000, 500);
         assert!(share <= due * 1.1, "{share} of {due}");
     }
 }

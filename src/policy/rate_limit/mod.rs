@@ -15,9 +15,10 @@
 //! key that has been busy a moment ago; an abuser's bucket is full, and so is never the one that makes room while there is
 //! any other.
 //!
-//! There are seven places for each key that the table is made for. So where the keys that are over their limit are up to
-//! five times as many, all of them are cut. Of more than there are places as many are cut as there are, and the others
-//! pass: what tells so many abusers from honest keys would take more memory.
+//! There are seven places for each key that the table is made for. Keys do not spread evenly over its sets, so each one is cut
+//! while those over their limit are up to three times as many as it is made for, and nearly all up to five times. Of more
+//! than there are places as many are cut as there are, and the others pass: what tells so many abusers from honest keys
+//! would take more memory.
 
 mod buckets;
 mod gcra;
