@@ -62,6 +62,8 @@ definitions! {
         "Requests that the gateway answered itself, by reason.";
     RATE_LIMIT_DECISIONS: Kind::Counter, "rate_limit_decisions_total", ["limit", "decision"],
         "Rate limits asked, by limit (where it stands and what it counts by) and decision.";
+    RATE_LIMIT_UNCOUNTED: Kind::Counter, "rate_limit_uncounted_total", ["limit"],
+        "Calls that a rate limit let pass uncounted, for far more keys were busy than server.rate_limit_keys: raise that.";
     REQUEST_RULES: Kind::Counter, "request_rules_total", ["rule", "action"],
         "Requests that met a request rule, by rule (where it stands and its name) and what it does with them.";
     WAF_REQUESTS: Kind::Counter, "waf_requests_total", ["verdict"],

@@ -190,12 +190,21 @@ impl ListenerMetrics {
 /// Counters of one rate limit.
 pub struct RateLimitMetrics {
     decisions: Vec<IntCounter>,
+    uncounted: IntCounter,
 }
 
 impl RateLimitMetrics {
-    pub(super) fn new(decisions: &IntCounterVec, limit: &str) -> Self {
+    pub(super) fn new(decisions: &IntCounterVec, uncounted: &IntCounterVec, limit: &str) -> Self {
         let all = RateLimitDecision::ALL.iter();
-        Self { decisions: all.map(|d| decisions.with_label_values(&[limit, d.as_str()])).collect() }
+        Self {
+            decisions: all.map(|d| decisions.with_label_values(&[limit, d.as_str()])).collect(),
+            uncounted: uncounted.with_label_values(&[limit]),
+        }
+    }
+
+    /// So many calls passed for want of a place to count them.
+    pub fn uncounted(&self, calls: u32) {
+        self.uncounted.inc_by(calls.into());
     }
 
     /// The limit was asked.

@@ -123,6 +123,7 @@ pub struct Metrics {
     pub(super) refusals: IntCounterVec,
     refusals_by_code: RefusalTable,
     rate_limits: IntCounterVec,
+    rate_limits_uncounted: IntCounterVec,
     request_rules: IntCounterVec,
     waf: WafMetrics,
     overload: OverloadMetrics,
@@ -174,6 +175,7 @@ impl Metrics {
             refusals: all_refusals(counters(&r, &REFUSALS)),
             refusals_by_code: RefusalTable::new(),
             rate_limits: counters(&r, &RATE_LIMIT_DECISIONS),
+            rate_limits_uncounted: counters(&r, &RATE_LIMIT_UNCOUNTED),
             request_rules: counters(&r, &REQUEST_RULES),
             waf: WafMetrics::new(&counters(&r, &WAF_REQUESTS), &histograms(&r, &WAF)),
             overload: OverloadMetrics::new(&counters(&r, &OVERLOAD), seconds(&r, &EVENT_LOOP_LAG)),
@@ -254,7 +256,7 @@ impl Metrics {
 
     /// Handles of a rate limit, by [`crate::policy::rate_limit::Limit::name`].
     pub fn rate_limit(&self, limit: &str) -> RateLimitMetrics {
-        RateLimitMetrics::new(&self.rate_limits, limit)
+        RateLimitMetrics::new(&self.rate_limits, &self.rate_limits_uncounted, limit)
     }
 
     /// Counter of a request rule, by [`crate::policy::rules::Rules`]' name for it and what it does.

@@ -128,7 +128,8 @@ pub fn parse_network(text: &str) -> Result<IpNet, String> {
 /// The networks of a `deny_file`: one a line; what follows `#` or `;` is a comment.
 ///
 /// A list that was cut off must lift no bans: a full disk, or a writer that is not done, leaves a file without its end. So
-/// the last line has one, and a list of nobody says that it is.
+/// the last line has one, and a list of nobody says that it is. Where it was cut at the end of a line only its writer can tell:
+/// a comment `networks: 1234`, anywhere, says how many there are.
 ///
 /// # Errors
 /// The first line that is wrong, counted from 1, with what is wrong.
@@ -140,22 +141,36 @@ pub fn parse_file(bytes: &[u8]) -> Result<Vec<IpNet>, (usize, String)> {
         let last = bytes.split(|b| *b == b'\n').count();
         return Err((last, "the last line has no end, as if the file were cut off; end it with a newline".into()));
     };
-    let mut nobody = false;
+    let (mut nobody, mut said) = (false, None);
     for (i, line) in lines.split(|b| *b == b'\n').enumerate() {
         let end = memchr::memchr2(b'#', b';', line).unwrap_or(line.len());
         let entry = line[..end].trim_ascii();
         if entry.is_empty() {
-            nobody |= line[end..].get(1..).is_some_and(|said| said.trim_ascii().eq_ignore_ascii_case(b"nobody"));
+            let comment = line[end..].get(1..).unwrap_or_default().trim_ascii();
+            nobody |= comment.eq_ignore_ascii_case(b"nobody");
+            said = said.or(announced(comment).map(|count| (i + 1, count)));
             continue;
         }
         let text = std::str::from_utf8(entry).map_err(|_| (i + 1, "is not text".to_owned()))?;
         networks.push(parse_network(text).map_err(|why| (i + 1, why))?);
+    }
+    if let Some((line, count)) = said.filter(|(_, count)| *count != networks.len() as u64) {
+        return Err((
+            line,
+            format!("{count} networks are announced, and there are {}, as if the file were cut off", networks.len()),
+        ));
     }
     if networks.is_empty() && !nobody {
         let why = "nobody is listed; write the line \"# nobody\" if nobody is to be kept out";
         return Err((lines.split(|b| *b == b'\n').count(), why.into()));
     }
     Ok(networks)
+}
+
+/// How many networks a comment says that there are.
+fn announced(comment: &[u8]) -> Option<u64> {
+    let (name, count) = comment.split_at_checked(b"networks:".len())?;
+    name.eq_ignore_ascii_case(b"networks:").then(|| std::str::from_utf8(count.trim_ascii()).ok()?.parse().ok())?
 }
 
 #[cfg(test)]
@@ -221,6 +236,18 @@ mod tests {
         }
         for nobody in ["# nobody\n", "\u{feff}# a feed\r\n;Nobody\r\n"] {
             assert!(parse_file(nobody.as_bytes()).unwrap().is_empty(), "{nobody:?}");
+        }
+    }
+
+    #[test]
+    fn a_list_that_says_how_long_it_is_is_that_long() {
+        let list = "# a feed of today\n# Networks: 2\n192.0.2.1\n198.51.100.0/24 # x\n";
+        assert_eq!(parse_file(list.as_bytes()).unwrap().len(), 2);
+        let cut = parse_file(b"; networks:  3 \n192.0.2.1\n198.51.100.0/24\n").unwrap_err();
+        assert_eq!(cut, (1, "3 networks are announced, and there are 2, as if the file were cut off".to_owned()));
+        assert_eq!(parse_file(b"# nobody\n# networks: 0\n"), Ok(vec![]));
+        for other in ["# networks: of spammers", "# networks:", "# networks"] {
+            assert_eq!(parse_file(format!("{other}\n192.0.2.1\n").as_bytes()).unwrap().len(), 1, "{other}");
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::config::Config;
+use crate::config::{Config, Listener};
 use crate::observe::Metrics;
 use crate::snapshot::{self, Snapshot};
 
@@ -37,6 +37,18 @@ pub fn withdraw(snapshot: &Snapshot, now_unix: i64) {
             log::warn!("listener {}: {said}", config.name);
         }
     }
+}
+
+/// Which deny lists have lost more than half of what they had: perhaps nobody meant that, and it can't be seen in the file.
+pub fn shrunk(new: &Config, old: &Config) -> Vec<String> {
+    let denied = |l: &Listener| l.addresses.as_ref().map_or(0, |list| list.deny.len());
+    let both = new.listeners.iter().filter_map(|l| Some((l, old.listeners.iter().find(|o| o.name == l.name)?)));
+    both.map(|(l, o)| (&l.name, denied(l), denied(o)))
+        .filter(|(_, now, before)| *now < before.div_ceil(2))
+        .map(|(name, now, before)| {
+            format!("listener {name}: {now} networks are denied now, and {before} were before; is the list whole?")
+        })
+        .collect()
 }
 
 /// What is to be said of the other files that have `changed`, if any have.

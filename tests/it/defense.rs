@@ -99,6 +99,7 @@ fn a_file_of_a_million_is_watched_and_ends_live_connections_at_their_next_reques
         ("\n", "nobody is listed"),
         ("# a feed\n", "nobody is listed"),
         ("127.0.0.0/8\n192.0.2.1", "deny.txt:2: the last line has no end"),
+        ("# networks: 3\n192.0.2.1\n", "deny.txt:1: 3 networks are announced, and there are 1"),
     ] {
         fs::write(&file, cut_off).unwrap();
         let answer = gateway.reload();
@@ -107,6 +108,8 @@ fn a_file_of_a_million_is_watched_and_ends_live_connections_at_their_next_reques
     }
     fs::write(&file, "# nobody\n").unwrap();
     wait_until("they are let in again", || gateway.client("alice").get(gateway.address, "/echo").is_ok());
+    let said = "listener front: 0 networks are denied now, and 1000001 were before; is the list whole?";
+    wait_until("it is told that the list shrank", || gateway.stderr().contains(said));
 }
 
 #[test]

@@ -63,3 +63,5 @@ mod upgrade;
 mod upstream;
 #[cfg(feature = "waf")]
 mod waf;
+#[cfg(feature = "waf")]
+mod waf_xml;

@@ -11,11 +11,11 @@ use crate::support::h2_client::H2;
 use crate::support::node::Node;
 use crate::support::wait_until;
 
-const CRS: &str = "/etc/modsecurity/crs/crs-setup.conf, /usr/share/modsecurity-crs/rules";
+pub const CRS: &str = "/etc/modsecurity/crs/crs-setup.conf, /usr/share/modsecurity-crs/rules";
 const VERDICTS: &str = "hive_gateway_waf_requests_total";
 
 /// A gateway with this firewall at its listener.
-fn gateway(waf: &str) -> (Gateway, Node) {
+pub fn gateway(waf: &str) -> (Gateway, Node) {
     gateway_with(&format!("    waf: {{ {waf} }}\n"), "")
 }
 
@@ -35,7 +35,7 @@ fn gateway_with(listener: &str, route: &str) -> (Gateway, Node) {
     (setup.start(), node)
 }
 
-fn blocking() -> String {
+pub fn blocking() -> String {
     format!("mode: blocking, rules: [ {CRS}, waf-a2a.conf ], timeout: 30s")
 }
 
@@ -49,7 +49,7 @@ fn post(gateway: &Gateway, headers: &str, body: &str) -> Response {
     gateway.connect("alice").exchange(request.as_bytes()).unwrap()
 }
 
-const AGENT: &str = "User-Agent: a2a-sdk/1.3.0\r\nAccept: application/json, text/event-stream\r\n";
+pub const AGENT: &str = "User-Agent: a2a-sdk/1.3.0\r\nAccept: application/json, text/event-stream\r\n";
 
 /// A `message/send` whose message has this text and whose metadata has this value.
 fn call(text: &str, metadata: &str) -> String {
@@ -130,87 +130,6 @@ fn attacks_do_not_hide_behind_what_makes_the_engine_work_hard() {
 }
 
 #[test]
-fn a_body_is_looked_at_whatever_its_type() {
-    // Every method may have the core rules' own say on types; here it is about bodies of types that they let pass.
-    let (gateway, node) = gateway(&format!("mode: blocking, rules: [ {CRS} ], timeout: 30s"));
-    let send = |kind: Option<&str>, body: &str| {
-        let kind = kind.map_or_else(String::new, |k| format!("Content-Type: {k}\r\n"));
-        let request = format!(
-            "POST /echo HTTP/1.1\r\nHost: gateway.test\r\n{AGENT}{kind}Content-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        gateway.connect("alice").exchange(request.as_bytes()).unwrap().status
-    };
-    let attacks = [
-        ";cat /etc/passwd",
-        "1' or 1=1 union select a from b-- -",
-        "<script>alert(document.cookie)</script>",
-        "../../../../etc/passwd",
-    ];
-    let mut passed = Vec::new();
-    for attack in attacks {
-        let json = json!({ "a": attack }).to_string();
-        let escaped = attack.replace('&', "&amp;").replace('<', "&lt;");
-        let xml = format!("<a><b>{escaped}</b></a>");
-        let attribute = format!("<?xml version=\"1.0\"?>\n<a b=\"{escaped}\"/>");
-        let form = format!("a={}", attack.replace(' ', "+").replace(';', "%3b"));
-        for body in [&json, &xml, &attribute, &form] {
-            if send(None, body) != 403 {
-                passed.push((None, body.clone()));
-            }
-        }
-        for kind in ["text/xml", "application/xml", "application/soap+xml; charset=utf-8", "Application/XML"] {
-            for body in [&xml, &attribute, &json] {
-                if send(Some(kind), body) != 403 {
-                    passed.push((Some(kind), body.clone()));
-                }
-            }
-        }
-        for kind in ["multipart/related; boundary=x", "application/cloudevents+json", "application/csp-report"] {
-            if send(Some(kind), &json) != 403 {
-                passed.push((Some(kind), json.clone()));
-            }
-        }
-    }
-    assert_eq!((passed, node.count()), (vec![], 0));
-    for (kind, body) in [
-        (None, r#"{"a":"hello","b":[1,2]}"#),
-        (None, "a=hello&b=2"),
-        (Some("text/xml"), "<order id=\"7\"><item>Tea</item></order>"),
-        (Some("application/soap+xml"), "<?xml version=\"1.0\"?><a>text</a>"),
-    ] {
-        assert_eq!(send(kind, body), 200, "{kind:?} {body}: {}", gateway.stdout());
-    }
-}
-
-#[test]
-fn an_xml_body_that_can_grow_while_it_is_read_is_refused_at_once() {
-    let (gateway, node) = gateway(&blocking());
-    let send = |kind: &str, body: &[u8]| {
-        let head = format!(
-            "POST /echo HTTP/1.1\r\nHost: gateway.test\r\n{AGENT}Content-Type: {kind}\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        gateway.connect("alice").exchange(&[head.as_bytes(), body].concat()).unwrap().status
-    };
-    let grows = format!("<!DOCTYPE a [<!ENTITY e \"{}\">]><a>{}</a>", "a".repeat(12_000), "&e;".repeat(4_000));
-    let outside = "<?xml version='1.0'?><!doctype a SYSTEM 'http://10.0.0.1/x'><a/>";
-    let wide: Vec<u8> = "<!DOCTYPE a []><a/>".encode_utf16().flat_map(u16::to_le_bytes).collect();
-    let coded = "<?xml version='1.0' encoding='UTF-7'?>+ADwAIQ-DOCTYPE a []+AD4APA-a/+AD4";
-    let start = std::time::Instant::now();
-    for body in [grows.as_bytes(), outside.as_bytes(), &wide, coded.as_bytes()] {
-        for kind in ["text/xml", "application/soap+xml"] {
-            assert_eq!(send(kind, body), 403, "{kind} {:?}", String::from_utf8_lossy(&body[..40]));
-        }
-    }
-    assert_eq!(send("text/plain", grows.as_bytes()), 403);
-    assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
-    assert_eq!(node.count(), 0);
-    gateway.wait_log(|l| l["event"] == "waf_match" && l["rule"] == 8_800_007);
-    assert_eq!(send("text/xml", "<?xml version=\"1.0\" encoding=\"utf-8\"?><a>text</a>".as_bytes()), 200);
-}
-
-#[test]
 fn a_body_in_a_code_is_refused_unseen_and_only_where_the_firewall_blocks() {
     // Rules that refuse nothing: it is the gateway that does.
     let dir = crate::support::TempDir::new();
@@ -253,6 +172,10 @@ fn the_name_of_the_text_of_a_message_is_to_be_had_in_no_other_way() {
         json!({ "params": { "message.parts": [ { "text": ATTACK } ] } }).to_string(),
         format!(r#"{{"\u0070arams.message.parts.array_0.text":"{ATTACK}"}}"#),
         format!(r#"{{"params\u002emessage":{{"parts":[{{"text":"{ATTACK}"}}]}}}}"#),
+        json!({ "params": { "message": { "parts": [ { "TEXT": ATTACK } ] } } }).to_string(),
+        json!({ "params": { "Message": { "Parts": [ { "Text": ATTACK } ] } } }).to_string(),
+        json!({ "params": { "message": { "parts": [ { "text\n": ATTACK } ] } } }).to_string(),
+        json!({ "x\njson": { "params": { "message": { "parts": [ { "text": ATTACK } ] } } } }).to_string(),
     ] {
         assert_eq!(send("application/json", "/echo", &body), 403, "{body}");
     }
@@ -477,6 +400,28 @@ fn changed_rules_come_into_use_by_themselves_and_broken_ones_keep_the_old() {
         "{said}"
     );
     assert_eq!((status("one"), status("two")), (200, 403), "the old rules");
+    fs::write(&file, "").unwrap();
+    let said = gateway.reload().text();
+    assert!(said.contains("own.conf: the file is empty"), "{said}");
+    assert_eq!((status("one"), status("two")), (200, 403), "a full disk switches no rule off");
+}
+
+#[test]
+fn what_reaches_the_threshold_is_refused_whatever_counts_it() {
+    let count =
+        "SecRule QUERY_STRING \"@contains evil\" \"id:1,phase:2,pass,log,msg:'x',setvar:tx.anomaly_score=+5\"\n";
+    for (mode, threshold, status) in
+        [("blocking", 5, 403), ("blocking", 6, 200), ("detection_only", 5, 200), ("detection_only", 6, 200)]
+    {
+        let node = Node::start();
+        let mut setup = Setup::new(&[node.address]);
+        fs::write(setup.dir.path().join("own.conf"), count).unwrap();
+        let waf = format!("mode: {mode}, rules: [ own.conf ], anomaly_threshold: {threshold}, timeout: 30s");
+        setup.listener = format!("    waf: {{ {waf} }}\n");
+        let gateway = setup.start();
+        assert_eq!(gateway.client("alice").get(gateway.address, "/echo?evil").unwrap().status, status, "{waf}");
+        assert_eq!(gateway.client("alice").get(gateway.address, "/echo?good").unwrap().status, 200, "{waf}");
+    }
 }
 
 #[test]
@@ -485,6 +430,12 @@ fn what_is_wrong_with_rules_is_said_by_check() {
     for (rules, text, said) in [
         ("own.conf", "Include /etc/x.conf\n", "own.conf:1: Include is not followed"),
         ("own.conf", "SecRule ARGS \"@rx (\" \"phase:2\"\n", "own.conf"),
+        ("own.conf", " \n", "own.conf: the file is empty; write a comment"),
+        (
+            "own.conf",
+            "# x\nSecRule ARGS \"@rx y\" \"id:1,phase:2,deny\n",
+            "own.conf:2: the directive that begins here has no end",
+        ),
         ("none.conf", "", "none.conf: No such file"),
         ("", "", "no rules to look with"),
     ] {

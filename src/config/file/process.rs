@@ -105,7 +105,7 @@ pub struct Server {
     pub drain: Span,
     /// Memory that waiting request bodies may take together. Default 256 MiB. Beyond it: 503.
     pub body_memory: Size,
-    /// Keys (addresses, peers …) that each rate limit counts well at once, 1000 to 10000000; at least 96 bytes of memory
+    /// Keys (addresses, peers …) that each rate limit counts well at once, 1000 to 10000000; up to 96 bytes of memory
     /// each, taken when the limit is first asked. Default 100000. A change needs a restart.
     pub rate_limit_keys: u32,
     /// Bits of an IPv6 address that rate limits count by, 16 to 128. Default 64: one host owns at least that. A change

@@ -77,12 +77,6 @@ impl Quota {
         Err(Exceeded { remaining: u32::try_from(remaining).unwrap_or(u32::MAX), wait })
     }
 
-    /// When at the earliest a bucket has drained from which `calls` were taken within the last `within_ns`.
-    pub(super) fn drained_at_least(&self, calls: u64, within_ns: u64, now: u64) -> u64 {
-        let owed = self.interval_ns.saturating_mul(calls).saturating_sub(within_ns);
-        now.saturating_add(owed.min(self.full_ns()))
-    }
-
     /// Calls that a bucket owes.
     pub(super) fn owed(&self, drained_at: u64, now: u64) -> u32 {
         let calls = drained_at.saturating_sub(now).div_ceil(self.interval_ns);

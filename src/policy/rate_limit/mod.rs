@@ -6,17 +6,19 @@
 //! key ─ bucket found ─────────────────────────── exact: GCRA
 //!   └ none ─ sketch counts it ─ few ──────────── admitted: surely below the limit
 //!               └ more ─ a bucket is free ────── exact from now on
-//!                   └ none is ─ below the limit ─ admitted: the sketch never counts too little
-//!                       └ above ─ the bucket that is nearest to empty makes room, and the sketch counts what it owed
+//!                   └ none is ─ as often as the emptiest bucket holds calls ─ admitted, uncounted
+//!                       └ then ─ that bucket makes room: exact from now on
 //! ```
 //!
-//! A bucket that has drained is as good as none, so a place in [`buckets`] is needed only by a key that has been busy a
-//! moment ago; an abuser's bucket is full, and so is never the one that makes room. A neighbour in the sketch can bring
-//! a key an exact bucket early, but never a refusal while the table has room: those come from exact buckets alone.
+//! Whatever is refused is refused for what its own key took: a neighbour in the sketch can bring a key an exact bucket
+//! early, but never a refusal. A bucket that has drained is as good as none, so a place in [`buckets`] is needed only by a
+//! key that has been busy a moment ago; an abuser's bucket is full, and so is never the one that makes room while there is
+//! any other.
 //!
-//! With more busy keys than places, keys push one another out. The sketch remembers what they owed, so a key that comes
-//! again begins with what it surely owes and not with a new burst: in the long run it has at most twice its rate, for the
-//! sketch looks back over at least the time in which a burst drains. One that has kept to its quota owes nothing there.
+//! There are seven places for each key that the table is made for. Keys do not spread evenly over its sets, so each one is cut
+//! while those over their limit are up to three times as many as it is made for, and nearly all up to five times. Of more
+//! than there are places as many are cut as there are, and the others pass: what tells so many abusers from honest keys
+//! would take more memory.
 
 mod buckets;
 mod gcra;

@@ -7,8 +7,6 @@ use parking_lot::Mutex;
 
 /// Parts of a sketch, each with its own lock. They turn over one after the other, so that no request clears all.
 const PARTS: u64 = 64;
-/// Counters of a row for each key: so that what all keys together are counted lends hardly any to one.
-const PER_KEY: usize = 2;
 /// Fewest counters of a row.
 const PART_LEAST: usize = 16;
 
@@ -24,15 +22,6 @@ pub trait Sketch: Send {
     fn clear(&self);
     /// Memory taken, bytes.
     fn bytes(&self) -> usize;
-}
-
-/// What a key was counted.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Seen {
-    /// How often, the calls in question included: at least.
-    pub count: u64,
-    /// In how much time: a window's length, and up to as much again.
-    pub within_ns: u64,
 }
 
 /// A sketch that forgets.
@@ -53,7 +42,7 @@ struct Part<S> {
 impl<S: Sketch> Windows<S> {
     /// Nothing counted yet.
     pub fn new(keys: usize, length_ns: u64, now: u64) -> Self {
-        let each = (keys * PER_KEY / PARTS as usize).max(PART_LEAST);
+        let each = (keys / PARTS as usize).max(PART_LEAST);
         let part = |i: u64| Part {
             began: now.saturating_sub(length_ns / PARTS * i),
             running: S::sized(each),
@@ -62,22 +51,15 @@ impl<S: Sketch> Windows<S> {
         Self { parts: (0..PARTS).map(|i| Mutex::new(part(i))).collect(), length_ns }
     }
 
-    /// Counts a key, if `if_few` and with these calls it has been counted no more often than that.
-    pub fn look(&self, key: u64, calls: u32, if_few: u64, now: u64) -> Seen {
+    /// Whether a key, with these calls, was counted at most `few` times within a window's length: then they are counted.
+    pub fn is_few(&self, key: u64, calls: u32, few: u64, now: u64) -> bool {
         let mut part = self.parts[(key % PARTS) as usize].lock();
         part.turn(now, self.length_ns);
         let count = part.running.count(key).saturating_add(part.before.count(key)).saturating_add(calls.into());
-        if count <= if_few {
+        if count <= few {
             part.running.add(key, calls);
         }
-        Seen { count, within_ns: now.saturating_sub(part.began).saturating_add(self.length_ns) }
-    }
-
-    /// Counts a key.
-    pub fn add(&self, key: u64, calls: u32, now: u64) {
-        let mut part = self.parts[(key % PARTS) as usize].lock();
-        part.turn(now, self.length_ns);
-        part.running.add(key, calls);
+        count <= few
     }
 
     /// Memory taken, bytes.
@@ -133,31 +115,26 @@ pub(super) mod tests {
         }
     }
 
-    fn counted(windows: &Windows<Exact>, key: u64, now: u64) -> u64 {
-        windows.look(key, 1, u64::MAX, now).count
-    }
-
     #[test]
-    fn what_is_counted_only_if_few_and_how_long_ago() {
+    fn what_is_too_much_is_not_counted() {
         let windows = Windows::<Exact>::new(100, 1000, 10_000);
-        windows.add(0, 3, 10_000);
-        assert_eq!(windows.look(0, 2, 4, 10_500).count, 5);
-        let seen = windows.look(0, 2, 4, 11_500);
-        assert_eq!((seen.count, seen.within_ns), (5, 1500), "what was too much is not counted");
+        assert!(windows.is_few(0, 3, 4, 10_000));
+        assert!(!windows.is_few(0, 2, 4, 10_500));
+        assert!(windows.is_few(0, 1, 4, 10_500));
+        assert!(!windows.is_few(0, 1, 4, 11_500), "four came within the last two seconds");
     }
 
     #[test]
     fn what_came_within_a_windows_length_is_always_counted() {
         for key in [0, 1, 63] {
             let windows = Windows::<Exact>::new(100, 1000, 10_000);
-            for (now, count) in [(10_000, 1), (10_999, 2), (11_000, 3)] {
-                assert!(counted(&windows, key, now) >= count.min(2), "key {key} at {now}");
+            for now in [10_000, 10_999, 11_000] {
+                assert!(windows.is_few(key, 1, 3, now), "key {key} at {now}");
             }
-            let at_least = [(11_500, 3), (12_000, 3)];
-            for (now, count) in at_least {
-                assert!(counted(&windows, key, now) >= count, "key {key} at {now}");
+            for now in [11_500, 11_999] {
+                assert!(!windows.is_few(key, 1, 2, now), "key {key} at {now}");
             }
-            assert_eq!(counted(&windows, key, 14_000), 1, "after two windows all is forgotten");
+            assert!(windows.is_few(key, 1, 1, 14_000), "after two windows all is forgotten");
         }
     }
 }

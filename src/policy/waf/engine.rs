@@ -28,8 +28,12 @@ use crate::files::open_regular;
 const FILE_BYTES_MAX: u64 = 16 << 20;
 /// The gateway's own rule: an expression was ended before it was known whether it matches.
 const STEPS_EXCEEDED: i64 = 8_800_005;
+/// The gateway's own rule: more values than are looked at. The prelude has it too, for what is not XML.
+const TOO_MANY_VALUES: i64 = 8_800_002;
 /// The gateway's own rule: an XML body that can grow while it is read.
 const DOCUMENT_TYPE: i64 = 8_800_007;
+/// The gateway's own rule: a body in which the rules would not know the letters.
+const FOREIGN_CODING: i64 = 8_800_008;
 /// Matches that are kept of a request.
 const MATCHES_MAX: usize = 16;
 /// Longest text of a match, in bytes.
@@ -187,13 +191,14 @@ fn read_all(settings: &Settings) -> Result<(Texts, [u8; 32]), Fault> {
     };
     add(None, "the gateway's own rules", prelude())?;
     for (entry, file) in all_files(settings) {
-        let text = read(file).and_then(|bytes| prepared(file, &bytes));
+        let text = read(file).and_then(|bytes| prepared(file, &said(file, bytes)?));
         let text = text.map_err(|message| Fault { entry: Some(entry), message })?;
         add(Some(entry), &file.to_string_lossy(), text)?;
     }
     add(None, "the gateway's own rules", epilogue(settings))?;
     for file in data_beside(all_files(settings).map(|(_, file)| file)) {
-        let bytes = read(&file).map_err(|message| Fault { entry: None, message })?;
+        let bytes =
+            read(&file).and_then(|bytes| said(&file, bytes)).map_err(|message| Fault { entry: None, message })?;
         hash.update(&(bytes.len() as u64).to_le_bytes());
         hash.update(&bytes);
     }
@@ -211,8 +216,40 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// The text of a rule file that brings in no other, with the attributes of XML wherever its text is looked at: version 3 of
-/// the core rules forgot them.
+/// A file that says something. One that is empty is being written, or was when the disk was full: that switches no rule off.
+fn said(file: &Path, bytes: Vec<u8>) -> Result<Vec<u8>, String> {
+    match bytes.trim_ascii().is_empty() {
+        true => Err(format!("{}: the file is empty; write a comment in it if nothing is to be there", file.display())),
+        false => Ok(bytes),
+    }
+}
+
+/// In which line a directive begins that has no end: a quotation mark is missing, or what follows a backslash. The engine
+/// takes such for a rule that never matches.
+fn unfinished(text: &str) -> Option<usize> {
+    let (mut begun, mut open, mut goes_on) = (0, false, false);
+    for (i, line) in text.lines().enumerate() {
+        if !goes_on {
+            if line.trim_start().starts_with('#') {
+                continue;
+            }
+            (begun, open) = (i + 1, false);
+        }
+        let mut escaped = false;
+        for c in line.trim_end().chars() {
+            open ^= c == '"' && !escaped;
+            escaped = c == '\\' && !escaped;
+        }
+        goes_on = escaped;
+        if open && !goes_on {
+            return Some(begun);
+        }
+    }
+    goes_on.then_some(begun)
+}
+
+/// The text of a rule file that brings in no other, with the attributes of XML wherever its text is looked at, which version 3
+/// of the core rules forgot, and with comments and processing instructions, which some readers act on.
 fn prepared(file: &Path, bytes: &[u8]) -> Result<String, String> {
     let text = std::str::from_utf8(bytes).map_err(|_| format!("{}: not UTF-8", file.display()))?;
     for (i, line) in text.lines().enumerate() {
@@ -223,7 +260,10 @@ fn prepared(file: &Path, bytes: &[u8]) -> Result<String, String> {
             return Err(format!("{place}: {word} is not followed; write the files, or their directory, under rules"));
         }
     }
-    Ok(text.replace("|XML:/* ", "|XML:/*|XML://@* "))
+    if let Some(line) = unfinished(text) {
+        return Err(format!("{}:{line}: the directive that begins here has no end", file.display()));
+    }
+    Ok(text.replace("|XML:/* ", "|XML:/*|XML://@*|XML://comment()|XML://processing-instruction() "))
 }
 
 /// What the engine makes of a request.
@@ -343,7 +383,12 @@ impl Worker {
         }
         let unseen = match outcome {
             2 => Some((STEPS_EXCEEDED, "An expression took too many steps at a value of the request")),
-            3 => Some((DOCUMENT_TYPE, "An XML body with a document type definition, or in a coding without ASCII")),
+            3 => Some((DOCUMENT_TYPE, "An XML body with a document type definition")),
+            4 => Some((TOO_MANY_VALUES, "Too many values in the request body")),
+            5 => Some((
+                FOREIGN_CODING,
+                "A body in a coding without ASCII, such as UTF-16, or XML that does not begin as such",
+            )),
             _ => None,
         };
         let unknown = unseen.is_some();
@@ -364,6 +409,19 @@ mod tests {
         assert_eq!(wording("/a.conf", said), "/a.conf: Rules must have an ID. At line: 1");
         let said = "Rules error. File: /a.conf. Line: 2. Column: 3. Unknown";
         assert_eq!(wording("/a.conf", said), said);
+    }
+
+    #[test]
+    fn directives_have_an_end() {
+        let whole = "SecRule ARGS \"@rx \\\"x\" \\\n  \"id:1,\\\n  pass\"\n# a \"comment\n\nSecRuleEngine On\n";
+        assert_eq!(unfinished(whole), None);
+        for (text, line) in [
+            ("# x\nSecRule ARGS \"@rx y\" \"id:1,pass\n", 2),
+            ("SecRule ARGS \"@rx y\" \\\n  \"id:1,\\\n  pass\n\nSecAction \"id:2\"", 1),
+            ("SecAction \"id:2\"\nSecRule ARGS \"@rx y\" \\", 2),
+        ] {
+            assert_eq!(unfinished(text), Some(line), "{text}");
+        }
     }
 
     #[test]

@@ -168,8 +168,8 @@ impl Waf {
         let unwanted = found.unknown || found.score >= self.settings.anomaly_threshold;
         let verdict = match self.settings.mode {
             _ if found.refused => WafVerdict::Blocked,
-            // The engine itself refuses what reaches the threshold, if the rules are to.
-            Mode::Blocking if found.unknown => WafVerdict::Blocked,
+            // The core rules refuse by themselves what reaches the threshold; others only count.
+            Mode::Blocking if unwanted => WafVerdict::Blocked,
             Mode::DetectionOnly if unwanted => WafVerdict::Detected,
             Mode::Blocking | Mode::DetectionOnly => WafVerdict::Passed,
         };

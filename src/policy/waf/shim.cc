@@ -18,8 +18,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <list>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "modsecurity/modsecurity.h"
 #include "modsecurity/rule_message.h"
@@ -51,6 +53,8 @@ constexpr size_t STEPS_FROM_A_PLACE_MAX = 100000;
 // Processor's time that all of a request's searches may take, and after how many it is looked at.
 constexpr std::chrono::milliseconds PROCESSOR_MAX(500);
 constexpr unsigned SEARCHES_PER_LOOK = 8;
+// Elements and attributes of a body, as of JSON's values (SecArgumentsLimit).
+constexpr size_t XML_VALUES_MAX = 1000;
 
 template <typename Function>
 Function *of_pcre2(const char *name) {
@@ -148,46 +152,109 @@ bool intervened(Transaction &transaction, int *status) {
     return disruptive;
 }
 
-// A body whose Content-Type says nothing that the engine reads is read as what it looks like, as many a server does: else no
-// rule would see it.
-void choose_processor(Transaction &transaction, const unsigned char *body, size_t length) {
-    if (transaction.m_requestBodyProcessor != Transaction::UnknownFormat ||
-        transaction.m_requestBodyType != Transaction::UnknownFormat) {
-        return;
-    }
+// What hive_waf_check says of a body that is not given to the rules.
+enum Unread { READABLE = 0, DOCUMENT_TYPE = 3, TOO_MANY_VALUES = 4, FOREIGN_CODING = 5 };
+
+// Where a body begins, behind a mark of UTF-8 and white space.
+size_t first_of(const unsigned char *body, size_t length) {
     size_t at = length >= 3 && std::memcmp(body, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0;
-    while (at < length && std::strchr(" \t\r\n", body[at]) != nullptr && body[at] != 0) {
+    while (at < length && body[at] != 0 && std::strchr(" \t\r\n", body[at]) != nullptr) {
         ++at;
     }
-    const unsigned char first = at < length ? body[at] : 0;
-    if (first == '{' || first == '[') {
+    return at;
+}
+
+// How a body is read whose Content-Type says nothing that the engine reads.
+enum class Way { AS_IT_LOOKS, AS_A_FORM };
+
+// Such a body is read as what it looks like, as many a server does: else no rule would see it. UTF-16 and UTF-32 look like
+// nothing to the rules, but some servers read them by their marks.
+Unread choose_processor(Transaction &transaction, const unsigned char *body, size_t length, Way way, bool *guessed_xml) {
+    if (transaction.m_requestBodyProcessor != Transaction::UnknownFormat ||
+        transaction.m_requestBodyType != Transaction::UnknownFormat) {
+        return READABLE;
+    }
+    const std::string mark(reinterpret_cast<const char *>(body), std::min<size_t>(length, 4));
+    for (const char *wide : {"\xFE\xFF", "\xFF\xFE"}) {
+        if (mark.compare(0, 2, wide) == 0 || mark == std::string(2, '\0') + wide) {
+            return FOREIGN_CODING;
+        }
+    }
+    if (mark.size() > 1 && mark[0] == '\0' && mark[1] != '\0' && std::strchr("<{[", mark[1]) != nullptr) {
+        return FOREIGN_CODING;
+    }
+    const size_t at = first_of(body, length);
+    size_t end = length;
+    while (end > at && std::strchr(" \t\r\n", body[end - 1]) != nullptr && body[end - 1] != 0) {
+        --end;
+    }
+    const unsigned char first = at < end ? body[at] : 0;
+    const bool string = first == '"' && end - at > 1 && body[end - 1] == '"';
+    *guessed_xml = first == '<';
+    if (way == Way::AS_IT_LOOKS && (first == '{' || first == '[' || string)) {
         transaction.m_requestBodyProcessor = Transaction::JSONRequestBody;
-    } else if (first == '<') {
+    } else if (way == Way::AS_IT_LOOKS && first == '<') {
         transaction.m_requestBodyProcessor = Transaction::XMLRequestBody;
     } else {
         transaction.m_requestBodyProcessor = Transaction::WWWFormUrlEncoded;
         transaction.m_requestBodyType = Transaction::WWWFormUrlEncoded;
     }
+    return READABLE;
 }
 
-// A document type definition can make kilobytes into megabytes, which the engine then looks at outside of every limit, and it
-// can name what no rule sees. No call needs one. It is looked for in bytes, so the text must be of a coding that has ASCII's.
-bool defines_document_type(const unsigned char *body, size_t length) {
+// The coding that an XML declaration names, in upper case. Something else than a name if it can't be told.
+std::string declared_coding(const std::string &declaration) {
+    size_t at = declaration.find("ENCODING");
+    if (at == std::string::npos) {
+        return "UTF-8";
+    }
+    const auto skip = [&] { at = std::min(declaration.find_first_not_of(" \t\r\n", at), declaration.size()); };
+    at += std::strlen("ENCODING");
+    skip();
+    if (at >= declaration.size() || declaration[at++] != '=') {
+        return "";
+    }
+    skip();
+    const char quote = at < declaration.size() ? declaration[at] : 0;
+    const size_t end = quote == '"' || quote == '\'' ? declaration.find(quote, at + 1) : std::string::npos;
+    return end == std::string::npos ? "" : declaration.substr(at + 1, end - at - 1);
+}
+
+// Whether the engine may read a body of XML, which it does outside of every limit.
+//
+// A document type definition can make kilobytes into megabytes, and it can name what no rule sees. No call needs one. It is
+// looked for in bytes, so the text must be of a coding that has ASCII's. And the time for attributes and elements grows with
+// the square of their number, for each rule: so many as of other values may be there, and rather too many are counted (in
+// comments, in text) than too few.
+Unread unread_xml(const unsigned char *body, size_t length) {
     std::string text(reinterpret_cast<const char *>(body), length);
     std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::toupper(c); });
-    if (text.find('\0') != std::string::npos || text.find("<!DOCTYPE") != std::string::npos ||
-        text.find("<!ENTITY") != std::string::npos) {
-        return true;
+    const size_t first = first_of(body, length);
+    if (first >= length || text[first] != '<' || text.find('\0') != std::string::npos) {
+        return FOREIGN_CODING;
     }
-    // Only within the declaration; there is nothing before it but a mark of the byte order.
-    const size_t begin = text.find("<?XML");
-    if (begin > 3) {
-        return false;
+    if (text.find("<!DOCTYPE") != std::string::npos || text.find("<!ENTITY") != std::string::npos) {
+        return DOCUMENT_TYPE;
     }
-    const std::string declaration = text.substr(begin, text.find("?>", begin) - begin);
-    const size_t coding = declaration.find("ENCODING");
-    const auto says = [&](const char *name) { return declaration.find(name, coding) != std::string::npos; };
-    return coding != std::string::npos && !says("UTF-8") && !says("US-ASCII") && !says("ISO-8859-1");
+    if (text.compare(first, 5, "<?XML") == 0) {
+        const std::string coding = declared_coding(text.substr(first, text.find("?>", first) - first));
+        if (coding != "UTF-8" && coding != "US-ASCII" && coding != "ISO-8859-1") {
+            return FOREIGN_CODING;
+        }
+    }
+    size_t values = 0;
+    for (size_t at = first; at < length; ++at) {
+        if (text[at] == '<') {
+            values += at + 1 < length && text[at + 1] != '/';
+        } else if (text[at] == '=') {
+            const size_t next = text.find_first_not_of(" \t\r\n", at + 1);
+            values += next != std::string::npos && (text[next] == '"' || text[next] == '\'');
+        }
+        if (values > XML_VALUES_MAX) {
+            return TOO_MANY_VALUES;
+        }
+    }
+    return READABLE;
 }
 
 // The core rules keep the sum of their matches in a variable of the transaction: version 4 in the one, 3 in the other.
@@ -199,6 +266,71 @@ int score_of(Transaction &transaction) {
         }
     }
     return 0;
+}
+
+// All texts that are not HiveWafText end in NUL.
+struct HiveWafText {
+    const unsigned char *bytes;
+    size_t length;
+};
+
+struct HiveWafHeader {
+    HiveWafText name;
+    HiveWafText value;
+};
+
+struct HiveWafRequest {
+    const char *client;
+    int client_port;
+    const char *server;
+    int server_port;
+    const char *method;
+    const char *uri;
+    const char *version;
+    const HiveWafHeader *headers;
+    size_t header_count;
+    HiveWafText body;
+};
+
+// What came of a request, with the body read in one way.
+struct Seen {
+    Unread unread = READABLE;
+    bool refused = false;
+    bool guessed_xml = false;
+    int status = 0;
+    int score = 0;
+    std::list<RuleMessage> matches;
+};
+
+Seen look(ModSecurity *worker, RulesSet *rules, const HiveWafRequest &request, Way way) {
+    Seen seen;
+    Transaction transaction(worker, rules, nullptr);
+    transaction.processConnection(request.client, request.client_port, request.server, request.server_port);
+    transaction.processURI(request.uri, request.method, request.version);
+    for (size_t i = 0; i < request.header_count; ++i) {
+        const HiveWafHeader &header = request.headers[i];
+        transaction.addRequestHeader(header.name.bytes, header.name.length, header.value.bytes, header.value.length);
+    }
+    transaction.processRequestHeaders();
+    seen.refused = intervened(transaction, &seen.status);
+    const HiveWafText &body = request.body;
+    if (!seen.refused && body.length > 0) {
+        seen.unread = choose_processor(transaction, body.bytes, body.length, way, &seen.guessed_xml);
+        if (transaction.m_requestBodyProcessor == Transaction::XMLRequestBody) {
+            seen.unread = unread_xml(body.bytes, body.length);
+        }
+        if (seen.unread == READABLE) {
+            transaction.appendRequestBody(body.bytes, body.length);
+            seen.refused = intervened(transaction, &seen.status);
+        }
+    }
+    if (!seen.refused && seen.unread == READABLE) {
+        transaction.processRequestBody();
+        seen.refused = intervened(transaction, &seen.status);
+    }
+    seen.score = score_of(transaction);
+    seen.matches = transaction.m_rulesMessages;
+    return seen;
 }
 
 // Whether the engine's searches come by here: tried with an expression that takes very many steps.
@@ -219,30 +351,6 @@ bool limits_hold(ModSecurity *worker) {
 }  // namespace
 
 extern "C" {
-
-struct HiveWafText {
-    const unsigned char *bytes;
-    size_t length;
-};
-
-struct HiveWafHeader {
-    HiveWafText name;
-    HiveWafText value;
-};
-
-// All texts that are not HiveWafText end in NUL.
-struct HiveWafRequest {
-    const char *client;
-    int client_port;
-    const char *server;
-    int server_port;
-    const char *method;
-    const char *uri;
-    const char *version;
-    const HiveWafHeader *headers;
-    size_t header_count;
-    HiveWafText body;
-};
 
 // The engine's calls come here, for the program's names go before those of its libraries.
 __attribute__((visibility("default"))) int pcre2_match_8(const void *code, const uint8_t *subject, size_t length,
@@ -302,45 +410,32 @@ void hive_waf_rules_free(RulesSet *rules) {
     }
 }
 
-// Runs a request's two phases. 0: it may pass; 1: it may not; 2: an expression took too many steps, so nobody knows; 3: an
-// XML body was not looked at, for it defines a document type; -1: the engine failed, or was not done in time. `score` is set but in the last case.
+// Runs a request's two phases. 0: it may pass; 1: it may not; 2: an expression took too many steps, so nobody knows; 3 to 5: the
+// body was not looked at (Unread); -1: the engine failed, or was not done in time. `score` is set but in the last case.
 int hive_waf_check(ModSecurity *worker, RulesSet *rules, const HiveWafRequest *request, unsigned budget_ms,
                    OnMatch on_match, void *data, int *status, int *score) {
     try {
         const Running running(budget_ms);
-        Transaction transaction(worker, rules, nullptr);
-        transaction.processConnection(request->client, request->client_port, request->server, request->server_port);
-        transaction.processURI(request->uri, request->method, request->version);
-        for (size_t i = 0; i < request->header_count; ++i) {
-            const HiveWafHeader &header = request->headers[i];
-            transaction.addRequestHeader(header.name.bytes, header.name.length, header.value.bytes, header.value.length);
-        }
-        transaction.processRequestHeaders();
-        bool refused = intervened(transaction, status);
-        if (!refused) {
-            if (request->body.length > 0) {
-                choose_processor(transaction, request->body.bytes, request->body.length);
-                if (transaction.m_requestBodyProcessor == Transaction::XMLRequestBody &&
-                    defines_document_type(request->body.bytes, request->body.length)) {
-                    *score = score_of(transaction);
-                    return 3;
-                }
-                transaction.appendRequestBody(request->body.bytes, request->body.length);
-                refused = intervened(transaction, status);
-            }
-            if (!refused) {
-                transaction.processRequestBody();
-                refused = intervened(transaction, status);
+        Seen seen = look(worker, rules, *request, Way::AS_IT_LOOKS);
+        if (seen.guessed_xml && !seen.refused && seen.unread == READABLE) {
+            // The rules see no markup of XML, and nobody said that it is XML: others may take it for HTML.
+            Seen again = look(worker, rules, *request, Way::AS_A_FORM);
+            if (again.refused || again.score > seen.score) {
+                seen = std::move(again);
             }
         }
-        *score = score_of(transaction);
-        for (const RuleMessage &match : transaction.m_rulesMessages) {
+        *status = seen.status;
+        *score = seen.score;
+        for (const RuleMessage &match : seen.matches) {
             on_match(data, match.m_ruleId, match.m_severity, match.m_message.data(), match.m_message.size());
+        }
+        if (seen.unread != READABLE) {
+            return seen.unread;
         }
         if (budget.time_exceeded) {
             return -1;
         }
-        return budget.steps_exceeded ? 2 : refused ? 1 : 0;
+        return budget.steps_exceeded ? 2 : seen.refused ? 1 : 0;
     } catch (...) {
         return -1;
     }
