@@ -137,6 +137,7 @@ fn a_route_in_maintenance_answers_in_its_own_form_and_nothing_reaches_a_node() {
 
     done(&gateway, "POST", "/v1/maintenance?route=a2a&retry_after=1001ms");
     assert_eq!(call(&gateway, "1").header("retry-after"), Some("2"), "never too early");
+    done(&gateway, "POST", "/v1/maintenance?route=a2a");
     done(&gateway, "POST", "/v1/maintenance?retry_after=10m");
     let refused = echo(&gateway);
     assert_eq!(
@@ -247,7 +248,7 @@ fn orders_that_can_not_be_read_are_told_of_until_an_operator_has_removed_them() 
     std::fs::create_dir(&state).unwrap();
     std::fs::write(state.join("maintenance.json"), "{\"route/echo\":").unwrap();
     let mut gateway = setup.start();
-    assert!(gateway.stderr().contains("maintenance.json.unreadable: EOF while parsing"), "{}", gateway.stderr());
+    wait_until("it is told", || gateway.stderr().contains("maintenance.json.unreadable: EOF while parsing"));
     for _ in 0..2 {
         assert_eq!(echo(&gateway).status, 200);
         let told = gateway.status()["orders_unreadable"].clone();
@@ -410,7 +411,7 @@ fn without_redis_a_gateway_begins_with_the_fleet_s_orders_that_it_knew_last() {
     wait_until("it is kept", || std::fs::read_to_string(&file).is_ok_and(|text| text.contains("route/echo")));
     redis.kill();
     let gateway = gateway.stop().start();
-    assert!(gateway.stderr().contains(&format!("{BEGINS_WITH} 1 ")), "{}", gateway.stderr());
+    wait_until("it is told", || gateway.stderr().contains(&format!("{BEGINS_WITH} 1 ")));
     assert_eq!(echo(&gateway).header("retry-after"), Some("420"));
     redis.restart();
     wait_until("the order is gone", || echo(&gateway).status == 200);
@@ -426,7 +427,7 @@ fn an_upgrade_without_redis_keeps_the_fleet_s_orders() {
     let old = gateway.upgrade();
     wait_until("the old process ends", || !runs(old));
     assert_eq!(echo(&gateway).status, 503);
-    assert!(gateway.stderr().contains(&format!("{BEGINS_WITH} 0 ")), "{}", gateway.stderr());
+    wait_until("it is told", || gateway.stderr().contains(&format!("{BEGINS_WITH} 0 ")));
 }
 
 #[test]
@@ -471,7 +472,7 @@ fn the_end_of_all_orders_of_the_fleet_at_once_is_told() {
     done(&gateway, "POST", "/v1/maintenance?route=a2a&fleet=true");
     assert_eq!(redis.command("FLUSHALL"), "+OK");
     wait_until("they have ended", || echo(&gateway).status == 200);
-    assert!(gateway.stderr().contains(&format!("all 2 {TOLD}")), "{}", gateway.stderr());
+    wait_until("it is told", || gateway.stderr().contains(&format!("all 2 {TOLD}")));
 }
 
 #[test]
