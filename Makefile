@@ -40,7 +40,7 @@ deb: build ## A Debian package in target/debian (installs cargo-deb into target/
 	command -v cargo-deb >/dev/null || test -x target/tools/bin/cargo-deb || $(CARGO) install --locked --root target/tools cargo-deb
 	PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) deb --no-build
 
-bench: build ## Hot functions by criterion, load on a whole gateway, instructions (fails if 5 % more); leave the machine alone
+bench: ## Hot functions by criterion, load on a whole gateway, instructions (fails if 5 % more); leave the machine alone
 	$(CARGO) bench --locked
 	scripts/growth
 

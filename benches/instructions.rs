@@ -16,6 +16,23 @@ use std::time::Duration;
 
 use gateway::{CALL, Gateway, H1, Policies, h1_request, h2_call};
 
+/// A route and a listener without policies that can be left out.
+const NO_POLICIES: [&str; 2] = ["peers: any", ""];
+/// And with all of them but the firewall: who calls what, how often and in which form.
+const ALL_POLICIES: [&str; 2] = [
+    "peers: [load], json_rpc: { methods: [message/send, \"tasks/*\"], notifications: reject, params_limit: 64KiB }, rate_limits: \
+     [{ per: peer, rate: 1000000/s, burst: 1000000 }, { per: [peer, method], rate: 1000000/s, burst: 1000000 }]",
+    "rate_limits: [{ per: address, rate: 1000000/s, burst: 1000000 }]
+    deny: [198.51.100.0/24, \"2001:db8:bad::/48\"]
+    request_rules:
+      - { name: scanners, user_agent: [sqlmap, nikto, masscan, nmap, zgrab] }
+      - { name: dotfiles, path: '/\\.(?:git|env|svn)' }
+      - { name: debug, query: '(?:^|&)debug=' }
+      - { name: many-headers, max_headers: 50 }
+      - { name: large-header, max_header_bytes: 8KiB }
+      - { name: long-uri, max_uri_bytes: 2KiB }",
+];
+
 /// Beyond it a count is a regression, percent.
 const MORE_MAX: f64 = 5.0;
 const CONNECTIONS: usize = 4;
@@ -53,6 +70,14 @@ async fn h1(connections: &mut [H1], request: &str, times: usize) {
         let one = at % connections.len();
         connections[one].call(request).await;
     }
+}
+
+/// What a call of 300 bytes costs.
+async fn measure_call(gateway: &Gateway, name: &'static str) -> (&'static str, f64) {
+    let call = h1_request(&CALL.replace("hello", &"x".repeat(300 - (CALL.len() - "hello".len()))));
+    let mut connections = [gateway.h1().await];
+    h1(&mut connections, &call, 16).await;
+    (name, count(gateway, REQUESTS, h1(&mut connections, &call, REQUESTS)).await)
 }
 
 async fn measure(gateway: &Gateway) -> Counted {
@@ -99,10 +124,17 @@ fn main() {
     let program: Vec<_> = program.map(str::to_owned).into_iter().chain([gateway::built()]).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let counted = runtime.block_on(async {
+        let start = async |policies| Gateway::start_as(&program, &policies, Duration::from_secs(180)).await;
         // Under valgrind it is always late.
-        let policies = Policies { top: "overload: { enforce: false }".into(), ..Policies::asked() };
-        let gateway = Gateway::start_as(&program, &policies, Duration::from_secs(180)).await;
-        measure(&gateway).await
+        let with = |policies| Policies { top: "overload: { enforce: false }".into(), ..policies };
+        let mut counted = measure(&start(with(Policies::asked())).await).await;
+        for (name, [route, listener]) in
+            [("call_300_no_policies", NO_POLICIES), ("call_300_all_policies", ALL_POLICIES)]
+        {
+            let policies = Policies { route: route.into(), listener: listener.into(), ..Policies::asked() };
+            counted.push(measure_call(&start(with(policies)).await, name).await);
+        }
+        counted
     });
 
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/instructions.txt");

@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench load` starts two of the demo's nodes in this process and the gateway in one of its own, then runs
 //! closed loops against it over mutual TLS. Processor time is the gateway's alone, from `/proc`. `-- --requests N`,
-//! `--handshakes N`, `--idle N` and `--streams N` change the amounts; 0 leaves a phase out. `--gateway FILE` measures another
+//! `--handshakes N`, `--idle N`, `--streams N` and `--peers N` (for reloads) change the amounts; 0 leaves a phase out. `--gateway FILE` measures another
 //! binary. `--route 'peers: any'` puts other policies on the route, `--listener 'rate_limits: […]'` some on the listener.
 // A load test that can't go on ends by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -16,11 +16,15 @@ use tokio::task::JoinSet;
 
 mod gateway;
 
-use gateway::{CALL, Gateway, argument, count_events, h1_request, h2_call};
+use gateway::{CALL, Gateway, Policies, argument, count_events, h1_request, h2_call};
 
 const H1_CONNECTIONS: usize = 64;
 const H2_CONNECTIONS: usize = 8;
 const H2_STREAMS: usize = 8;
+/// Requests at a rate, as the reloads have them: a second, for how long, on how many connections.
+const PACED_RATE: u32 = 500;
+const PACED_SECONDS: u32 = 10;
+const PACED_CONNECTIONS: u32 = 10;
 
 /// Hands out a fixed number of turns to many workers.
 #[derive(Clone)]
@@ -181,6 +185,44 @@ async fn stream_phase(gateway: &Gateway, count: usize) {
     assert_eq!(events, streams * 5);
 }
 
+/// What reloads do to those who call meanwhile: as many requests in the same time, without and with.
+async fn reload_phase(peers: usize) {
+    let policies = Policies { other_peers: peers, ..Policies::asked() };
+    let gateway = Gateway::start_as(&[gateway::built()], &policies, Duration::from_secs(60)).await;
+    for reloads in [0, 3] {
+        let mut workers = Vec::new();
+        for _ in 0..PACED_CONNECTIONS {
+            let mut connection = gateway.h1().await;
+            workers.push(async move {
+                let (request, mut times) = (h1_request(CALL), Vec::new());
+                let mut due = tokio::time::interval(Duration::from_secs(1) * PACED_CONNECTIONS / PACED_RATE);
+                for _ in 0..PACED_RATE * PACED_SECONDS / PACED_CONNECTIONS {
+                    // From when it was due: who waits for another's answer waits too.
+                    let start = due.tick().await.into_std();
+                    connection.call(&request).await;
+                    times.push(micros(start));
+                }
+                times
+            });
+        }
+        let reloading = async {
+            let mut took = Vec::new();
+            for _ in 0..reloads {
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                let start = Instant::now();
+                gateway.reload().await;
+                took.push(format!("{:.2} s", start.elapsed().as_secs_f64()));
+            }
+            took
+        };
+        let title = format!("{peers} peers, {PACED_RATE} requests a second, {reloads} reloads");
+        let (took, ()) = tokio::join!(reloading, measure(&gateway, &title, "request", workers));
+        if reloads > 0 {
+            println!("(they took {})", took.join(", "));
+        }
+    }
+}
+
 fn amount(name: &str, default: usize) -> usize {
     argument(name).map_or(default, |n| n.parse().unwrap_or_else(|e| panic!("{name} {n}: {e}")))
 }
@@ -217,6 +259,10 @@ fn main() {
         match amount("--idle", 10_000) {
             0 => {}
             count => idle_phase(&Gateway::start().await, count).await,
+        }
+        match amount("--peers", 100_000) {
+            0 => {}
+            count => reload_phase(count).await,
         }
     });
 }

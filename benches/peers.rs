@@ -112,6 +112,7 @@ async fn start(name: &str) -> Gateway {
                 listener: "rate_limits: [{ per: address, rate: 1000000/s }]".into(),
                 top: String::new(),
                 threads: Some(1),
+                other_peers: 0,
             };
             Gateway::start_as(&[gateway::built()], &policies, Duration::from_secs(20)).await
         }

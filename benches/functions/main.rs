@@ -4,6 +4,10 @@
 //! `revocation`, `pick`, `deny`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)] // A bench that can't be set up has nothing to measure.
 
+// As in the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 mod sample;
 
 mod balance;

@@ -13,13 +13,16 @@ use hive_gateway::cli::pki::{CertificateSpec, Development, Validity, write_issue
 use hive_gateway::clock::Clock;
 use hive_gateway::config::{Surroundings, load_text};
 use hive_gateway::observe::Metrics;
+use hive_gateway::policy::body_memory::BodyMemory;
 use hive_gateway::policy::json_rpc::check_media_type;
+use hive_gateway::policy::load::Load;
+use hive_gateway::policy::overload::{Class, Lag};
 use hive_gateway::policy::rate_limit::{Caller, Facts, Limit, RateLimiter};
 use hive_gateway::policy::rules;
 use hive_gateway::proxy::sketch::CountMin;
 use hive_gateway::proxy::{check, told};
 use hive_gateway::request::client_address;
-use hive_gateway::snapshot::{Ground, Snapshot};
+use hive_gateway::snapshot::{Ground, Route, Snapshot};
 use http::Method;
 
 use super::sample;
@@ -64,7 +67,7 @@ routes:
     upstream: hive
     json_rpc: { schemas: [{ method: message/send, file: send.json }] }
   - { name: discovery, paths: ["/.well-known/*"], methods: [GET], peers: any, upstream: hive }
-upstreams: [{ name: hive, endpoints: ["http://127.0.0.1:3000"] }]
+upstreams: [{ name: hive, endpoints: ["http://127.0.0.1:3000"], adaptive_concurrency: {} }]
 "#;
 
 const SCHEMA: &str = r#"{ "type": "object", "required": ["message"], "properties": { "message": { "type": "object",
@@ -105,6 +108,24 @@ fn snapshot() -> Snapshot {
     Snapshot::build(Arc::new(loaded.config), 1, ground).unwrap()
 }
 
+/// What `proxy::overload` and the body ask for each request: whether threads are late, a place at the listener, of the
+/// address and of the peer, memory for the body, one more for the upstream; and what its answer tells that.
+fn overload<'a>(snapshot: &'a Snapshot, route: &'a Route) -> impl Fn(Instant) -> bool + 'a {
+    let (lag, memory) = (Lag::default(), BodyMemory::new(1 << 28));
+    let loads: [Arc<Load>; 3] = Default::default();
+    let concurrency = route.upstream.concurrency.as_ref().unwrap();
+    move |now| {
+        let late = lag.sheds(Class::Request, &snapshot.overload);
+        let places = loads.each_ref().map(Load::request);
+        let mut body = memory.share();
+        let room = body.grow(BODY.len() as u64);
+        let permit = concurrency.acquire(false, now);
+        let good = !late && room && permit.is_some() && places.iter().all(|(_, taken)| *taken == 1);
+        permit.unwrap().answered(now + Duration::from_millis(2));
+        good
+    }
+}
+
 fn policies(c: &mut Criterion) {
     let snapshot = snapshot();
     let listener = &snapshot.listeners[0];
@@ -136,6 +157,7 @@ fn policies(c: &mut Criterion) {
     let denied = || check::address(listener.addresses.as_deref(), remote, Some(client.address)).is_ok();
     let rules = || listener.rules.check(&rules::Facts { target: head.target, headers: &headers }, |_| {}).is_ok();
 
+    let overload = overload(&snapshot, &route);
     let start = Instant::now();
     let limiter = RateLimiter::<CountMin>::new(100_000, 64, start);
     let mut asked = 0u64;
@@ -173,6 +195,12 @@ fn policies(c: &mut Criterion) {
     group.bench_function("rate_limit_by_peer_and_method", |b| {
         b.iter(|| decide(black_box(by_method), Some("message/send")));
     });
+    let mut answers = 0u64;
+    let mut in_time = || {
+        answers += 1;
+        overload(start + Duration::from_micros(2 * answers))
+    };
+    group.bench_function("overload", |b| b.iter(|| black_box(in_time())));
     group.bench_function("media_type", |b| b.iter(|| check_media_type(black_box(&headers)).is_ok()));
     group.bench_function("json_rpc", |b| b.iter(|| policy.check(black_box(BODY.as_bytes()), |_| {}).is_ok()));
     group.bench_function("json_rpc_with_schema", |b| {
@@ -186,7 +214,7 @@ fn policies(c: &mut Criterion) {
             b.iter(|| {
                 let Ok(form) = black_box(form()) else { return false };
                 client_address(remote, &headers, &listener.trusted);
-                let mut good = check::host(&form.host, Some(host), context).is_ok() && denied();
+                let mut good = in_time() && check::host(&form.host, Some(host), context).is_ok() && denied();
                 let path = check::path_of(head.target);
                 good &= check::route(&listener.routes, &form.host, path, head.method, Some(&peer)).1.is_ok();
                 good &= decide(by_address, None) && rules() && decide(by_peer, None);

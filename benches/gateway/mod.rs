@@ -32,6 +32,8 @@ const TICKS_PER_SECOND: f64 = 100.0;
 pub struct Gateway {
     pub child: Child,
     pub address: SocketAddr,
+    /// Of another proxy: none.
+    admin: Option<SocketAddr>,
     client: SslContext,
     pub directory: PathBuf,
 }
@@ -51,8 +53,9 @@ impl Gateway {
             program.iter().map(|word| word.replace("{directory}", &stage.directory.to_string_lossy())).collect();
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).args(["run", "--config"]).arg(stage.directory.join("gateway.yaml"));
-        let gateway = stage.start(command.env("RUST_LOG", "error"), address);
-        gateway.wait_ready(admin, patience).await;
+        let mut gateway = stage.start(command.env("RUST_LOG", "error"), address);
+        gateway.admin = Some(admin);
+        gateway.wait_ready(patience).await;
         gateway
     }
 
@@ -71,22 +74,32 @@ impl Gateway {
         other
     }
 
-    async fn wait_ready(&self, admin: SocketAddr, patience: Duration) {
+    async fn wait_ready(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
-        loop {
-            let asked = async {
-                let mut stream = TcpStream::connect(admin).await?;
-                stream.write_all(b"GET /v1/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await?;
-                let mut answer = Vec::new();
-                stream.read_to_end(&mut answer).await?;
-                std::io::Result::Ok(answer.starts_with(b"HTTP/1.1 200"))
-            };
-            if asked.await.unwrap_or(false) {
-                return;
-            }
+        while !self.ask_admin("GET /v1/ready").await.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
             assert!(Instant::now() < deadline, "the gateway does not become ready");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// What the admin listener answers.
+    async fn ask_admin(&self, method_and_path: &str) -> std::io::Result<String> {
+        let admin = self.admin.unwrap();
+        let mut stream = TcpStream::connect(admin).await?;
+        stream
+            .write_all(format!("{method_and_path} HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n").as_bytes())
+            .await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    }
+
+    /// Takes the configuration into use once more, as one that has changed.
+    pub async fn reload(&self) {
+        let file = self.directory.join("gateway.yaml");
+        std::fs::write(&file, std::fs::read_to_string(&file).unwrap() + "#\n").unwrap();
+        let answer = self.ask_admin("POST /v1/reload").await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
 
     /// Processor time so far, user and system, seconds.
@@ -144,6 +157,8 @@ pub struct Policies {
     pub top: String,
     /// `server.threads`; none: one for each processor.
     pub threads: Option<usize>,
+    /// How many others the configuration knows beside the one who calls.
+    pub other_peers: usize,
 }
 
 impl Policies {
@@ -154,6 +169,7 @@ impl Policies {
             listener: argument("--listener").unwrap_or_default(),
             top: String::new(),
             threads: None,
+            other_peers: 0,
         }
     }
 }
@@ -188,7 +204,13 @@ impl Stage {
 
     fn start(self, command: &mut Command, address: SocketAddr) -> Gateway {
         let child = command.stdout(Stdio::null()).spawn().unwrap();
-        Gateway { child, address, client: client_context(&self.ca, &self.client), directory: self.directory }
+        Gateway {
+            child,
+            address,
+            admin: None,
+            client: client_context(&self.ca, &self.client),
+            directory: self.directory,
+        }
     }
 }
 
@@ -209,7 +231,10 @@ fn started() -> usize {
 
 /// As the demo's, with limits that let one machine be many clients, and the access log written as in production.
 fn config(policies: &Policies, front: SocketAddr, admin: SocketAddr, [a, b]: [SocketAddr; 2]) -> String {
-    let Policies { route: policies, listener: limits, top, threads } = policies;
+    let Policies { route: policies, listener: limits, top, threads, other_peers } = policies;
+    let others: String = (0..*other_peers)
+        .map(|n| format!("  - {{ name: other-{n}, uri: \"spiffe://mesh.example/other/{n}\" }}\n"))
+        .collect();
     let threads = threads.map(|n| format!(", threads: {n}")).unwrap_or_default();
     format!(
         "
@@ -224,7 +249,7 @@ listeners:
     {limits}
 peers:
   - {{ name: load, uri: \"spiffe://mesh.example/load\" }}
-routes:
+{others}routes:
   - {{ name: a2a, paths: [{PATH}], methods: [POST], upstream: hive, {policies} }}
 upstreams:
   - {{ name: hive, endpoints: [\"http://{a}\", \"http://{b}\"] }}
@@ -305,6 +330,8 @@ pub fn count_events(bytes: &[u8]) -> usize {
 pub async fn h2_call(send: &h2::client::SendRequest<Bytes>, body: &str) -> Vec<u8> {
     let mut send = send.clone().ready().await.unwrap();
     let request = http::Request::post(format!("https://localhost{PATH}")).header("content-type", "application/json");
+    // Without it another proxy may send the body on in chunks, which the nodes don't read.
+    let request = request.header("content-length", body.len());
     let (future, mut stream) = send.send_request(request.body(()).unwrap(), false).unwrap();
     stream.send_data(Bytes::copy_from_slice(body.as_bytes()), true).unwrap();
     let answer = future.await.unwrap();
