@@ -343,19 +343,6 @@ fn unused_peers_and_upstreams_are_warnings() {
 }
 
 #[test]
-fn a_deadline_that_leaves_no_time_for_another_node_is_a_warning() {
-    let short = |response: &str| {
-        warned("    upstream: hive\n", &format!("    upstream: hive\n    timeouts: {{ response: {response} }}\n"))
-    };
-    let w = short("2s");
-    assert!(
-        w.contains("routes[0].timeouts.response: 2s is no longer than 2s, timeouts.connect of the upstream hive"),
-        "{w}"
-    );
-    assert!(!short("2001ms").contains("timeouts.response"));
-}
-
-#[test]
 fn empty_lists_are_errors() {
     for (from, to, path) in [
         ("[/api/a2a/jsonrpc]", "[]", "routes[0].paths"),

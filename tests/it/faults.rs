@@ -11,7 +11,7 @@ use crate::support::client::{Client, Connection};
 use crate::support::fault_node::{Chances, Dice, Fault, FaultNodes, Ledger, good_body};
 use crate::support::gateway::{Gateway, Setup, upstream};
 use crate::support::h2_client::H2;
-use crate::support::node::{Node, server_context};
+use crate::support::node::Node;
 use crate::support::wait_until;
 
 /// `timeouts.response` and `timeouts.stream_idle` of the routes.
@@ -53,7 +53,7 @@ const HTTP2: &[(Fault, u64)] = &[
 
 /// What a client got.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Got {
+pub enum Got {
     /// A whole answer.
     Answer { status: u16, body: String },
     /// The beginning of one, and then an end that can't be taken for a proper one.
@@ -132,13 +132,13 @@ fn taken_along(tried: &Tried, seen: u32) -> bool {
 }
 
 /// How a client speaks to the gateway.
-enum Speaks {
+pub enum Speaks {
     Http1(Box<dyn FnMut() -> Connection>, Option<Connection>),
     Http2(Box<dyn FnMut() -> H2>, Option<H2>),
 }
 
 impl Speaks {
-    fn new(gateway: &Gateway, client: u64) -> Self {
+    pub fn new(gateway: &Gateway, client: u64) -> Self {
         let (address, plain, alice): (SocketAddr, SocketAddr, Client) =
             (gateway.address, gateway.plain, gateway.client("alice"));
         match client % 3 {
@@ -148,7 +148,7 @@ impl Speaks {
         }
     }
 
-    fn ask(&mut self, path: &str, post: Option<&str>) -> Got {
+    pub fn ask(&mut self, path: &str, post: Option<&str>) -> Got {
         match self {
             Self::Http1(connect, connection) => {
                 let mut own = connection.take().unwrap_or_else(connect);
@@ -326,7 +326,7 @@ fn lenient(nodes: &FaultNodes, more: &str) -> Gateway {
     lenient_to(nodes.http1(1, chances), more)
 }
 
-fn lenient_to(node: SocketAddr, more: &str) -> Gateway {
+pub fn lenient_to(node: SocketAddr, more: &str) -> Gateway {
     let mut setup = Setup::new(&[]);
     let more = format!("health_check: {{ enabled: false }}, outlier: {{ enabled: false }}{more}");
     setup.upstreams = upstream("hive", "http", &[node], &more);
@@ -334,7 +334,7 @@ fn lenient_to(node: SocketAddr, more: &str) -> Gateway {
     setup.start()
 }
 
-fn lenient_tls_to(mesh: &Pki, node: SocketAddr, more: &str) -> Gateway {
+pub fn lenient_tls_to(mesh: &Pki, node: SocketAddr, more: &str) -> Gateway {
     let mut setup = Setup::new(&[]);
     mesh.write_root(setup.dir.path(), "hive-ca");
     certs::write(&mesh.leaf(&client_leaf("gateway", "spiffe://mesh.test/gateway")), setup.dir.path(), "gw");
@@ -347,11 +347,11 @@ fn lenient_tls_to(mesh: &Pki, node: SocketAddr, more: &str) -> Gateway {
     setup.start()
 }
 
-fn post(speaks: &mut Speaks, fault: Fault, id: u64) -> Got {
+pub fn post(speaks: &mut Speaks, fault: Fault, id: u64) -> Got {
     speaks.ask(&format!("/echo/{fault:?}/{id}"), Some("{}"))
 }
 
-fn good(id: u64) -> Got {
+pub fn good(id: u64) -> Got {
     Got::Answer { status: 200, body: good_body(id) }
 }
 
@@ -441,171 +441,4 @@ fn a_tls_node_that_closes_after_each_answer_costs_next_to_no_post() {
     targets.dedup();
     assert_eq!(targets.len(), before, "delivered twice");
     assert!(before >= served);
-}
-
-#[test]
-fn a_stream_above_the_last_one_of_goaway_has_not_been_processed() {
-    for reason in [h2::Reason::NO_ERROR, h2::Reason::ENHANCE_YOUR_CALM] {
-        let nodes = FaultNodes::new(3);
-        let gateway = lenient_to(nodes.http2_that_goes_away(reason), ", protocol: http2");
-        let mut speaks = Speaks::new(&gateway, 0);
-        assert_eq!(post(&mut speaks, Fault::Good, 1), good(1), "{reason:?}");
-        assert_eq!(nodes.ledger.seen(1), 1);
-    }
-}
-
-/// As [`in_the_racy_instant_no_post_fails_but_those_that_the_node_may_have_read`], but the node says with GOAWAY what it has
-/// read. That may lie unread when the request can't be written any more.
-#[test]
-fn a_node_that_says_goaway_and_closes_in_the_racy_instant_costs_no_post() {
-    const EACH: u64 = 400;
-    let nodes = FaultNodes::new(6);
-    let mesh = Pki::new("Hive");
-    let context = server_context(&mesh.leaf(&server_leaf(&["hive.internal"])), &mesh, b"\x02h2");
-    // Nobody has worked for what nobody has read: it is not for the budget to limit.
-    let more = ", protocol: http2, circuit_breaker: { retry_budget: 0%, min_retry_concurrency: 0 }";
-    let plain = lenient_to(nodes.http2_that_leaves(1, None), more);
-    let tls = lenient_tls_to(&mesh, nodes.http2_that_leaves(2, Some(context)), more);
-    std::thread::scope(|scope| {
-        for client in 0..4 {
-            let (gateway, nodes) = (if client < 2 { &plain } else { &tls }, &nodes);
-            scope.spawn(move || {
-                let mut speaks = Speaks::new(gateway, 0);
-                for id in client * EACH..(client + 1) * EACH {
-                    assert_eq!(post(&mut speaks, Fault::Good, id), good(id));
-                    assert_eq!(nodes.ledger.seen(id), 1, "{id}");
-                }
-            });
-        }
-    });
-    for (gateway, how) in [(&plain, "plain"), (&tls, "tls")] {
-        let twice = gateway.access_log().iter().filter(|line| line["tries"].as_u64() > Some(1)).count();
-        println!("{how}: {twice} of {} were sent again", 2 * EACH);
-        assert!(twice > 0, "{how}: the race was never met");
-    }
-}
-
-/// Only the requests on it can tell that a connection of HTTP/2 is dead: by a deadline, or by a client that has no more patience.
-#[test]
-fn a_connection_that_has_fallen_silent_gets_no_other_request() {
-    let nodes = FaultNodes::new(7);
-    let mut setup = Setup::new(&[]);
-    let more = "protocol: http2, health_check: { enabled: false }, outlier: { enabled: false }";
-    setup.upstreams = upstream("hive", "http", &[nodes.http2_that_falls_silent()], more);
-    let rest = "methods: [POST], peers: any, upstream: hive, timeouts: { response";
-    setup.routes = format!(
-        "
-  - {{ name: soon, paths: [\"/soon/*\"], {rest}: 300ms }} }}
-  - {{ name: late, paths: [\"/late/*\"], {rest}: 1h }} }}
-"
-    );
-    setup.plain = Some(String::new());
-    let gateway = setup.start();
-    let mut speaks = Speaks::new(&gateway, 0);
-    let mut ask = |id: u64| speaks.ask(&format!("/soon/Good/{id}"), Some("{}"));
-    assert_eq!(ask(1), good(1));
-    for id in [2, 4, 6] {
-        let got = ask(id);
-        assert!(matches!(&got, Got::Answer { status: 504, .. }), "{got:?}");
-        assert_eq!(ask(id + 1), good(id + 1), "on a connection of its own");
-    }
-    let mut impatient = Connection::plain(gateway.plain).unwrap();
-    impatient.send(b"POST /late/Good/8 HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 2\r\n\r\n{}").unwrap();
-    impatient.tcp().set_read_timeout(Some(Duration::from_millis(1100))).unwrap();
-    assert!(impatient.tcp().peek(&mut [0]).is_err(), "there is no answer");
-    drop(impatient);
-    gateway.wait_metric("hive_gateway_requests_in_flight", &[], 0.0);
-    assert_eq!(ask(9), good(9));
-    assert_eq!([2, 4, 6, 8].map(|id| nodes.ledger.seen(id)), [0; 4]);
-}
-
-#[test]
-fn a_refused_stream_goes_to_another_node_and_a_broken_one_does_not() {
-    let nodes = FaultNodes::new(4);
-    let two = [nodes.http2(1, 0), nodes.http2(2, 0)];
-    let mut setup = Setup::new(&[]);
-    setup.upstreams = upstream("hive", "http", &two, "protocol: http2, outlier: { enabled: false }");
-    setup.plain = Some(String::new());
-    let gateway = setup.start();
-    let mut speaks = Speaks::new(&gateway, 0);
-    for id in 0..20 {
-        assert_eq!(post(&mut speaks, Fault::Refuse, id), good(id));
-        assert_eq!(nodes.ledger.seen(id), 1);
-    }
-    for (id, fault) in (100..).zip([Fault::Reset, Fault::MidHeader]) {
-        let got = post(&mut speaks, fault, id);
-        assert!(matches!(&got, Got::Answer { status: 502, .. }), "{got:?}");
-        assert_eq!(nodes.ledger.seen(id), 1, "{fault:?}");
-    }
-}
-
-/// RFC 9113, section 8.7: it may be sent again, to whomever. Nor does it speak against a node that it is full.
-#[test]
-fn a_refused_stream_goes_to_the_same_node_again_if_there_is_no_other() {
-    let nodes = FaultNodes::new(8);
-    let mut setup = Setup::new(&[]);
-    let more = "protocol: http2, health_check: { enabled: false }, outlier: { consecutive_failures: 1 }";
-    setup.upstreams = upstream("hive", "http", &[nodes.http2(1, 0)], more);
-    setup.plain = Some(String::new());
-    let gateway = setup.start();
-    let mut speaks = Speaks::new(&gateway, 0);
-    for id in 0..20 {
-        assert_eq!(post(&mut speaks, Fault::Refuse, id), good(id));
-        assert_eq!(nodes.ledger.seen(id), 1);
-    }
-    // Not for ever.
-    let got = post(&mut speaks, Fault::RefuseEach, 100);
-    assert!(matches!(&got, Got::Answer { status: 502, .. }), "{got:?}");
-    assert_eq!(gateway.wait_log(|l| l["path"] == "/echo/RefuseEach/100")["tries"], 8);
-    assert_eq!(post(&mut speaks, Fault::Good, 101), good(101));
-    assert_eq!(gateway.metric("hive_gateway_upstream_ejections_total", &[]), 0.0);
-}
-
-/// The gateway does not know how many streams a new connection takes before the node has said so.
-#[test]
-fn a_node_that_takes_few_streams_serves_a_burst() {
-    const CLIENTS: u64 = 24;
-    let nodes = FaultNodes::new(9);
-    let node = nodes.http2_of(3, 1, 0);
-    for round in 0..5 {
-        // A new gateway has no connection yet.
-        let gateway = lenient_to(node, ", protocol: http2");
-        std::thread::scope(|scope| {
-            for client in 0..CLIENTS {
-                let (gateway, nodes) = (&gateway, &nodes);
-                scope.spawn(move || {
-                    let mut speaks = Speaks::new(gateway, 0);
-                    for n in 0..3 {
-                        let id = (round * CLIENTS + client) * 3 + n;
-                        assert_eq!(post(&mut speaks, Fault::Good, id), good(id));
-                        assert_eq!(nodes.ledger.seen(id), 1);
-                    }
-                });
-            }
-        });
-    }
-}
-
-/// Resets of streams count as closed connections do, whether or not the connection has carried others, and so does GOAWAY
-/// that says that something is wrong.
-#[test]
-fn an_http2_node_that_resets_streams_is_ejected() {
-    let nodes = FaultNodes::new(5);
-    for method in ["POST", "GET"] {
-        let two = [nodes.http2(1, 0), nodes.http2(2, 0)];
-        let mut setup = Setup::new(&[]);
-        let more = "protocol: http2, health_check: { enabled: false }, outlier: { consecutive_failures: 3 }";
-        setup.upstreams = upstream("hive", "http", &two, more);
-        setup.plain = Some(String::new());
-        let gateway = setup.start();
-        let mut speaks = Speaks::new(&gateway, 0);
-        let body = (method == "POST").then_some("{}");
-        let first = if body.is_some() { 1000 } else { 2000 };
-        for id in first..first + 6 {
-            let got = speaks.ask(&format!("/echo/Reset/{id}"), body);
-            assert!(matches!(&got, Got::Answer { status: 502, .. }), "{method}: {got:?}");
-            assert_eq!(nodes.ledger.seen(id), 1, "{method}: what was reset is not sent again");
-        }
-        assert_eq!(gateway.metric("hive_gateway_upstream_ejections_total", &[]), 1.0, "{method}");
-    }
 }

@@ -25,6 +25,7 @@ mod egress;
 mod egress_tls;
 mod explain;
 mod faults;
+mod faults_http2;
 mod federation;
 mod firewall;
 mod gateway_v1;

@@ -279,3 +279,20 @@ fn short_deadlines(r: &mut Resolver<'_>, routes: &[Route], upstreams: &[Upstream
         r.warn(&path, format!("{why}: after a node that can't be reached no other is tried; shorten that"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::warned;
+
+    #[test]
+    fn a_deadline_that_leaves_no_time_for_another_node_is_a_warning() {
+        let line = "    upstream: hive\n";
+        let with = |response: &str| warned(line, &format!("{line}    timeouts: {{ response: {response} }}\n"));
+        let w = with("2s");
+        assert!(
+            w.contains("routes[0].timeouts.response: 2s is no longer than 2s, timeouts.connect of the upstream"),
+            "{w}"
+        );
+        assert!(!with("2001ms").contains("timeouts.response"));
+    }
+}
