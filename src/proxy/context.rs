@@ -149,8 +149,8 @@ pub struct UpstreamWay {
     pub no_room: u32,
     /// Why the last of them could not.
     pub unreachable: Option<Refusal>,
-    /// Whether the last try met no more than a connection that the node had left: nobody has worked for it, so the next one
-    /// is none of those that the retry budget limits.
+    /// Whether the last try met no more than a connection that the node had left, or a node without room: nobody has worked
+    /// for it, so the next one is none of those that the retry budget limits.
     pub stale: bool,
     /// Whether a node that did not answer may have read it.
     pub reached: bool,

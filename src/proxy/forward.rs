@@ -183,7 +183,11 @@ pub fn broke(
     let tls_failure = ctx.upstream.picked.as_ref().and_then(|picked| picked.node().tls_failure(&error));
     ctx.error = Some(tls_failure.unwrap_or_else(|| describe(&error)));
     ctx.upstream.reached |= !client && unread.is_none();
-    ctx.upstream.stale = unread == Some(Unread::Closed) && exchange.reused() && !left_in_error(&error);
+    // Neither takes from the budget: the node had nothing to do with it, or says when it has room, and is given time.
+    ctx.upstream.stale = match unread {
+        Some(Unread::Closed) => exchange.reused() && !left_in_error(&error),
+        other => other == Some(Unread::NoRoom),
+    };
     if let (Some(Unread::Refused | Unread::NoRoom), Some(picked)) = (unread, &ctx.upstream.picked) {
         ctx.upstream.tried.push(picked.node().id());
         ctx.upstream.unreachable = Some(Refusal::UpstreamFailed);

@@ -136,6 +136,7 @@ fn a_route_in_maintenance_answers_in_its_own_form_and_nothing_reaches_a_node() {
 
     done(&gateway, "POST", "/v1/maintenance?route=a2a&retry_after=1001ms");
     assert_eq!(call(&gateway, "1").header("retry-after"), Some("2"), "never too early");
+    done(&gateway, "POST", "/v1/maintenance?route=a2a");
     done(&gateway, "POST", "/v1/maintenance?retry_after=10m");
     let refused = echo(&gateway);
     assert_eq!(

@@ -77,7 +77,7 @@ fn an_order_that_a_reload_leaves_without_effect_is_told() {
     assert!(said.starts_with(&format!("upstream hive: node {url}: its drain has no effect: ")), "{warnings}");
     assert_eq!(warnings.as_array().unwrap().len(), 1, "{warnings}");
     assert_eq!(gateway.status()["orders"][1]["nodes"], json!([]));
-    assert!(gateway.stderr().contains(said));
+    wait_until("it is logged", || gateway.stderr().contains(said));
     gateway.edit("name: bobs", "name: bobby");
     let warnings = gateway.reload_ok()["warnings"].clone();
     assert!(warnings[0].as_str().unwrap().starts_with("route bobs: its maintenance has no effect: "), "{warnings}");

@@ -128,7 +128,7 @@ pub struct CircuitBreaker {
     /// Tries after the first one that run at once, as a share of the requests that run or wait. Beyond: no other try, and
     /// 503 `retry_budget_exhausted`; 502 if a node may have read the request. One counts until its answer begins; after
     /// nothing but connections that failed, only until it has a connection; and not at all if a node had left a connection
-    /// that rested, without having read anything. Default 20%.
+    /// that rested, or had no room for another HTTP/2 stream, without having read anything. Default 20%.
     pub retry_budget: Percent,
     /// So many such tries may run in any case, 0 to 1000. Default 3.
     pub min_retry_concurrency: u32,
