@@ -11,6 +11,8 @@ mod engine;
 mod files;
 #[cfg(feature = "waf")]
 mod queue;
+#[cfg(feature = "waf")]
+mod skips;
 
 use std::fmt;
 use std::net::SocketAddr;
