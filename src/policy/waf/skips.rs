@@ -114,7 +114,9 @@ mod tests {
 
     #[test]
     fn skips_are_found_however_they_are_written() {
-        for rule in ["\"id:1,SkipAfter:A,pass\"", "\"skipAfter:'A',id:1\"", "\"id:1, skipAfter: A\"", "id:1,skipAfter:A"] {
+        for rule in
+            ["\"id:1,SkipAfter:A,pass\"", "\"skipAfter:'A',id:1\"", "\"id:1, skipAfter: A\"", "id:1,skipAfter:A"]
+        {
             let directive = format!("SecAction {rule}");
             assert_eq!(targets(&directive).collect::<Vec<_>>(), ["A"], "{rule}");
         }
