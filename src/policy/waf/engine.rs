@@ -195,7 +195,7 @@ fn read_all(settings: &Settings) -> Result<(Texts, [u8; 32]), Fault> {
     for (entry, file) in all_files(settings) {
         let text = read(file).and_then(|bytes| prepared(file, &said(file, bytes)?));
         let text = text.map_err(|message| Fault { entry: Some(entry), message })?;
-        skips.read(entry, file, &text);
+        skips.read(entry, file, &text)?;
         add(Some(entry), &file.to_string_lossy(), text)?;
     }
     skips.end()?;

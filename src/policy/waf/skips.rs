@@ -19,20 +19,28 @@ struct Skip {
 
 impl Skips {
     /// Goes on with the next file.
-    pub fn read(&mut self, entry: usize, file: &Path, text: &str) {
+    ///
+    /// # Errors
+    /// A marker is written in a way that the engine can't stand: behind a tab it ends the process, and behind several spaces
+    /// the name is another.
+    pub fn read(&mut self, entry: usize, file: &Path, text: &str) -> Result<(), Fault> {
         for (line, directive) in directives(text) {
-            match directive.trim_start().split_once([' ', '\t']) {
-                Some((word, name)) if word.eq_ignore_ascii_case("secmarker") => {
-                    let name = bare(name);
-                    self.0.retain(|skip| skip.marker != name);
-                }
-                _ => self.0.extend(targets(&directive).map(|marker| Skip {
-                    entry,
-                    place: format!("{}:{line}", file.display()),
-                    marker: marker.into(),
-                })),
+            let place = format!("{}:{line}", file.display());
+            let word = directive.split_whitespace().next().unwrap_or_default();
+            if !word.eq_ignore_ascii_case("secmarker") {
+                let skip = |marker: &str| Skip { entry, place: place.clone(), marker: marker.into() };
+                self.0.extend(targets(&directive).map(skip));
+                continue;
             }
+            let name = directive.trim_start()[word.len()..].strip_prefix(' ');
+            let Some(name) = name.filter(|name| !name.is_empty() && !name.starts_with([' ', '\t'])) else {
+                let message = format!("{place}: write one space between SecMarker and a name");
+                return Err(Fault { entry: Some(entry), message });
+            };
+            let name = bare(name);
+            self.0.retain(|skip| skip.marker != name);
         }
+        Ok(())
     }
 
     /// After the last file.
@@ -92,7 +100,9 @@ mod tests {
     fn said(files: &[&str]) -> Option<Fault> {
         let mut skips = Skips::default();
         for (i, text) in files.iter().enumerate() {
-            skips.read(i, Path::new(&format!("f{i}.conf")), text);
+            if let Err(fault) = skips.read(i, Path::new(&format!("f{i}.conf")), text) {
+                return Some(fault);
+            }
         }
         skips.end().err()
     }
@@ -100,7 +110,7 @@ mod tests {
     #[test]
     fn each_skip_has_its_marker_behind_it() {
         let rule = "# x\n\nSecRule TX:LEVEL \"@lt 1\" \\\n  \"id:1,\\\n  pass,\\\n  skipAfter:END-X\"\n";
-        for marker in ["SecMarker \"END-X\"\n", "  secmarker END-X", "# cut\nSecMarker\t'END-X' \r\n"] {
+        for marker in ["SecMarker \"END-X\"\n", "  secmarker END-X", "# cut\nSecMarker 'END-X' \r\n"] {
             assert_eq!(said(&[rule, marker]), None, "{marker}");
             assert_eq!(said(&[&format!("{rule}{marker}")]), None, "{marker}");
             assert!(said(&[marker, rule]).is_some(), "it comes too early");
@@ -109,6 +119,16 @@ mod tests {
             let fault = said(&["", rule, none]).unwrap();
             assert_eq!(fault.entry, Some(1));
             assert!(fault.message.starts_with("f1.conf:3: skipAfter:END-X, and no SecMarker END-X follows"));
+        }
+    }
+
+    #[test]
+    fn a_marker_stands_behind_one_space() {
+        for marker in
+            ["SecMarker\t\"X\"\n", "SecMarker  X", "secmarker \tX", "SecMarker \n", "SecMarker", "SecMarker \\\n X"]
+        {
+            let fault = said(&["# x\n", &format!("\n{marker}")]).unwrap();
+            assert_eq!(fault.message, "f1.conf:2: write one space between SecMarker and a name", "{marker:?}");
         }
     }
 
