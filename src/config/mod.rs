@@ -55,8 +55,8 @@ pub struct Config {
     pub source: PathBuf,
     /// SHA-256 of the file's text, in hex.
     pub hash: String,
-    /// The files that it names and that change while it runs: certificates, keys, bundles, secrets; absolute, sorted, each
-    /// once.
+    /// The files that it names and that change while it runs: certificates, keys, bundles, secrets, rules, and the directories
+    /// of rules; absolute, sorted, each once.
     pub materials: Vec<PathBuf>,
     /// What Hive expects of the gateway.
     pub hive: Hive,

@@ -129,7 +129,8 @@ pub fn parse_network(text: &str) -> Result<IpNet, String> {
 ///
 /// A list that was cut off must lift no bans: a full disk, or a writer that is not done, leaves a file without its end. So
 /// the last line has one, and a list of nobody says that it is. Where it was cut at the end of a line only its writer can tell:
-/// a comment `networks: 1234`, anywhere, says how many there are.
+/// a comment `networks: 1234`, a line of its own anywhere, says how many there are. What can't be read as that would protect from
+/// nothing in silence, so it is an error.
 ///
 /// # Errors
 /// The first line that is wrong, counted from 1, with what is wrong.
@@ -141,20 +142,22 @@ pub fn parse_file(bytes: &[u8]) -> Result<Vec<IpNet>, (usize, String)> {
         let last = bytes.split(|b| *b == b'\n').count();
         return Err((last, "the last line has no end, as if the file were cut off; end it with a newline".into()));
     };
-    let (mut nobody, mut said) = (false, None);
+    let (mut nobody, mut said) = (false, Vec::new());
     for (i, line) in lines.split(|b| *b == b'\n').enumerate() {
         let end = memchr::memchr2(b'#', b';', line).unwrap_or(line.len());
         let entry = line[..end].trim_ascii();
         if entry.is_empty() {
             let comment = line[end..].get(1..).unwrap_or_default().trim_ascii();
             nobody |= comment.eq_ignore_ascii_case(b"nobody");
-            said = said.or(announced(comment).map(|count| (i + 1, count)));
+            if let Some(count) = announced(comment) {
+                said.push((i + 1, count.map_err(|why| (i + 1, why))?));
+            }
             continue;
         }
         let text = std::str::from_utf8(entry).map_err(|_| (i + 1, "is not text".to_owned()))?;
         networks.push(parse_network(text).map_err(|why| (i + 1, why))?);
     }
-    if let Some((line, count)) = said.filter(|(_, count)| *count != networks.len() as u64) {
+    if let Some((line, count)) = said.into_iter().find(|(_, count)| *count != networks.len() as u64) {
         return Err((
             line,
             format!("{count} networks are announced, and there are {}, as if the file were cut off", networks.len()),
@@ -168,9 +171,15 @@ pub fn parse_file(bytes: &[u8]) -> Result<Vec<IpNet>, (usize, String)> {
 }
 
 /// How many networks a comment says that there are.
-fn announced(comment: &[u8]) -> Option<u64> {
+fn announced(comment: &[u8]) -> Option<Result<u64, String>> {
     let (name, count) = comment.split_at_checked(b"networks:".len())?;
-    name.eq_ignore_ascii_case(b"networks:").then(|| std::str::from_utf8(count.trim_ascii()).ok()?.parse().ok())?
+    name.eq_ignore_ascii_case(b"networks:").then(|| {
+        let count = String::from_utf8_lossy(count.trim_ascii());
+        let wrong = |_| {
+            format!("{count:?} is not how many networks there are; write digits alone, such as \"# networks: 1234\"")
+        };
+        count.parse().map_err(wrong)
+    })
 }
 
 #[cfg(test)]
@@ -246,9 +255,17 @@ mod tests {
         let cut = parse_file(b"; networks:  3 \n192.0.2.1\n198.51.100.0/24\n").unwrap_err();
         assert_eq!(cut, (1, "3 networks are announced, and there are 2, as if the file were cut off".to_owned()));
         assert_eq!(parse_file(b"# nobody\n# networks: 0\n"), Ok(vec![]));
-        for other in ["# networks: of spammers", "# networks:", "# networks"] {
+        for other in ["# networks", "# networks 7", "# the networks: 7"] {
             assert_eq!(parse_file(format!("{other}\n192.0.2.1\n").as_bytes()).unwrap().len(), 1, "{other}");
         }
+        for unread in
+            ["# networks: two", "# networks:", "# networks: 1,234", "# networks: 1 as of today", "# networks: -1"]
+        {
+            let (line, why) = parse_file(format!("192.0.2.1\n{unread}\n").as_bytes()).unwrap_err();
+            assert!(line == 2 && why.contains("write digits alone"), "{unread}: {why}");
+        }
+        let twice = |second: u8| parse_file(format!("# networks: 1\n192.0.2.1\n# networks: {second}\n").as_bytes());
+        assert_eq!((twice(1).unwrap().len(), twice(2).unwrap_err().0), (1, 3));
     }
 
     /// A different address for each number.

@@ -1,10 +1,12 @@
 //! Revocation lists in files and CAs that are withdrawn, while a reload fails for something else: whatever is broken, it must
 //! not keep a revocation out.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-use crate::config::{Config, Listener};
+use crate::config::{Config, Listener, RouteWaf};
 use crate::observe::Metrics;
+use crate::policy::waf::Entry;
 use crate::snapshot::{self, Snapshot};
 
 /// Takes newer lists that can be read into use by themselves.
@@ -49,6 +51,29 @@ pub fn shrunk(new: &Config, old: &Config) -> Vec<String> {
             format!("listener {name}: {now} networks are denied now, and {before} were before; is the list whole?")
         })
         .collect()
+}
+
+/// Which directories have lost rule files: perhaps they are being replaced, and who did it did not get to the end.
+pub fn lost_rules(new: &Config, old: &Config) -> Vec<String> {
+    let new = rule_entries(new);
+    let both = rule_entries(old).into_iter().filter_map(|(path, was)| Some((path, was, new.get(path)?)));
+    both.filter_map(|(path, was, is)| {
+        let name = |file: &PathBuf| file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let lost: Vec<_> = was.files.iter().filter(|file| !is.files.contains(file)).map(name).collect();
+        let said = "are gone, and their rules are no longer in force; was that meant?";
+        (!lost.is_empty()).then(|| format!("rule files of {} {said} {}", path.display(), lost.join(", ")))
+    })
+    .collect()
+}
+
+/// What the firewalls read, by the name under which they do.
+fn rule_entries(config: &Config) -> BTreeMap<&Path, &Entry> {
+    let of_listeners = config.listeners.iter().filter_map(|l| l.waf.as_ref());
+    let of_routes = config.routes.iter().filter_map(|r| match &r.waf {
+        RouteWaf::Own(waf) => Some(waf),
+        RouteWaf::OfListener | RouteWaf::Off => None,
+    });
+    of_listeners.chain(of_routes).flat_map(|waf| waf.entries()).map(|entry| (entry.path.as_path(), entry)).collect()
 }
 
 /// What is to be said of the other files that have `changed`, if any have.

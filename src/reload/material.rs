@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, Metadata};
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,6 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use openssl::sha::Sha256;
 
 use crate::files::open_regular;
+use crate::policy::waf::rule_files;
 
 /// Times of files are only as fine as the kernel's clock tick, on some file systems as a second: a file that was changed
 /// so short a time before it was read may change again without its times showing it.
@@ -91,6 +93,10 @@ impl Reader {
     fn digest(&mut self, file: &Path, now: SystemTime) -> Option<Digest> {
         // Follows symbolic links.
         let meta = fs::metadata(file).ok();
+        if meta.as_ref().is_some_and(Metadata::is_dir) {
+            self.0.remove(file);
+            return listed(file).ok();
+        }
         // Reading from a FIFO or a terminal would wait, and take away what others are to read.
         let meta = meta.filter(Metadata::is_file);
         let Some(stat) = meta.as_ref().map(Stat::of) else {
@@ -106,6 +112,17 @@ impl Reader {
         self.0.insert(file.to_owned(), Seen { stat, settled, digest });
         digest
     }
+}
+
+/// Which rule files a directory has: no other directory is named.
+fn listed(directory: &Path) -> io::Result<Digest> {
+    let mut hash = Sha256::new();
+    for file in rule_files(directory)? {
+        // No path has a NUL in it.
+        hash.update(file.as_os_str().as_bytes());
+        hash.update(&[0]);
+    }
+    Ok(hash.finish())
 }
 
 fn read(file: &Path) -> io::Result<Digest> {
@@ -175,6 +192,27 @@ mod tests {
         fs::rename(dir.0.join("..new"), dir.0.join("..data")).unwrap();
         assert_eq!(now(), two);
         std::fs::File::open(dir.0.join("v2/a.pem")).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!(now(), two);
+    }
+
+    #[test]
+    fn a_directory_changes_when_a_rule_file_comes_or_goes() {
+        let dir = Dir::new();
+        let file = dir.file("a.conf", "one");
+        let mut reader = Reader::default();
+        let mut now = || reader.contents([&dir.0].into_iter(), SystemTime::now());
+        let one = now();
+        dir.file(".a.conf.swp", "x");
+        dir.file("words.data", "x");
+        dir.file("a.conf", "two");
+        assert_eq!(now(), one, "no rule file more or less");
+        dir.file("b.conf", "x");
+        let two = now();
+        assert_ne!(two, one);
+        fs::remove_file(&file).unwrap();
+        let other = now();
+        assert!(other != one && other != two);
+        dir.file("a.conf", "one");
         assert_eq!(now(), two);
     }
 

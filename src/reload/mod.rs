@@ -372,8 +372,8 @@ impl Reloader {
         origin.addresses = built.addresses;
         origin.settle.taken(built.contents);
         let warnings = built.needs_restart.iter().cloned();
-        let shrunk = lists::shrunk(&built.snapshot.config, &self.running.snapshot().config);
-        let warnings = warnings.chain(shrunk);
+        let (new, old) = (&built.snapshot.config, &self.running.snapshot().config);
+        let warnings = warnings.chain(lists::shrunk(new, old)).chain(lists::lost_rules(new, old));
         let warnings = warnings.chain(config::folded(&built.warnings).iter().map(ToString::to_string)).collect();
         *self.needs_restart.lock() = built.needs_restart;
         self.swap(state, built.snapshot, built.log, warnings, trigger)

@@ -65,4 +65,6 @@ mod upstream;
 #[cfg(feature = "waf")]
 mod waf;
 #[cfg(feature = "waf")]
+mod waf_rules;
+#[cfg(feature = "waf")]
 mod waf_xml;

@@ -186,6 +186,47 @@ fn the_name_of_the_text_of_a_message_is_to_be_had_in_no_other_way() {
 }
 
 #[test]
+fn keys_in_which_clients_write_signs_as_escapes_pass_and_letters_do_not() {
+    let (gateway, node) = gateway(&blocking());
+    let with_key = |key: &str| {
+        let call = call("hello", "x").replace("\"note\"", &format!("\"{key}\""));
+        assert!(call.contains(key));
+        post(&gateway, AGENT, &call).status
+    };
+    // Of Go's json.Marshal, and of System.Text.Json, which has capitals.
+    let honest = [
+        r"https://ext.example/v1/trace?a=1\u0026b=2",
+        r"R\u0026D",
+        r"a \u003c b",
+        r"a\u003eb",
+        r"application/geo\u002Bjson",
+        r"patient\u0027s age",
+        r"\u0022quoted\u0022",
+        r"a\u0060b",
+        r"caf\u00e9",
+    ];
+    for key in honest {
+        assert_eq!(with_key(key), 200, "{key}\n{}", gateway.stdout());
+    }
+    let hiding = [
+        r"\u0070arams",
+        r"\u004dessage",
+        r"mess\u0061ge",
+        r"par\u0074\u0073",
+        r"x\u007A",
+        r"array\u005f0",
+        r"array_\u0030",
+        r"params\u002Emessage",
+        r"R\u0026\u0044",
+        r"a\u002eb",
+    ];
+    for key in hiding {
+        assert_eq!(with_key(key), 403, "{key}");
+    }
+    assert_eq!(node.count(), honest.len());
+}
+
+#[test]
 fn long_texts_are_looked_at_to_their_end() {
     let (gateway, node) = gateway(&blocking());
     let prose = "The committee met on Tuesday to discuss the budget for next year, which (as expected) grew by 4.5%. ";

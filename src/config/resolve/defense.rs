@@ -174,6 +174,8 @@ pub(super) fn firewall(r: &mut Resolver<'_>, at: &str, raw: &file::Waf) -> Optio
     let files: Vec<_> = entries.iter().flat_map(|e| &e.files).cloned().collect();
     r.materials.extend(waf::data_beside(files.iter()));
     r.materials.extend(files);
+    // A directory changes when a file comes or goes.
+    r.materials.extend(entries.iter().map(|e| e.path.clone()));
     if r.errors.len() > errors {
         return None;
     }

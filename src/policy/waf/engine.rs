@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::queue::Queue;
+use super::skips::Skips;
 use super::{Fault, Match, Request, SERVER, Settings, all_files, data_beside, epilogue, prelude};
 use crate::files::open_regular;
 
@@ -179,6 +180,7 @@ type Texts = Vec<(Option<usize>, CString, CString)>;
 fn read_all(settings: &Settings) -> Result<(Texts, [u8; 32]), Fault> {
     let mut hash = openssl::sha::Sha256::new();
     let mut texts = Texts::new();
+    let mut skips = Skips::default();
     let mut add = |entry: Option<usize>, name: &str, text: String| {
         // Lengths first: no two lists of texts make one digest.
         hash.update(&(name.len() as u64).to_le_bytes());
@@ -193,8 +195,10 @@ fn read_all(settings: &Settings) -> Result<(Texts, [u8; 32]), Fault> {
     for (entry, file) in all_files(settings) {
         let text = read(file).and_then(|bytes| prepared(file, &said(file, bytes)?));
         let text = text.map_err(|message| Fault { entry: Some(entry), message })?;
+        skips.read(entry, file, &text);
         add(Some(entry), &file.to_string_lossy(), text)?;
     }
+    skips.end()?;
     add(None, "the gateway's own rules", epilogue(settings))?;
     for file in data_beside(all_files(settings).map(|(_, file)| file)) {
         let bytes =

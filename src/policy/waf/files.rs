@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 /// An item of `waf.rules`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
+    /// As it is named.
+    pub path: PathBuf,
     /// One file, or those of a directory that end in `.conf`, by name.
     pub files: Vec<PathBuf>,
 }
@@ -20,14 +22,22 @@ impl Entry {
     pub fn of(path: &Path) -> Result<Self, String> {
         let cannot = |e: io::Error| format!("{}: {e}", path.display());
         if !fs::metadata(path).map_err(cannot)?.is_dir() {
-            return Ok(Self { files: vec![path.into()] });
+            return Ok(Self { path: path.into(), files: vec![path.into()] });
         }
-        let files = with_ending(path, "conf").map_err(cannot)?;
+        let files = rule_files(path).map_err(cannot)?;
         if files.is_empty() {
             return Err(format!("{}: no file of this directory ends in .conf", path.display()));
         }
-        Ok(Self { files })
+        Ok(Self { path: path.into(), files })
     }
+}
+
+/// The rule files of a directory, by name.
+///
+/// # Errors
+/// The system's.
+pub fn rule_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    with_ending(directory, "conf")
 }
 
 fn with_ending(directory: &Path, ending: &str) -> io::Result<Vec<PathBuf>> {

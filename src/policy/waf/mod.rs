@@ -11,6 +11,8 @@ mod engine;
 mod files;
 #[cfg(feature = "waf")]
 mod queue;
+#[cfg(feature = "waf")]
+mod skips;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -22,7 +24,7 @@ use http::{HeaderMap, Method};
 use crate::observe::WafVerdict;
 
 pub use coding::{check_fields, check_parts};
-pub use files::{Entry, data_beside};
+pub use files::{Entry, data_beside, rule_files};
 
 /// Whether this build has the engine.
 pub const BUILT_IN: bool = cfg!(feature = "waf");
@@ -149,6 +151,11 @@ impl Waf {
     /// What becomes of requests that the rules don't want.
     pub fn mode(&self) -> Mode {
         self.settings.mode
+    }
+
+    /// Its rule files, by item of the list that names them.
+    pub fn entries(&self) -> &[Entry] {
+        &self.settings.entries
     }
 
     /// Longest body that is looked at, in bytes.

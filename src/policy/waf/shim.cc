@@ -14,12 +14,14 @@
 #include <algorithm>
 #include <cctype>
 #include <chrono>
+#include <climits>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <list>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -55,6 +57,8 @@ constexpr std::chrono::milliseconds PROCESSOR_MAX(500);
 constexpr unsigned SEARCHES_PER_LOOK = 8;
 // Elements and attributes of a body, as of JSON's values (SecArgumentsLimit).
 constexpr size_t XML_VALUES_MAX = 1000;
+// The core rules know so many paranoia levels.
+constexpr long long PARANOIA_LEVEL_MAX = 4;
 
 template <typename Function>
 Function *of_pcre2(const char *name) {
@@ -257,15 +261,36 @@ Unread unread_xml(const unsigned char *body, size_t length) {
     return READABLE;
 }
 
-// The core rules keep the sum of their matches in a variable of the transaction: version 4 in the one, 3 in the other.
-int score_of(Transaction &transaction) {
-    for (const char *name : {"blocking_inbound_anomaly_score", "anomaly_score"}) {
-        const std::unique_ptr<std::string> value = transaction.m_collections.m_tx_collection->resolveFirst(name);
-        if (value) {
-            return std::atoi(value->c_str());
-        }
+// A number in a variable of the transaction.
+std::optional<long long> variable_of(Transaction &transaction, const std::string &name) {
+    const std::unique_ptr<std::string> value = transaction.m_collections.m_tx_collection->resolveFirst(name);
+    if (!value) {
+        return std::nullopt;
     }
-    return 0;
+    return std::clamp<long long>(std::strtoll(value->c_str(), nullptr, 10), INT_MIN, INT_MAX);
+}
+
+// The core rules add up their matches for each paranoia level, version 4 in the one, 3 in the other variables. Their last file
+// for requests makes one sum of the levels that block. It may be missing, or own rules may count in the sum alone.
+int score_of(Transaction &transaction) {
+    long long score = 0;
+    for (const char *name : {"blocking_inbound_anomaly_score", "anomaly_score"}) {
+        score = std::max(score, variable_of(transaction, name).value_or(0));
+    }
+    long long level = 0;
+    for (const char *name : {"blocking_paranoia_level", "paranoia_level"}) {
+        level = std::max(level, variable_of(transaction, name).value_or(0));
+    }
+    // Where nobody says which levels block, all do.
+    const long long last = level < 1 ? PARANOIA_LEVEL_MAX : std::min(level, PARANOIA_LEVEL_MAX);
+    for (const std::string name : {"inbound_anomaly_score_pl", "anomaly_score_pl"}) {
+        long long sum = 0;
+        for (long long of = 1; of <= last; ++of) {
+            sum += variable_of(transaction, name + std::to_string(of)).value_or(0);
+        }
+        score = std::max(score, sum);
+    }
+    return static_cast<int>(std::min<long long>(score, INT_MAX));
 }
 
 // All texts that are not HiveWafText end in NUL.
