@@ -172,9 +172,7 @@ async fn pass_on(
     guard: &mut Guard<'_>,
 ) -> Result<(), Stopped> {
     let bodiless = exchange.is_done();
-    if !bodiless {
-        frame(session, &mut header)?;
-    }
+    frame(session, &mut header, bodiless)?;
     let first = if bodiless {
         None
     } else {
@@ -203,12 +201,15 @@ async fn pass_on(
     Ok(())
 }
 
-/// A body whose end only the node's closing shows is sent in chunks, so that the client's connection can stay.
-fn frame(session: &Session, header: &mut ResponseHeader) -> Result<()> {
+/// A body whose end only the node's closing shows is sent in chunks, so that the client's connection can stay. Of an empty one
+/// (`empty`) HTTP/2 need not say how long it is, and HTTP/1.1 must.
+fn frame(session: &Session, header: &mut ResponseHeader, empty: bool) -> Result<()> {
     let bodiless = session.req_header().method == http::Method::HEAD
         || matches!(header.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let framed = [headers::CONTENT_LENGTH, headers::TRANSFER_ENCODING].iter().any(|n| header.headers.contains_key(n));
-    if !bodiless && !framed {
+    if !bodiless && !framed && empty {
+        header.insert_header(headers::CONTENT_LENGTH, HeaderValue::from_static("0"))?;
+    } else if !bodiless && !framed {
         header.insert_header(headers::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?;
     }
     Ok(())
