@@ -20,6 +20,82 @@ fn a_stream_above_the_last_one_of_goaway_has_not_been_processed() {
     }
 }
 
+/// As one of HTTP/1.1 that closes each new connection: another node is asked, and it counts.
+#[test]
+fn a_node_that_takes_no_request_is_passed_over_and_ejected() {
+    for priority in [0, 1] {
+        let nodes = FaultNodes::new(10);
+        let (bad, good_one) = (nodes.http2_that_takes(0), nodes.http2(1, 0));
+        let mut setup = Setup::new(&[]);
+        setup.upstreams = format!(
+            "
+  - name: hive
+    protocol: http2
+    endpoints: [ {{ url: \"http://{bad}\" }}, {{ url: \"http://{good_one}\", priority: {priority} }} ]
+    health_check: {{ enabled: false }}
+"
+        );
+        setup.plain = Some(String::new());
+        let gateway = setup.start();
+        std::thread::scope(|scope| {
+            for client in 0..2 {
+                let (gateway, nodes) = (&gateway, &nodes);
+                scope.spawn(move || {
+                    let mut speaks = Speaks::new(gateway, 0);
+                    for id in client * 40..(client + 1) * 40 {
+                        assert_eq!(post(&mut speaks, Fault::Good, id), good(id), "priority {priority}");
+                        assert_eq!(nodes.ledger.seen(id), 1);
+                    }
+                });
+            }
+        });
+        assert_eq!(gateway.metric("hive_gateway_upstream_ejections_total", &[]), 1.0, "priority {priority}");
+    }
+}
+
+/// Nor does it count that the requests of a burst are more than a connection takes.
+#[test]
+fn a_node_that_takes_few_requests_on_a_connection_is_not_ejected() {
+    let nodes = FaultNodes::new(11);
+    let mut setup = Setup::new(&[]);
+    let more = "protocol: http2, health_check: { enabled: false }, outlier: { consecutive_failures: 1 }";
+    setup.upstreams = upstream("hive", "http", &[nodes.http2_that_takes(1)], more);
+    setup.plain = Some(String::new());
+    let gateway = setup.start();
+    let answered = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..8u64)
+            .map(|client| {
+                let gateway = &gateway;
+                scope.spawn(move || {
+                    let mut speaks = Speaks::new(gateway, 0);
+                    let got = (client * 20..(client + 1) * 20).map(|id| post(&mut speaks, Fault::Good, id));
+                    got.filter(|got| matches!(got, Got::Answer { status: 200, .. })).count()
+                })
+            })
+            .collect();
+        clients.into_iter().map(|client| client.join().unwrap()).sum::<usize>()
+    });
+    let twice = gateway.access_log().iter().filter(|line| line["tries"].as_u64() > Some(1)).count();
+    println!("{answered} of 160 were answered, {twice} were sent again");
+    assert!(twice > 0, "no connection was shared");
+    assert_eq!(answered, 160);
+    assert_eq!(gateway.metric("hive_gateway_upstream_ejections_total", &[]), 0.0);
+}
+
+/// HPACK makes a large header of few bytes, so what counts is what it is when it is unpacked.
+#[test]
+fn a_header_of_an_http2_answer_is_limited_as_one_of_http1_is() {
+    // By the bytes of a field and the number of fields.
+    for (length, fields, status) in
+        [(10, 100, 200), (3000, 18, 200), (10, 129, 502), (3000, 24, 502), (3900, 3000, 502)]
+    {
+        let nodes = FaultNodes::new(12);
+        let gateway = lenient_to(nodes.http2_with_headers(length, fields), ", protocol: http2");
+        let got = post(&mut Speaks::new(&gateway, 0), Fault::Good, 1);
+        assert!(matches!(&got, Got::Answer { status: s, .. } if *s == status), "{fields} of {length}: {got:?}");
+    }
+}
+
 /// As `in_the_racy_instant_no_post_fails_but_those_that_the_node_may_have_read`, but the node says with GOAWAY what it has
 /// read. That may lie unread when the request can't be written any more.
 #[test]
