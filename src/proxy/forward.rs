@@ -197,6 +197,9 @@ pub fn broke(
         ctx.upstream.no_room += u32::from(unread == Some(Unread::NoRoom));
     }
     error.set_retry((stale || unread.is_some()) && (ctx.upstream.tries as usize) < TRIES_MAX);
+    if unread == Some(Unread::NoRoom) && !error.retry() && !ctx.upstream.reached {
+        ctx.refusal = Some(Refusal::RetryBudgetExhausted);
+    }
     error
 }
 
