@@ -35,6 +35,9 @@ pub const GONE: ErrorType = ErrorType::Custom("CertificateGone");
 /// A client that leaves after so long without an answer says that its node's connection may be dead, as a deadline does: with
 /// HTTP/2 nothing else may ever say so.
 const LONG_WAIT: Duration = Duration::from_secs(1);
+/// So does a shorter wait if nothing at all has come on the connection, else clients of little patience would hold on to a
+/// dead one. A connection too many is cheap.
+const SILENT_WAIT: Duration = Duration::from_millis(100);
 
 /// Forwards a request whose body has been read whole, and its answer.
 ///
@@ -122,7 +125,8 @@ async fn attempt(session: &mut Session, ctx: &mut Context, request: &Request, gu
         header = exchange.send(request) => header,
         over = guard.over(session) => {
             let waited = guard.shared.clock.now().saturating_duration_since(sent);
-            if waited >= LONG_WAIT || over.over == Some(Over::Response) {
+            let long = if exchange.is_silent() { SILENT_WAIT } else { LONG_WAIT };
+            if waited >= long || over.over == Some(Over::Response) {
                 exchange.retire();
             }
             return Err(forward::ended(guard.shared, ctx, over));

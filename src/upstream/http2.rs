@@ -9,7 +9,8 @@ use bytes::Bytes;
 use pingora::connectors::http::v2::{ConnectionRef, Connector};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::v2::client::{Http2Session, drive_connection};
-use pingora::protocols::{Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Ssl, UniqueID};
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::{Digest, GetSocketDigest, GetTimingDigest, Ssl, UniqueID};
 use pingora::upstreams::peer::{ALPN, HttpPeer, Peer};
 use pingora::{Error, ErrorType, OkOrErr, OrErr, Result};
 use tokio::runtime::Handle;
@@ -18,7 +19,7 @@ use tokio::sync::watch;
 use super::Node;
 use super::exchange::Request;
 use super::http1::{FIELDS_MAX, HEAD_MAX};
-use super::last_words::LastWords;
+use super::last_words::{Heard, LastWords};
 use super::unread::{self, Unread, told_by_http2};
 
 /// It keeps the connections. One for the process, as each reads the system's certificates.
@@ -44,6 +45,8 @@ pub struct Http2 {
     idle: Duration,
     reused: bool,
     unread: Option<Unread>,
+    /// How often something had been read on its connection when it began.
+    heard: Option<u64>,
 }
 
 impl Http2 {
@@ -62,7 +65,7 @@ impl Http2 {
     }
 
     fn new(session: Http2Session, peer: HttpPeer, node: &Node, reused: bool) -> Self {
-        Self { session: Some(session), peer, idle: node.idle_limit(), reused, unread: None }
+        Self { session: Some(session), peer, idle: node.idle_limit(), reused, unread: None, heard: None }
     }
 
     pub(super) fn digest(&self) -> Option<&Digest> {
@@ -86,8 +89,19 @@ impl Http2 {
         }
     }
 
+    /// Whether nothing has come on the whole connection since the request was sent.
+    pub(super) fn is_silent(&self) -> bool {
+        self.heard.is_some() && self.heard == self.times_heard()
+    }
+
+    fn times_heard(&self) -> Option<u64> {
+        let told = self.digest()?.proxy_digest.as_ref()?.user_data.as_ref()?;
+        told.downcast_ref::<Heard>().map(Heard::times)
+    }
+
     pub(super) async fn send(&mut self, request: &Request) -> Result<ResponseHeader> {
         let header = request.http2.clone().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
+        self.heard = self.times_heard();
         let reused = self.reused;
         let session = self.session()?;
         let sent = send(session, header, &request.body).await;
@@ -142,10 +156,13 @@ async fn new_connection(peer: &HttpPeer) -> Result<Http2Session> {
 /// As Pingora's `handshake`, but that it limits the answers' headers: HPACK makes 16 MiB, `h2`'s limit, of a few KiB.
 async fn handshake(stream: LastWords, streams_max: usize) -> Result<ConnectionRef> {
     let id = stream.id();
+    // The one place where something can be left with a connection. There is no proxy.
+    let told = Box::new(ResponseHeader::build_no_case(http::StatusCode::OK, Some(0))?);
+    let told = ProxyDigest::new(told, Some(Box::new(stream.heard())));
     let digest = Digest {
         ssl_digest: stream.get_ssl_digest(),
         timing_digest: stream.get_timing_digest(),
-        proxy_digest: stream.get_proxy_digest(),
+        proxy_digest: Some(Arc::new(told)),
         socket_digest: stream.get_socket_digest(),
     };
     let handshake = h2::client::Builder::new()
