@@ -126,7 +126,8 @@ pub enum Refusal {
     UpstreamMaxPending,
     /// No connection came free within `circuit_breaker.pending_timeout`.
     UpstreamPendingTimeout,
-    /// The first node did not take it, and `circuit_breaker.retry_budget` allows no try at another.
+    /// The first node did not take it, and `circuit_breaker.retry_budget` allows no try at another; or HTTP/2 nodes had no room
+    /// for it as often as it is tried.
     RetryBudgetExhausted,
     /// No node took the connection.
     UpstreamConnectFailed,

@@ -108,7 +108,7 @@ pub fn run(file: &Path) -> Result<(), RunError> {
     let agent = config.spiffe.clone().map(|endpoint| Agent::new(endpoint, metrics.clone(), clock.clone()));
     let snapshot = first_snapshot(Arc::new(config), agent.as_deref(), &metrics, &clock).map_err(RunError::Start)?;
     let shared = Shared::new(snapshot, clock, metrics, log);
-    maintenance::restore(&shared);
+    maintenance::restore(&shared, inherited.is_some());
     let fleet = Fleet::new(shared.clone()).map_err(RunError::Start)?;
     let reloader = Reloader::new(origin, Arc::new(fleet_orders::KnowsFleet(shared.clone())));
     notify::start(&shared);

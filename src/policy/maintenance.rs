@@ -6,7 +6,10 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+/// Longest that is told of an order that is not understood.
+const WHY_CHARS_MAX: usize = 200;
 /// Most orders of one scope: a client of the admin API with a mistake in it must not fill the memory.
 pub const ORDERS_MAX: usize = 10_000;
 
@@ -82,6 +85,15 @@ pub struct Order {
 
 /// Orders of one scope.
 pub type Scope = BTreeMap<Target, Order>;
+
+/// Orders as they were read back. One that is not understood keeps no other back.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Those that are understood.
+    pub orders: Scope,
+    /// Which ones are not, and why.
+    pub unreadable: Vec<String>,
+}
 
 /// All that is out of service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -163,10 +175,21 @@ pub fn to_json(own: &Scope) -> String {
 ///
 /// # Errors
 /// It is something else.
-pub fn from_json(text: &[u8]) -> Result<Scope, String> {
-    let kept: BTreeMap<String, Order> = serde_json::from_slice(text).map_err(|e| e.to_string())?;
-    let known = kept.into_iter().filter_map(|(key, order)| Some((Target::parse(&key)?, Order { kept: true, ..order })));
-    Ok(known.collect())
+pub fn from_json(text: &[u8]) -> Result<Known, String> {
+    let kept: BTreeMap<String, Value> = serde_json::from_slice(text).map_err(|e| e.to_string())?;
+    let mut known = Known::default();
+    for (key, value) in kept {
+        match (Target::parse(&key), serde_json::from_value::<Order>(value)) {
+            (Some(target), Ok(order)) => _ = known.orders.insert(target, Order { kept: true, ..order }),
+            (None, _) => known.unreadable.push(shortened(&format!("{key:?} is nothing that this version knows"))),
+            (Some(_), Err(e)) => known.unreadable.push(shortened(&format!("{key:?}: {e}"))),
+        }
+    }
+    Ok(known)
+}
+
+fn shortened(why: &str) -> String {
+    why.chars().take(WHY_CHARS_MAX).collect()
 }
 
 #[cfg(test)]
@@ -201,20 +224,29 @@ mod tests {
         ]);
         let back = from_json(to_json(&own).as_bytes()).unwrap();
         let kept: Scope = own.into_iter().filter(|(_, order)| order.kept).collect();
-        assert_eq!(back, kept);
-        assert_eq!(from_json(br#"{"peer/paris":{"since":1},"gateway":{"since":2}}"#).unwrap().len(), 1);
+        assert_eq!(back, Known { orders: kept, unreadable: Vec::new() });
         assert!(from_json(b"[]").is_err());
+    }
+
+    #[test]
+    fn an_order_that_is_not_understood_keeps_no_other_back() {
+        let text = br#"{"peer/paris":{"since":1},"route/a2a":{"since":"x"},"gateway":{"since":2}}"#;
+        let known = from_json(text).unwrap();
+        assert_eq!(known.orders.keys().collect::<Vec<_>>(), [&Target::Gateway]);
+        let [peer, route] = &known.unreadable[..] else { panic!("{known:?}") };
+        assert_eq!(peer, "\"peer/paris\" is nothing that this version knows");
+        assert!(route.starts_with("\"route/a2a\": invalid type"), "{route}");
     }
 
     #[test]
     fn a_drain_knows_where_its_node_was_and_one_of_an_older_version_is_read_without() {
         let addresses = vec!["127.0.0.1:1".parse().unwrap(), "[::1]:1".parse().unwrap()];
         let own = Scope::from([(node("hive", "http://a:1"), Order { addresses, ..order(None, true) })]);
-        assert_eq!(from_json(to_json(&own).as_bytes()), Ok(own.clone()));
+        assert_eq!(from_json(to_json(&own).as_bytes()).map(|known| known.orders), Ok(own.clone()));
         let orders = Orders { own, fleet: Scope::new() };
         assert_eq!(Orders::from_line(&orders.to_line()), Ok(orders));
         let older = from_json(br#"{"node/hive/http://a:1":{"since":7}}"#).unwrap();
-        assert_eq!(older, Scope::from([(node("hive", "http://a:1"), order(None, true))]));
+        assert_eq!(older.orders, Scope::from([(node("hive", "http://a:1"), order(None, true))]));
     }
 
     #[test]

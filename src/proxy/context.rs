@@ -143,9 +143,9 @@ pub struct UpstreamWay {
     pub key: Option<u64>,
     /// Nodes that could not be reached.
     pub tried: Vec<NodeId>,
-    /// Those among them that had no room for it at that moment.
-    pub without_room: Vec<NodeId>,
-    /// How often that was.
+    /// Those among them that said with HTTP/2 that they did not take it then: they are asked again if there is no other.
+    pub again: Vec<NodeId>,
+    /// How often one had no room for it at that moment.
     pub no_room: u32,
     /// Why the last of them could not.
     pub unreachable: Option<Refusal>,

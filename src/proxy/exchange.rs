@@ -35,6 +35,9 @@ pub const GONE: ErrorType = ErrorType::Custom("CertificateGone");
 /// A client that leaves after so long without an answer says that its node's connection may be dead, as a deadline does: with
 /// HTTP/2 nothing else may ever say so.
 const LONG_WAIT: Duration = Duration::from_secs(1);
+/// So does a shorter wait if nothing at all has come on the connection, else clients of little patience would hold on to a
+/// dead one. A connection too many is cheap.
+const SILENT_WAIT: Duration = Duration::from_millis(100);
 
 /// Forwards a request whose body has been read whole, and its answer.
 ///
@@ -122,7 +125,8 @@ async fn attempt(session: &mut Session, ctx: &mut Context, request: &Request, gu
         header = exchange.send(request) => header,
         over = guard.over(session) => {
             let waited = guard.shared.clock.now().saturating_duration_since(sent);
-            if waited >= LONG_WAIT || over.over == Some(Over::Response) {
+            let long = if exchange.is_silent() { SILENT_WAIT } else { LONG_WAIT };
+            if waited >= long || over.over == Some(Over::Response) {
                 exchange.retire();
             }
             return Err(forward::ended(guard.shared, ctx, over));
@@ -172,9 +176,7 @@ async fn pass_on(
     guard: &mut Guard<'_>,
 ) -> Result<(), Stopped> {
     let bodiless = exchange.is_done();
-    if !bodiless {
-        frame(session, &mut header)?;
-    }
+    frame(session, &mut header, bodiless)?;
     let first = if bodiless {
         None
     } else {
@@ -203,12 +205,15 @@ async fn pass_on(
     Ok(())
 }
 
-/// A body whose end only the node's closing shows is sent in chunks, so that the client's connection can stay.
-fn frame(session: &Session, header: &mut ResponseHeader) -> Result<()> {
+/// A body whose end only the node's closing shows is sent in chunks, so that the client's connection can stay. Of an empty one
+/// (`empty`) HTTP/2 need not say how long it is, and HTTP/1.1 must.
+fn frame(session: &Session, header: &mut ResponseHeader, empty: bool) -> Result<()> {
     let bodiless = session.req_header().method == http::Method::HEAD
         || matches!(header.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let framed = [headers::CONTENT_LENGTH, headers::TRANSFER_ENCODING].iter().any(|n| header.headers.contains_key(n));
-    if !bodiless && !framed {
+    if !bodiless && !framed && empty {
+        header.insert_header(headers::CONTENT_LENGTH, HeaderValue::from_static("0"))?;
+    } else if !bodiless && !framed {
         header.insert_header(headers::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?;
     }
     Ok(())

@@ -88,10 +88,10 @@ pub fn pick<'a>(shared: &Shared, ctx: &'a mut Context) -> Result<(&'a Upstream, 
     }
     let now = shared.clock.now();
     let mut picked = upstream.pick(&Ask { tried: &way.tried, key: way.key, now });
-    if picked.is_none() && !way.without_room.is_empty() {
+    if picked.is_none() && !way.again.is_empty() {
         // Nobody else is left. There may be room by now.
-        way.tried.retain(|node| !way.without_room.contains(node));
-        way.without_room.clear();
+        way.tried.retain(|node| !way.again.contains(node));
+        way.again.clear();
         picked = upstream.pick(&Ask { tried: &way.tried, key: way.key, now });
     }
     let Some(picked) = picked else {
@@ -191,12 +191,15 @@ pub fn broke(
     if let (Some(Unread::Refused | Unread::NoRoom), Some(picked)) = (unread, &ctx.upstream.picked) {
         ctx.upstream.tried.push(picked.node().id());
         ctx.upstream.unreachable = Some(Refusal::UpstreamFailed);
-        if unread == Some(Unread::NoRoom) {
-            ctx.upstream.without_room.push(picked.node().id());
-            ctx.upstream.no_room += 1;
+        if unread == Some(Unread::NoRoom) || matches!(exchange, Exchange::Http2(_)) {
+            ctx.upstream.again.push(picked.node().id());
         }
+        ctx.upstream.no_room += u32::from(unread == Some(Unread::NoRoom));
     }
     error.set_retry((stale || unread.is_some()) && (ctx.upstream.tries as usize) < TRIES_MAX);
+    if unread == Some(Unread::NoRoom) && !error.retry() && !ctx.upstream.reached {
+        ctx.refusal = Some(Refusal::RetryBudgetExhausted);
+    }
     error
 }
 

@@ -13,7 +13,7 @@ use super::{fleet, targets};
 use crate::admin::Denied;
 use crate::files;
 use crate::observe::AccessLog;
-use crate::policy::maintenance::{ORDERS_MAX, Order, Scope, Target, to_json};
+use crate::policy::maintenance::{Known, ORDERS_MAX, Order, Scope, Target, to_json};
 use crate::policy::rate_limit::SharedRates;
 use crate::proxy::Shared;
 use crate::proxy::maintenance::FleetOrders;
@@ -70,7 +70,7 @@ impl Running for KnowsFleet {
         let _turn = (was != is).then(|| shared.maintenance.fleet.blocking_lock());
         let mut warnings = if is && !was { self.learn(&snapshot) } else { Vec::new() };
         warnings.extend(shared.swap(snapshot.clone(), log));
-        shared.change_orders(|all| targets::locate(&snapshot, &mut all.own));
+        maintenance::locate(shared, &snapshot);
         if was && !is {
             shared.change_orders(|all| all.fleet.clear());
             shared.change_unreadable(|all| all.fleet.clear());
@@ -93,7 +93,8 @@ impl KnowsFleet {
             _ => Err("there is nobody to ask".to_owned()),
         };
         let unreadable = match asked {
-            Ok(read) => {
+            Ok(mut read) => {
+                targets::locate(snapshot, &mut read.orders, &Scope::new());
                 shared.change_orders(|all| all.fleet = read.orders);
                 read.unreadable
             }
@@ -148,7 +149,9 @@ impl FleetFollower {
         let known = shared.maintenance.orders();
         let orders = match shared.fleet_rates.load_full().filter(|_| fleet) {
             Some(redis) => {
-                let read = read(&redis, &known.fleet).await?;
+                let mut read = read(&redis, &known.fleet).await?;
+                // Each for itself: what stands in Redis may be of a version that writes no addresses.
+                targets::locate(&shared.snapshot(), &mut read.orders, &known.fleet);
                 self.tell_unreadable(read.unreadable);
                 if read.orders.is_empty() && known.fleet.len() > 1 {
                     let (ended, key) = (known.fleet.len(), redis.own_key(KEY));
@@ -195,15 +198,7 @@ impl FleetFollower {
     }
 }
 
-/// The fleet's orders as Redis has them.
-#[derive(Default)]
-struct Known {
-    orders: Scope,
-    /// Which ones are not understood, and why.
-    unreadable: Vec<String>,
-}
-
-/// One that is not understood keeps no other back. It stays what it was among those `known`: to leave it out would end it.
+/// The fleet's orders as Redis has them. One that is not understood keeps no other back. It stays what it was among those `known`: to leave it out would end it.
 async fn read(redis: &SharedRates, known: &Scope) -> Result<Known, String> {
     let key = redis.own_key(KEY);
     let reply = redis.client.ask(key.as_bytes(), &[b"HGETALL", key.as_bytes()]).await?;
@@ -212,8 +207,12 @@ async fn read(redis: &SharedRates, known: &Scope) -> Result<Known, String> {
         let [Reply::Bulk(Some(field)), Reply::Bulk(Some(value))] = pair else {
             return Err(format!("{key} is not understood"));
         };
-        // One that a later version has set does not concern this one.
-        let Some(target) = std::str::from_utf8(field).ok().and_then(Target::parse) else { continue };
+        let Some(target) = std::str::from_utf8(field).ok().and_then(Target::parse) else {
+            let field = String::from_utf8_lossy(field);
+            read.unreadable
+                .push(format!("an order of the fleet's is nothing that this version knows, {key}, field {field:?}"));
+            continue;
+        };
         let order = serde_json::from_slice(value).map(Some).unwrap_or_else(|e| {
             let known = known.get(&target);
             let comes = if known.is_some() { "it stays in force as it was known" } else { "it is not in force here" };

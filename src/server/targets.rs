@@ -7,7 +7,7 @@ use crate::admin::Denied;
 use crate::admin::status::OrderStatus;
 use crate::policy::maintenance::{Order, Orders, Scope, Target};
 use crate::snapshot::Snapshot;
-use crate::upstream::{Drained, Node, Upstream};
+use crate::upstream::{Drained, Node, Upstream, named_address};
 
 fn upstream<'s>(snapshot: &'s Snapshot, name: &str) -> Option<&'s Upstream> {
     let built = snapshot.upstreams.iter().find(|u| u.upstream.name().as_str() == name)?;
@@ -23,15 +23,24 @@ pub(super) fn nodes(snapshot: &Snapshot, target: &Target, addresses: &[SocketAdd
 
 /// Where the nodes of this name are.
 pub(super) fn addresses(snapshot: &Snapshot, target: &Target) -> Vec<SocketAddr> {
-    nodes(snapshot, target, &[]).iter().map(|node| node.address()).collect()
+    in_order(nodes(snapshot, target, &[]).iter().map(|node| node.address()).collect())
 }
 
-/// Learns where the nodes are that these orders name.
-pub(super) fn locate(snapshot: &Snapshot, scope: &mut Scope) {
+/// The same places are the same order, however a discovery lists them.
+fn in_order(mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
+/// Learns where the nodes are that these orders name. Of a name that is gone, what was `known` before holds as well.
+pub(super) fn locate(snapshot: &Snapshot, scope: &mut Scope, known: &Scope) {
     for (target, order) in scope {
         let found = addresses(snapshot, target);
         if !found.is_empty() {
             order.addresses = found;
+        } else if let Some(known) = known.get(target) {
+            order.addresses = in_order([&order.addresses[..], &known.addresses].concat());
         }
     }
 }
@@ -53,7 +62,7 @@ pub(super) fn named_alike(snapshot: &Snapshot, before: &Scope, target: &Target) 
     let is_same = |other: &Target, order: &Order| match (target, other) {
         (Target::Node { upstream, node }, Target::Node { upstream: of, .. }) if upstream == of => match &meant[..] {
             // A node that is gone is known by where it was.
-            [] => node.parse().is_ok_and(|address| order.addresses.contains(&address)),
+            [] => named_address(node).is_some_and(|address| order.addresses.contains(&address)),
             meant => nodes(snapshot, other, &order.addresses).iter().any(|node| meant.contains(&node.id())),
         },
         _ => false,

@@ -30,7 +30,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::notify;
+use super::{maintenance, notify};
 use crate::admin::Readiness;
 use crate::policy::maintenance::Orders;
 use crate::proxy::Shared;
@@ -273,6 +273,8 @@ impl TakeOver {
                 }
             });
         }
+        let shared = self.shared.clone();
+        tokio::task::spawn_blocking(move || maintenance::settle(&shared)).await.map_err(io::Error::other)?;
         let _ = self.begin.send_replace(true);
         // Both accept for a moment; in between nobody would.
         channel.write_all(READY.as_bytes()).await

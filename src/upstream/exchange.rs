@@ -165,6 +165,14 @@ impl Exchange {
         }
     }
 
+    /// Whether nothing at all has come since the request was sent. `false` if the connection is the request's own.
+    pub fn is_silent(&self) -> bool {
+        match self {
+            Exchange::Http1(_) => false,
+            Exchange::Http2(stream) => stream.is_silent(),
+        }
+    }
+
     /// To be called if the node was waited for in vain: its connection may be dead, and no request may go on it any more. Those
     /// that are on it go on.
     pub fn retire(&mut self) {

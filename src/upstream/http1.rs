@@ -12,9 +12,9 @@ use pingora::http::ResponseHeader;
 use crate::headers;
 
 /// Longest head of an answer. Node's own limit for heads is 16 KiB.
-const HEAD_MAX: usize = 64 << 10;
+pub(super) const HEAD_MAX: usize = 64 << 10;
 /// Most fields in it.
-const FIELDS_MAX: usize = 128;
+pub(super) const FIELDS_MAX: usize = 128;
 /// Longest line that says how long a chunk is, its extensions included.
 const CHUNK_LINE_MAX: usize = 256;
 /// Longest trailer section. It is read and dropped.

@@ -10,6 +10,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use async_trait::async_trait;
@@ -30,11 +31,27 @@ pub(super) struct LastWords {
     io: Stream,
     /// Nothing can be written any more.
     ended: bool,
+    heard: Heard,
+}
+
+/// How often something was read on a connection.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Heard(Arc<AtomicU64>);
+
+impl Heard {
+    pub(super) fn times(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl LastWords {
     pub(super) fn new(io: Stream) -> Self {
-        Self { io, ended: false }
+        Self { io, ended: false, heard: Heard::default() }
+    }
+
+    /// Goes on counting.
+    pub(super) fn heard(&self) -> Heard {
+        self.heard.clone()
     }
 
     /// What came of writing `length` bytes.
@@ -49,7 +66,12 @@ impl LastWords {
 
 impl AsyncRead for LastWords {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.heard.0.fetch_add(1, Ordering::Relaxed);
+        }
+        read
     }
 }
 

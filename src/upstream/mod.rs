@@ -50,7 +50,7 @@ pub use discovery::{Discovery, DiscoveryStatus};
 pub use drain::Drained;
 pub use exchange::{Exchange, Request};
 pub use health::look_after;
-pub use node::{Health, Node, NodeId, NodeStatus, WRONG_NODE};
+pub use node::{Health, Node, NodeId, NodeStatus, WRONG_NODE, named_address};
 pub use outlier::{Outcome, Standing};
 pub use settings::{BreakerLimits, ConnectionLimits, NodeSettings, Settings, SettingsError};
 pub use unread::{Unread, left_in_error};

@@ -64,6 +64,12 @@ impl NodeId {
     }
 }
 
+/// The address that is meant by a text, if it is one: in an IPv6 form an IPv4 address is the same.
+pub fn named_address(text: &str) -> Option<SocketAddr> {
+    let address: SocketAddr = text.parse().ok()?;
+    Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
+}
+
 /// A node of an upstream, as one configuration has it. What is learned of it is in its state, which outlives a reload.
 pub struct Node {
     /// Its place in [`super::Upstream::nodes`] as they are with it; another set has a node of its own for it.
@@ -148,7 +154,7 @@ impl Node {
 
     /// Whether an operator means it: by its URL as configured, or by its address.
     pub fn is_named(&self, text: &str) -> bool {
-        *self.url == *text || text.parse() == Ok(self.address)
+        *self.url == *text || named_address(text) == Some(self.address)
     }
 
     /// Where it is.

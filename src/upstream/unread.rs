@@ -42,7 +42,7 @@ const VERDICT_POLL: Duration = Duration::from_millis(5);
 pub enum Unread {
     /// Its connection was gone. Nothing is said of the node.
     Closed,
-    /// The node closed a connection that was made for this request.
+    /// The node closed a connection that was made for this request, or on which it has read none at all.
     Refused,
     /// `REFUSED_STREAM`: the node has no room for another stream now. Nothing is said against it.
     NoRoom,
@@ -151,12 +151,13 @@ pub fn left_in_error(error: &Error) -> bool {
     http2(error).is_some_and(|e| e.is_go_away() && e.is_remote() && e.reason() != Some(h2::Reason::NO_ERROR))
 }
 
-/// What an HTTP/2 node said of a request that it did not answer.
-pub(super) fn told_by_http2(error: &Error) -> Option<Unread> {
+/// What an HTTP/2 node said of a request that it did not answer; `first`: of the first one on its connection.
+pub(super) fn told_by_http2(error: &Error, first: bool) -> Option<Unread> {
     let error = http2(error).filter(|e| e.is_remote())?;
     if error.is_go_away() {
-        // Only streams above the last one that GOAWAY names, and those that were never begun, end with it.
-        return Some(Unread::Closed);
+        // Only streams above the last one that GOAWAY names, and those that were never begun, end with it. A node that takes
+        // so many requests on a connection, or is about to close one that rested, has taken its first.
+        return Some(if first { Unread::Refused } else { Unread::Closed });
     }
     (error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM)).then_some(Unread::NoRoom)
 }

@@ -20,6 +20,82 @@ fn a_stream_above_the_last_one_of_goaway_has_not_been_processed() {
     }
 }
 
+/// As one of HTTP/1.1 that closes each new connection: another node is asked, and it counts.
+#[test]
+fn a_node_that_takes_no_request_is_passed_over_and_ejected() {
+    for priority in [0, 1] {
+        let nodes = FaultNodes::new(10);
+        let (bad, good_one) = (nodes.http2_that_takes(0), nodes.http2(1, 0));
+        let mut setup = Setup::new(&[]);
+        setup.upstreams = format!(
+            "
+  - name: hive
+    protocol: http2
+    endpoints: [ {{ url: \"http://{bad}\" }}, {{ url: \"http://{good_one}\", priority: {priority} }} ]
+    health_check: {{ enabled: false }}
+"
+        );
+        setup.plain = Some(String::new());
+        let gateway = setup.start();
+        std::thread::scope(|scope| {
+            for client in 0..2 {
+                let (gateway, nodes) = (&gateway, &nodes);
+                scope.spawn(move || {
+                    let mut speaks = Speaks::new(gateway, 0);
+                    for id in client * 40..(client + 1) * 40 {
+                        assert_eq!(post(&mut speaks, Fault::Good, id), good(id), "priority {priority}");
+                        assert_eq!(nodes.ledger.seen(id), 1);
+                    }
+                });
+            }
+        });
+        assert_eq!(gateway.metric("hive_gateway_upstream_ejections_total", &[]), 1.0, "priority {priority}");
+    }
+}
+
+/// Nor does it count that the requests of a burst are more than a connection takes.
+#[test]
+fn a_node_that_takes_few_requests_on_a_connection_is_not_ejected() {
+    let nodes = FaultNodes::new(11);
+    let mut setup = Setup::new(&[]);
+    let more = "protocol: http2, health_check: { enabled: false }, outlier: { consecutive_failures: 1 }";
+    setup.upstreams = upstream("hive", "http", &[nodes.http2_that_takes(1)], more);
+    setup.plain = Some(String::new());
+    let gateway = setup.start();
+    let answered = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..8u64)
+            .map(|client| {
+                let gateway = &gateway;
+                scope.spawn(move || {
+                    let mut speaks = Speaks::new(gateway, 0);
+                    let got = (client * 20..(client + 1) * 20).map(|id| post(&mut speaks, Fault::Good, id));
+                    got.filter(|got| matches!(got, Got::Answer { status: 200, .. })).count()
+                })
+            })
+            .collect();
+        clients.into_iter().map(|client| client.join().unwrap()).sum::<usize>()
+    });
+    let twice = gateway.access_log().iter().filter(|line| line["tries"].as_u64() > Some(1)).count();
+    println!("{answered} of 160 were answered, {twice} were sent again");
+    assert!(twice > 0, "no connection was shared");
+    assert_eq!(answered, 160);
+    assert_eq!(gateway.metric("hive_gateway_upstream_ejections_total", &[]), 0.0);
+}
+
+/// HPACK makes a large header of few bytes, so what counts is what it is when it is unpacked.
+#[test]
+fn a_header_of_an_http2_answer_is_limited_as_one_of_http1_is() {
+    // By the bytes of a field and the number of fields.
+    for (length, fields, status) in
+        [(10, 100, 200), (3000, 18, 200), (10, 129, 502), (3000, 24, 502), (3900, 3000, 502)]
+    {
+        let nodes = FaultNodes::new(12);
+        let gateway = lenient_to(nodes.http2_with_headers(length, fields), ", protocol: http2");
+        let got = post(&mut Speaks::new(&gateway, 0), Fault::Good, 1);
+        assert!(matches!(&got, Got::Answer { status: s, .. } if *s == status), "{fields} of {length}: {got:?}");
+    }
+}
+
 /// As `in_the_racy_instant_no_post_fails_but_those_that_the_node_may_have_read`, but the node says with GOAWAY what it has
 /// read. That may lie unread when the request can't be written any more.
 #[test]
@@ -75,14 +151,17 @@ fn a_connection_that_has_fallen_silent_gets_no_other_request() {
         assert!(matches!(&got, Got::Answer { status: 504, .. }), "{got:?}");
         assert_eq!(ask(id + 1), good(id + 1), "on a connection of its own");
     }
-    let mut impatient = Connection::plain(gateway.plain).unwrap();
-    impatient.send(b"POST /late/Good/8 HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 2\r\n\r\n{}").unwrap();
-    impatient.tcp().set_read_timeout(Some(Duration::from_millis(1100))).unwrap();
-    assert!(impatient.tcp().peek(&mut [0]).is_err(), "there is no answer");
-    drop(impatient);
-    gateway.wait_metric("hive_gateway_requests_in_flight", &[], 0.0);
-    assert_eq!(ask(9), good(9));
-    assert_eq!([2, 4, 6, 8].map(|id| nodes.ledger.seen(id)), [0; 4]);
+    for (id, patience) in [(8, 1100), (10, 300)] {
+        let mut impatient = Connection::plain(gateway.plain).unwrap();
+        let head = format!("POST /late/Good/{id} HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 2\r\n\r\n{{}}");
+        impatient.send(head.as_bytes()).unwrap();
+        impatient.tcp().set_read_timeout(Some(Duration::from_millis(patience))).unwrap();
+        assert!(impatient.tcp().peek(&mut [0]).is_err(), "there is no answer");
+        drop(impatient);
+        gateway.wait_metric("hive_gateway_requests_in_flight", &[], 0.0);
+        assert_eq!(ask(id + 1), good(id + 1));
+    }
+    assert_eq!([2, 4, 6, 8, 10].map(|id| nodes.ledger.seen(id)), [0; 5]);
 }
 
 #[test]
@@ -119,10 +198,11 @@ fn a_refused_stream_goes_to_the_same_node_again_if_there_is_no_other() {
         assert_eq!(post(&mut speaks, Fault::Refuse, id), good(id));
         assert_eq!(nodes.ledger.seen(id), 1);
     }
-    // Not for ever.
+    // Not for ever; and as nobody has read it, it may come again.
     let got = post(&mut speaks, Fault::RefuseEach, 100);
-    assert!(matches!(&got, Got::Answer { status: 502, .. }), "{got:?}");
-    assert_eq!(gateway.wait_log(|l| l["path"] == "/echo/RefuseEach/100")["tries"], 8);
+    assert!(matches!(&got, Got::Answer { status: 503, .. }), "{got:?}");
+    let line = gateway.wait_log(|l| l["path"] == "/echo/RefuseEach/100");
+    assert_eq!((&line["tries"], &line["refusal"]), (&8.into(), &"retry_budget_exhausted".into()));
     assert_eq!(post(&mut speaks, Fault::Good, 101), good(101));
     assert_eq!(gateway.metric("hive_gateway_upstream_ejections_total", &[]), 0.0);
 }

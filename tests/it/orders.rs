@@ -103,6 +103,98 @@ fn a_drain_that_an_older_version_kept_learns_where_its_node_is() {
     gateway.edit(&old, &new);
     gateway.reload_ok();
     assert_eq!(gateway.metric(DRAINED, &[("node", &new)]), 1.0);
+    // It is written down by then: the process may not be there when the node gets another URL.
+    let mut setup = gateway.stop();
+    setup.upstreams = setup.upstreams.replace(&old, &new);
+    let gateway = setup.start();
+    assert_eq!(gateway.metric(DRAINED, &[("node", &new)]), 1.0);
+}
+
+#[test]
+fn where_a_reload_finds_a_drained_node_outlives_a_restart() {
+    let (a, b) = (Node::start(), Node::start());
+    let mut setup = with_state(Setup::new(&[a.address, b.address]));
+    let (old, new) = (format!("http://{}", a.address), format!("http://localhost:{}", a.address.port()));
+    let file = setup.dir.path().join("state/maintenance.json");
+    let kept = json!({ format!("node/hive/{old}"): { "since": 7 } });
+    std::fs::write(&file, kept.to_string()).unwrap();
+    setup.upstreams = setup.upstreams.replace(&format!("\"{old}\", "), "");
+    let gateway = setup.start();
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), kept.to_string());
+    let left = format!("\"http://{}\"", b.address);
+    gateway.edit(&left, &format!("\"{old}\", {left}"));
+    gateway.reload_ok();
+    let mut setup = gateway.stop();
+    setup.upstreams = setup.upstreams.replace(&left, &format!("\"{new}\", {left}"));
+    let gateway = setup.start();
+    assert_eq!(gateway.metric(DRAINED, &[("node", &new)]), 1.0);
+}
+
+#[test]
+fn a_drain_of_the_fleet_s_that_an_older_version_gave_stays_with_its_node() {
+    let (redis, node) = (Redis::start(), Node::start());
+    let gateway = of_fleet(&redis, &node);
+    let (old, new) = (format!("http://{}", node.address), format!("http://localhost:{}", node.address.port()));
+    done(&gateway, "POST", "/v1/maintenance?route=a2a&fleet=true");
+    let (key, field) = (key(&redis), format!("node/hive/{old}"));
+    redis.command(&format!("HSET {key} {field} \"{{\\\"since\\\":7}}\""));
+    gateway.wait_metric(DRAINED, &[("node", &old)], 1.0);
+    gateway.edit(&old, &new);
+    gateway.reload_ok();
+    assert_eq!(gateway.metric(DRAINED, &[("node", &new)]), 1.0);
+    // Also when Redis, which still has it without a place, has been read again.
+    redis.command(&format!("HDEL {key} route/a2a"));
+    gateway.wait_metric("hive_gateway_maintenance", &[("route", "a2a")], 0.0);
+    assert_eq!(gateway.metric(DRAINED, &[("node", &new)]), 1.0);
+    assert!(!redis.command(&format!("HGET {key} {field}")).contains("addresses"));
+}
+
+#[test]
+fn a_node_is_named_by_its_address_in_ipv6_form_too() {
+    let (a, b) = (Node::start(), Node::start());
+    let gateway = Setup::new(&[a.address, b.address]).start();
+    let drain = format!("/v1/drain?upstream=hive&node=[::ffff:127.0.0.1]:{}", a.address.port());
+    done(&gateway, "POST", &drain);
+    assert_eq!(gateway.metric(DRAINED, &[("node", &format!("http://{}", a.address))]), 1.0);
+    done(&gateway, "DELETE", &format!("/v1/drain?upstream=hive&node={}", a.address));
+    assert_eq!(gateway.status()["orders"], json!([]));
+}
+
+#[test]
+fn an_order_that_can_not_be_read_keeps_no_other_back_and_nothing_of_it_is_lost() {
+    let node = Node::start();
+    let setup = with_state(Setup::new(&[node.address]));
+    let state = |dir: &Path, name: &str| std::fs::read_to_string(dir.join("state").join(name)).ok();
+    let own = [("scope", "own")];
+    let mixed = r#"{"route/echo":{"since":1},"gateway":{"since":"x"},"peer/paris":{"since":1}}"#;
+    std::fs::write(setup.dir.path().join("state/maintenance.json"), mixed).unwrap();
+    let mut gateway = setup.start();
+    for _ in 0..2 {
+        assert_eq!((echo(&gateway), gateway.metric(UNREADABLE, &own)), (503, 1.0));
+        let told = gateway.status()["orders_unreadable"].to_string();
+        assert!(["gateway", "peer/paris"].iter().all(|name| told.contains(name)), "{told}");
+        assert_eq!(state(gateway.dir(), "maintenance.json.damaged").as_deref(), Some(mixed));
+        assert_eq!(state(gateway.dir(), "maintenance.json").as_deref(), Some(r#"{"route/echo":{"since":1}}"#));
+        assert_eq!(state(gateway.dir(), "maintenance.json.damaged.2"), None);
+        gateway = gateway.stop().start();
+    }
+    // Another damage leaves what was put aside before alone.
+    std::fs::write(gateway.dir().join("state/maintenance.json"), "garbage").unwrap();
+    let gateway = gateway.stop().start();
+    assert_eq!((echo(&gateway), gateway.metric(UNREADABLE, &own)), (200, 2.0));
+    // A process that takes over has the orders in force from the one before.
+    done(&gateway, "POST", "/v1/maintenance?route=echo&persist=true");
+    std::fs::write(gateway.dir().join("state/maintenance.json"), "more").unwrap();
+    gateway.upgrade();
+    gateway.wait_metric(UNREADABLE, &own, 3.0);
+    assert_eq!(echo(&gateway), 503);
+    assert!(state(gateway.dir(), "maintenance.json").is_some_and(|kept| kept.contains("route/echo")));
+    for (name, text, left) in [("", mixed, 2.0), (".3", "more", 1.0), (".2", "garbage", 0.0)] {
+        let name = format!("maintenance.json.damaged{name}");
+        assert_eq!(state(gateway.dir(), &name).as_deref(), Some(text));
+        std::fs::remove_file(gateway.dir().join("state").join(name)).unwrap();
+        gateway.wait_metric(UNREADABLE, &own, left);
+    }
 }
 
 /// The file's orders are not in force, and whoever looks at the gateway must see that.
@@ -157,11 +249,13 @@ fn an_order_of_the_fleet_s_that_can_not_be_read_is_shown_as_long_as_it_stands() 
     assert_eq!(gateway.metric(UNREADABLE, &[("scope", "fleet")]), 0.0);
     redis.command(&format!("HSET {key} route/echo broken"));
     redis.command(&format!("HSET {key} route/a2a broken"));
-    gateway.wait_metric(UNREADABLE, &[("scope", "fleet")], 2.0);
+    redis.command(&format!("HSET {key} peer/paris later"));
+    gateway.wait_metric(UNREADABLE, &[("scope", "fleet")], 3.0);
     let shown = gateway.status()["orders_unreadable"].to_string();
     assert!(shown.contains("field route/echo: ") && shown.contains("it is not in force here"), "{shown}");
     assert!(shown.contains("field route/a2a: ") && shown.contains("it stays in force as it was known"), "{shown}");
-    redis.command(&format!("HDEL {key} route/echo route/a2a"));
+    assert!(shown.contains("nothing that this version knows") && shown.contains("peer/paris"), "{shown}");
+    redis.command(&format!("HDEL {key} route/echo route/a2a peer/paris"));
     gateway.wait_metric(UNREADABLE, &[("scope", "fleet")], 0.0);
     assert_eq!(gateway.status()["orders_unreadable"], json!([]));
     redis.kill();

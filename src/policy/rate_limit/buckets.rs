@@ -131,9 +131,13 @@ impl Places {
 
     fn take(&mut self, key: u64, quota: &Quota, calls: u32, now: u64) -> Option<Taken> {
         let place = self.find(key)?;
-        let taken = quota.take(self.drained_at(place), now, calls);
+        let (owed, full_at) = (self.drained_at(place), now.saturating_add(quota.full_ns()));
+        let taken = quota.take(owed, now, calls);
         if let Ok(drained_at) = taken {
             self.put(place, key, drained_at, quota, now);
+        } else if owed > full_at {
+            // Of another quota, before a reload: from here on it drains as this one does.
+            self.put(place, key, full_at, quota, now);
         }
         Some(taken.map(|_| ()))
     }
@@ -153,21 +157,21 @@ impl Places {
         (first, self.drained_at(first))
     }
 
-    /// Rounded down, by less than the two thousand millionth part of what a full bucket holds: no call is refused for it.
+    /// Rounded down, by less than the thousand millionth part of what a full bucket holds: no call is refused for it.
     fn put(&mut self, place: usize, key: u64, drained_at: u64, quota: &Quota, now: u64) {
-        let fits = |places: &Self| u32::try_from(drained_at.saturating_sub(places.base) >> places.unit).ok();
-        let drains = fits(self).unwrap_or_else(|| {
-            self.count_from(now, quota);
+        let unit = (u64::BITS - quota.full_ns().leading_zeros()).saturating_sub(TIME_BITS);
+        let fits = |places: &Self| u32::try_from(drained_at.saturating_sub(places.base) >> unit).ok();
+        let drains = fits(self).filter(|_| self.unit == unit).unwrap_or_else(|| {
+            self.count_from(now, unit);
             fits(self).unwrap_or(u32::MAX)
         });
         self.tags[place] = tag(key);
         self.drains[place] = drains;
     }
 
-    /// Counts times anew, from now and as finely as the quota allows. This happens about once in the time that a full bucket
-    /// takes to drain.
-    fn count_from(&mut self, now: u64, quota: &Quota) {
-        let unit = (u64::BITS - quota.full_ns().leading_zeros()).saturating_sub(TIME_BITS);
+    /// Counts times anew, from now and in such units. This happens about once in the time that a full bucket takes to drain,
+    /// and where a reload has changed the quota.
+    fn count_from(&mut self, now: u64, unit: u32) {
         for place in 0..WAYS {
             let left = self.drained_at(place).saturating_sub(now) >> unit;
             self.drains[place] = u32::try_from(left).unwrap_or(u32::MAX);
@@ -230,6 +234,28 @@ mod tests {
         assert!(buckets.take(1, &quota(), 1, NOW).unwrap().is_err());
         buckets.learn(2, &quota(), NOW + 5 * second, second, NOW, false);
         assert!(buckets.take(2, &quota(), 1, NOW).unwrap().is_err(), "a new key has a bucket too");
+    }
+
+    #[test]
+    fn after_a_reload_the_new_quota_holds_at_once() {
+        let quota = |count, per_s, burst| Quota::new(Rate { count, per: Duration::from_secs(per_s) }, burst);
+        let (slow, fast, ms) = (quota(1, 3600, 24_000), quota(60, 1, 10), 1_000_000);
+        for tried_again in [0, 1, 100] {
+            let buckets = Buckets::new(1);
+            for key in 1..10 {
+                (0..20_000).for_each(|_| assert_eq!(buckets.open(key, &slow, 1, NOW), OK));
+            }
+            // Who has used up more than there is now has used up what there is now, and earns from there on.
+            assert_eq!(buckets.take(1, &fast, 1, NOW).map(|taken| taken.is_ok()), Some(false));
+            for _ in 0..tried_again {
+                assert!(buckets.take(1, &fast, 1, NOW + 8 * ms).unwrap().is_err());
+            }
+            assert_eq!(buckets.take(1, &fast, 10, NOW + 167 * ms), OK);
+            assert!(buckets.take(1, &fast, 1, NOW + 167 * ms).unwrap().is_err());
+            // And whoever comes now is counted as finely as the quota needs.
+            let passed = (0..30).filter(|_| buckets.open(77, &fast, 1, NOW + 200 * ms) == OK).count();
+            assert_eq!(passed, 10);
+        }
     }
 
     #[test]

@@ -247,6 +247,39 @@ impl FaultNodes {
         address
     }
 
+    /// An HTTP/2 node of which each connection takes so many requests, as nginx's `keepalive_requests` has it, or none: with the
+    /// last of them it says GOAWAY. Nothing is noted of them, and their answers have no body.
+    pub fn http2_that_takes(&self, requests: u32) -> SocketAddr {
+        let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        self.runtime.spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                tokio::spawn(go_away(tcp, requests, h2::Reason::NO_ERROR));
+            }
+        });
+        address
+    }
+
+    /// An HTTP/2 node whose answers have a field of `length` bytes (less than 16,000), so often. All but the first are a byte each.
+    pub fn http2_with_headers(&self, length: usize, fields: usize) -> SocketAddr {
+        let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        // `:status: 200`, then `x` as a literal that is kept (RFC 7541, section 6.2.1), which is number 62 from then on.
+        let mut block = vec![0x88, 0x40, 1, b'x'];
+        match length.checked_sub(127) {
+            None => block.push(length as u8),
+            Some(more) => block.extend([127, more as u8 | 0x80, (more >> 7) as u8]),
+        }
+        block.extend(std::iter::repeat_n(b'a', length));
+        block.extend(std::iter::repeat_n(0x80 | 62, fields - 1));
+        self.runtime.spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                tokio::spawn(answer_with(tcp, block.clone()));
+            }
+        });
+        address
+    }
+
     /// An HTTP/2 node that answers the first request of every second connection with GOAWAY: it has not processed it.
     pub fn http2_that_goes_away(&self, reason: h2::Reason) -> SocketAddr {
         let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
@@ -256,7 +289,7 @@ impl FaultNodes {
             for accepted in 0u64.. {
                 let Ok((tcp, _)) = listener.accept().await else { continue };
                 if accepted % 2 == 0 {
-                    tokio::spawn(go_away(tcp, reason));
+                    tokio::spawn(go_away(tcp, 0, reason));
                 } else {
                     tokio::spawn(serve_http2(tcp, MANY, Dice::new(seed, accepted), ledger.clone(), 0));
                 }
@@ -266,21 +299,72 @@ impl FaultNodes {
     }
 }
 
-async fn go_away(mut tcp: TcpStream, reason: h2::Reason) -> std::io::Result<()> {
-    const HEADERS: u8 = 1;
-    // SETTINGS without any, then frame by frame what comes, after the preface.
-    tcp.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await?;
-    tcp.read_exact(&mut [0; 24]).await?;
+/// A connection of HTTP/2, frame by frame.
+struct Frames(TcpStream);
+
+const HEADERS: u8 = 1;
+
+impl Frames {
+    async fn begin(mut tcp: TcpStream) -> std::io::Result<Self> {
+        tcp.set_nodelay(true)?;
+        // SETTINGS without any; and what comes after the preface is frames.
+        tcp.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await?;
+        tcp.read_exact(&mut [0; 24]).await?;
+        Ok(Self(tcp))
+    }
+
+    /// The stream of the next request.
+    async fn request(&mut self) -> std::io::Result<[u8; 4]> {
+        loop {
+            let mut head = [0; 9];
+            self.0.read_exact(&mut head).await?;
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            self.0.read_exact(&mut vec![0; length as usize]).await?;
+            if head[3] == HEADERS {
+                return Ok([head[5], head[6], head[7], head[8]]);
+            }
+        }
+    }
+
+    /// An answer without a body.
+    async fn answer(&mut self, stream: [u8; 4], block: &[u8]) -> std::io::Result<()> {
+        const END_STREAM_AND_HEADERS: u8 = 5;
+        let length = (block.len() as u32).to_be_bytes();
+        let mut frame = vec![length[1], length[2], length[3], HEADERS, END_STREAM_AND_HEADERS];
+        frame.extend(stream);
+        frame.extend(block);
+        self.0.write_all(&frame).await
+    }
+}
+
+async fn answer_with(tcp: TcpStream, block: Vec<u8>) -> std::io::Result<()> {
+    let mut frames = Frames::begin(tcp).await?;
     loop {
-        let mut head = [0; 9];
-        tcp.read_exact(&mut head).await?;
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-        tcp.read_exact(&mut vec![0; length as usize]).await?;
-        if head[3] == HEADERS {
+        let stream = frames.request().await?;
+        frames.answer(stream, &block).await?;
+    }
+}
+
+async fn go_away(tcp: TcpStream, requests: u32, reason: h2::Reason) -> std::io::Result<()> {
+    const STATUS_200: u8 = 0x88;
+    let mut frames = Frames::begin(tcp).await?;
+    let mut taken = Vec::new();
+    loop {
+        let stream = frames.request().await?;
+        let left = requests as usize - taken.len();
+        if left > 0 {
+            taken.push(stream);
+        }
+        if left <= 1 {
             let mut frame = vec![0, 0, 8, 7, 0, 0, 0, 0, 0];
-            frame.extend([0; 4]);
+            frame.extend(taken.last().copied().unwrap_or_default());
             frame.extend(u32::from(reason).to_be_bytes());
-            tcp.write_all(&frame).await?;
+            frames.0.write_all(&frame).await?;
+        }
+        if left == 1 {
+            for stream in &taken {
+                frames.answer(*stream, &[STATUS_200]).await?;
+            }
         }
     }
 }
