@@ -8,6 +8,7 @@ pub mod collector;
 pub mod crl_server;
 pub mod dns;
 pub mod fault_node;
+pub mod frame_node;
 pub mod gateway;
 pub mod h2_client;
 pub mod node;
