@@ -13,6 +13,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     lend_allocator_to_openssl();
+    // Before anything else asks OpenSSL for something: that would have it clean up when the process exits, beneath threads that
+    // still use it (SIGSEGV). This tells it not to; the system takes everything back.
+    openssl::init();
     hive_gateway::cli::prepare(std::env::args_os().nth(1).as_deref());
     hive_gateway::cli::run(Cli::parse())
 }
