@@ -198,7 +198,8 @@ impl FleetFollower {
     }
 }
 
-/// The fleet's orders as Redis has them. One that is not understood keeps no other back. It stays what it was among those `known`: to leave it out would end it.
+/// The fleet's orders as Redis has them. One that is not understood keeps no other back. It stays what it was among those
+/// `known`: to leave it out would end it.
 async fn read(redis: &SharedRates, known: &Scope) -> Result<Known, String> {
     let key = redis.own_key(KEY);
     let reply = redis.client.ask(key.as_bytes(), &[b"HGETALL", key.as_bytes()]).await?;
