@@ -200,19 +200,25 @@ impl FaultNodes {
 
     /// The same, of which a connection takes so many streams at once.
     pub fn http2_of(&self, streams: u32, number: u64, chance: u64) -> SocketAddr {
+        self.serve_each(number, move |tcp, dice, ledger| serve_http2(tcp, streams, dice, ledger, chance))
+    }
+
+    /// A node that does so with each connection; the dice of each are its own.
+    fn serve_each<F>(
+        &self,
+        number: u64,
+        serve: impl Fn(TcpStream, Dice, Arc<Ledger>) -> F + Send + 'static,
+    ) -> SocketAddr
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         let (ledger, seed) = (self.ledger.clone(), self.seed);
         self.runtime.spawn(async move {
             for accepted in 1u64.. {
                 let Ok((tcp, _)) = listener.accept().await else { continue };
-                tokio::spawn(serve_http2(
-                    tcp,
-                    streams,
-                    Dice::new(seed, number << 32 | accepted),
-                    ledger.clone(),
-                    chance,
-                ));
+                tokio::spawn(serve(tcp, Dice::new(seed, number << 32 | accepted), ledger.clone()));
             }
         });
         address
@@ -230,23 +236,16 @@ impl FaultNodes {
     }
 
     fn http2_for_one_request(&self, number: u64, tls: Option<SslContext>, then: Then) -> SocketAddr {
-        let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
-        let address = listener.local_addr().unwrap();
-        let (ledger, seed) = (self.ledger.clone(), self.seed);
-        self.runtime.spawn(async move {
-            for accepted in 1u64.. {
-                let Ok((tcp, _)) = listener.accept().await else { continue };
-                let (dice, ledger, tls) = (Dice::new(seed, number << 32 | accepted), ledger.clone(), tls.clone());
-                tokio::spawn(async move {
-                    let Some(context) = tls else { return answer_and(then, tcp, dice, ledger).await };
-                    let mut stream = tokio_openssl::SslStream::new(Ssl::new(&context).unwrap(), tcp).unwrap();
-                    if Pin::new(&mut stream).accept().await.is_ok() {
-                        answer_and(then, stream, dice, ledger).await;
-                    }
-                });
+        self.serve_each(number, move |tcp, dice, ledger| {
+            let tls = tls.clone();
+            async move {
+                let Some(context) = tls else { return answer_and(then, tcp, dice, ledger).await };
+                let mut stream = tokio_openssl::SslStream::new(Ssl::new(&context).unwrap(), tcp).unwrap();
+                if Pin::new(&mut stream).accept().await.is_ok() {
+                    answer_and(then, stream, dice, ledger).await;
+                }
             }
-        });
-        address
+        })
     }
 
     /// An HTTP/2 node of which each connection takes so many requests, as nginx's `keepalive_requests` has it, or none: with the
