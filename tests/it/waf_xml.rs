@@ -6,18 +6,20 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::support::TempDir;
+use crate::support::gateway::Gateway;
 use crate::waf::{AGENT, CRS, blocking, gateway};
+
+/// Of the answer to a body with these lines of a header before it.
+fn status(gateway: &Gateway, header: &str, body: &[u8]) -> u16 {
+    let length = body.len();
+    let head = format!("POST /echo HTTP/1.1\r\nHost: gateway.test\r\n{header}Content-Length: {length}\r\n\r\n");
+    gateway.connect("alice").exchange(&[head.as_bytes(), body].concat()).unwrap().status
+}
 
 #[test]
 fn an_xml_body_that_can_grow_while_it_is_read_is_refused_at_once() {
     let (gateway, node) = gateway(&blocking());
-    let send = |kind: &str, body: &[u8]| {
-        let head = format!(
-            "POST /echo HTTP/1.1\r\nHost: gateway.test\r\n{AGENT}Content-Type: {kind}\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        gateway.connect("alice").exchange(&[head.as_bytes(), body].concat()).unwrap().status
-    };
+    let send = |kind: &str, body: &[u8]| status(&gateway, &format!("{AGENT}Content-Type: {kind}\r\n"), body);
     let grows = format!("<!DOCTYPE a [<!ENTITY e \"{}\">]><a>{}</a>", "a".repeat(12_000), "&e;".repeat(4_000));
     let outside = "<?xml version='1.0'?><!doctype a SYSTEM 'http://10.0.0.1/x'><a/>";
     let start = Instant::now();
@@ -55,10 +57,7 @@ fn a_body_whose_letters_the_rules_would_not_know_is_refused_unseen() {
     let rules = dir.path().join("none.conf");
     fs::write(&rules, "SecRule ARGS|XML:/* \"@contains evil\" \"id:1,phase:2,deny,status:403,t:none\"\n").unwrap();
     let (gateway, node) = gateway(&format!("mode: blocking, rules: [{}], timeout: 30s", rules.display()));
-    let send = |kind: &str, body: &[u8]| {
-        let head = format!("POST /echo HTTP/1.1\r\nHost: gateway.test\r\n{kind}Content-Length: {}\r\n\r\n", body.len());
-        gateway.connect("alice").exchange(&[head.as_bytes(), body].concat()).unwrap().status
-    };
+    let send = |kind: &str, body: &[u8]| status(&gateway, kind, body);
     let (xml, json) = ("<a>evil</a>", "{\"a\":\"evil\"}");
     let wide = |text: &str, mark: bool, unit: fn(char) -> Vec<u8>| -> Vec<u8> {
         mark.then_some('\u{feff}').into_iter().chain(text.chars()).flat_map(unit).collect()
@@ -106,11 +105,7 @@ fn a_body_whose_letters_the_rules_would_not_know_is_refused_unseen() {
 #[test]
 fn xml_can_not_keep_the_engine_busy_and_nothing_of_it_is_fetched() {
     let (gateway, node) = gateway(&format!("mode: blocking, rules: [ {CRS} ], timeout: 30s, body_limit: 1MiB"));
-    let send = |body: &str| {
-        let head = "POST /echo HTTP/1.1\r\nHost: gateway.test\r\nContent-Type: text/xml\r\n";
-        let request = format!("{head}{AGENT}Content-Length: {}\r\n\r\n{body}", body.len());
-        gateway.connect("alice").exchange(request.as_bytes()).unwrap().status
-    };
+    let send = |body: &str| status(&gateway, &format!("Content-Type: text/xml\r\n{AGENT}"), body.as_bytes());
     let attributes = |n: usize| (0..n).map(|i| format!("a{i}='1' ")).collect::<String>();
     let spread = (0..80_000).map(|i| format!("a{i}\t=\n'' ")).collect::<String>();
     let namespaces = (0..10_000).map(|i| format!("<n{i}:a xmlns:n{i}='u'>")).collect::<String>();
@@ -156,11 +151,7 @@ fn a_body_is_looked_at_whatever_its_type() {
     let (gateway, node) = gateway(&format!("mode: blocking, rules: [ {CRS} ], timeout: 30s"));
     let send = |kind: Option<&str>, body: &str| {
         let kind = kind.map_or_else(String::new, |k| format!("Content-Type: {k}\r\n"));
-        let request = format!(
-            "POST /echo HTTP/1.1\r\nHost: gateway.test\r\n{AGENT}{kind}Content-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        gateway.connect("alice").exchange(request.as_bytes()).unwrap().status
+        status(&gateway, &format!("{AGENT}{kind}"), body.as_bytes())
     };
     let attacks = [
         ";cat /etc/passwd",
@@ -207,11 +198,7 @@ fn a_body_is_looked_at_whatever_its_type() {
 #[test]
 fn markup_of_which_nobody_said_that_it_is_xml_is_looked_at_as_text_too() {
     let (gateway, node) = gateway(&format!("mode: blocking, rules: [ {CRS} ], timeout: 30s"));
-    let send = |body: &str| {
-        let head = "POST /echo HTTP/1.1\r\nHost: gateway.test\r\n";
-        let request = format!("{head}{AGENT}Content-Length: {}\r\n\r\n{body}", body.len());
-        gateway.connect("alice").exchange(request.as_bytes()).unwrap().status
-    };
+    let send = |body: &str| status(&gateway, AGENT, body.as_bytes());
     for attack in [
         "<script>alert(1)</script>",
         "<a><?php system(\"id\"); ?></a>",
