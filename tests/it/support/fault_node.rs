@@ -210,7 +210,7 @@ impl FaultNodes {
         serve: impl Fn(TcpStream, Dice, Arc<Ledger>) -> F + Send + 'static,
     ) -> SocketAddr
     where
-        F: Future<Output = ()> + Send + 'static,
+        F: Future<Output: Send> + Send + 'static,
     {
         let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
@@ -251,20 +251,11 @@ impl FaultNodes {
     /// An HTTP/2 node of which each connection takes so many requests, as nginx's `keepalive_requests` has it, or none: with the
     /// last of them it says GOAWAY. Nothing is noted of them, and their answers have no body.
     pub fn http2_that_takes(&self, requests: u32) -> SocketAddr {
-        let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
-        let address = listener.local_addr().unwrap();
-        self.runtime.spawn(async move {
-            while let Ok((tcp, _)) = listener.accept().await {
-                tokio::spawn(go_away(tcp, requests, h2::Reason::NO_ERROR));
-            }
-        });
-        address
+        self.serve_each(0, move |tcp, _, _| go_away(tcp, requests, h2::Reason::NO_ERROR))
     }
 
     /// An HTTP/2 node whose answers have a field of `length` bytes (less than 16,000), so often. All but the first are a byte each.
     pub fn http2_with_headers(&self, length: usize, fields: usize) -> SocketAddr {
-        let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
-        let address = listener.local_addr().unwrap();
         // `:status: 200`, then `x` as a literal that is kept (RFC 7541, section 6.2.1), which is number 62 from then on.
         let mut block = vec![0x88, 0x40, 1, b'x'];
         match length.checked_sub(127) {
@@ -273,12 +264,7 @@ impl FaultNodes {
         }
         block.extend(std::iter::repeat_n(b'a', length));
         block.extend(std::iter::repeat_n(0x80 | 62, fields - 1));
-        self.runtime.spawn(async move {
-            while let Ok((tcp, _)) = listener.accept().await {
-                tokio::spawn(answer_with(tcp, block.clone()));
-            }
-        });
-        address
+        self.serve_each(0, move |tcp, _, _| answer_with(tcp, block.clone()))
     }
 
     /// An HTTP/2 node that answers the first request of every second connection with GOAWAY: it has not processed it.
